@@ -1,0 +1,356 @@
+"""The main job: train on few-shot episodes, take the bound apart, generate from one example.
+
+Trains a memory model and a memoryless one on the same networks, scores both on unseen classes, and writes report.md,
+results.json and pictures. Without options it runs in a few minutes on two CPU cores, on procedural glyphs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import pyro
+import torch
+import tyro
+
+import vma_pyro
+from vma_pyro import ConvNetworks, Guide, Model, checkpoint, few_shot, plots
+from vma_pyro.baselines import MemorylessGuide, MemorylessModel
+from vma_pyro.data import Characters, Episode, EpisodeSampler, glyphs, omniglot
+from vma_pyro.data.episodes import Augmentation
+from vma_pyro.evaluation import Estimate
+from vma_pyro.infer import MultiSampleELBO, loo, reinforce, vimco, vimco_geometric
+from vma_pyro.record import read_metrics
+from vma_pyro.training import TrainConfig, fit
+
+BASELINES = {"vimco": vimco, "vimco-geometric": vimco_geometric, "loo": loo, "reinforce": reinforce}
+
+
+@dataclass(frozen=True)
+class FewShotConfig:
+    """Few-shot generation with a variational memory."""
+
+    data: Literal["glyphs", "omniglot"] = "glyphs"
+    """Procedural glyphs, made on the spot, or Omniglot (canonical split)."""
+    data_dir: Path | None = None
+    """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder, where
+    Omniglot is downloaded to."""
+    out: Path = Path("runs/few_shot")
+    """Folder for the results. A finished or foreign run found there is moved aside, never overwritten."""
+    load: Path | None = None
+    """Report and generate from this checkpoint, without training."""
+    resume: bool = False
+    """Go on with the run in the folder `out`."""
+    width: float = 0.33
+    """Factor on the paper's 48 and 64 maps per convolution."""
+    latent_dim: int = 64
+    """Dimension of z."""
+    classes: int = 8
+    """Classes in the training memory."""
+    shots: int = 4
+    """Examples of each class in the training memory."""
+    queries: int = 32
+    """Images per update."""
+    particles: int = 4
+    """K of the multi-sample bound."""
+    baseline: Literal["vimco", "vimco-geometric", "loo", "reinforce"] = "vimco"
+    """Score baseline for the address."""
+    augment: Literal["none", "rotations", "rotations+flips"] = "rotations"
+    """Turned training images as classes of their own; the test classes are never turned."""
+    shared_memory: bool = True
+    """One memory for all images of an update (fast), or one for each, as in the paper."""
+    memoryless: bool = True
+    """Also train the memoryless model, for as many updates, to know what the memory brings."""
+    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: TrainConfig(updates=None, minutes=1.8, learning_rate=2e-3)
+    )
+    """Training."""
+    eval_images: int | None = None
+    """Test images per likelihood; default 300 for glyphs, 1000 for Omniglot."""
+    eval_samples: int | None = None
+    """Importance samples per test image; default 100 for glyphs, 1000 for Omniglot."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (needs the extra `track`)."""
+
+    def protocol(self) -> few_shot.Protocol:
+        """How much to measure."""
+        images, samples = (300, 100) if self.data == "glyphs" else (1000, 1000)
+        return few_shot.Protocol(
+            images=images if self.eval_images is None else self.eval_images,
+            samples=samples if self.eval_samples is None else self.eval_samples,
+            classes=self.classes,
+            shots=self.shots,
+        )
+
+
+class Split(NamedTuple):
+    """Disjoint classes: no alphabet is in two of them."""
+
+    train: Characters
+    validation: Characters
+    test: Characters
+
+
+def load_data(config: FewShotConfig) -> Split:
+    """Training, validation and test classes."""
+    if config.data == "omniglot":
+        return Split(*(omniglot.load(config.data_dir, split=s) for s in ("train", "validation", "evaluation")))
+    # Test glyphs come from another seed: other alphabets, other characters.
+    everything, test = glyphs.load(classes=300, seed=0), glyphs.load(classes=100, seed=1)
+    held_out = sorted(set(everything.alphabets))[-2:]
+    return Split(everything.without_alphabets(held_out), everything.of_alphabets(held_out), test)
+
+
+def build(architecture: dict[str, Any], *, memory: bool) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Model and guide on fresh networks."""
+    networks = ConvNetworks(architecture["latent_dim"], width=architecture["width"])
+    if memory:
+        return Model(networks), Guide(networks)
+    return MemorylessModel(networks), MemorylessGuide(networks)
+
+
+def train(
+    config: FewShotConfig, data: Split, folder: Path, *, memory: bool, updates: int | None = None
+) -> tuple[torch.nn.Module, torch.nn.Module, dict[str, Any]]:
+    """Train one of the two models, or go on with it; leaves the process if it is told to stop."""
+    torch.manual_seed(config.train.seed)
+    architecture = {"networks": "conv", "width": config.width, "latent_dim": config.latent_dim, "memory": memory}
+    model, guide = build(architecture, memory=memory)
+    augment: Augmentation | None = None if config.augment == "none" else config.augment
+    shape = dict(classes=config.classes, shots=config.shots, queries=config.queries)
+    episodes = EpisodeSampler(
+        data.train, **shape, seed=config.train.seed, shared_memory=config.shared_memory, augment=augment
+    )
+    held_out = EpisodeSampler(data.validation, **shape, seed=1)
+    elbo = MultiSampleELBO(config.particles, baseline=BASELINES[config.baseline], max_plate_nesting=1)
+    result = fit(
+        model,
+        guide,
+        elbo,
+        episodes,
+        config=config.train if updates is None else replace(config.train, updates=updates),
+        folder=folder,
+        validation=[held_out.sample() for _ in range(8)],
+        architecture=architecture,
+        identity={
+            name: getattr(config, name)
+            for name in ("data", "classes", "shots", "queries", "particles", "baseline", "augment", "shared_memory")
+        }
+        | architecture,
+        resume=config.resume,
+        tensorboard=config.tensorboard,
+        label="memory model" if memory else "memoryless model",
+    )
+    if result.interrupted:
+        print(f"stopped at update {result.updates}; go on with: {command()} --resume")
+        sys.exit(128 + result.interrupted)
+    weights = {"architecture": architecture, "weights": elbo(model, guide).state_dict()}
+    checkpoint.save(folder / "model.pt", weights)
+    facts = {
+        "updates": result.updates,
+        "training_seconds": round(result.seconds, 1),
+        "validation_nll": result.validation_nll,
+    }
+    return model, guide, facts
+
+
+def load(path: Path, *, memory: bool) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Rebuild a trained model and guide from a checkpoint, `model.pt` or `checkpoint.pt`."""
+    content = checkpoint.load(path)
+    architecture = content.get("architecture", {})
+    if architecture.get("networks") != "conv" or architecture.get("memory") != memory:
+        kind = "memory" if memory else "memoryless"
+        raise ValueError(f"checkpoint {path}: expected a {kind} model on ConvNetworks, got {architecture}")
+    model, guide = build(architecture, memory=memory)
+    checkpoint.restore(MultiSampleELBO()(model, guide), content["weights"], name=f"{path} as it says of itself")
+    return model, guide
+
+
+def main(config: FewShotConfig) -> None:
+    """Train (or load), evaluate, write."""
+    start = time.monotonic()
+    pyro.settings.set(module_local_params=True)
+    pyro.enable_validation(False)  # 0.4 to 1.3 ms per update; the tests run with it
+    data = load_data(config)
+    make_room(config)
+    device = torch.device("cuda" if torch.cuda.is_available() and config.train.accelerator != "cpu" else "cpu")
+    protocol = config.protocol()
+    training: dict[str, Any] = {}
+    if config.load is None:
+        model, guide, training["memory"] = train(config, data, config.out, memory=True)
+    else:
+        model, guide = load(config.load, memory=True)
+    model, guide = model.to(device), guide.to(device)
+    print("scoring the memory model on unseen classes ...")
+    few_shot.draw_pictures(model, guide, data.test, protocol, config.out, device=device)
+    scores = few_shot.score(model, guide, data.test, protocol, device=device)
+    # The memory model's report is on disk before the memoryless one starts.
+    write(config, scores, None, training, time.monotonic() - start)
+
+    memoryless = memoryless_pair(config, data, training)
+    if memoryless is not None:
+        memoryless = tuple(module.to(device) for module in memoryless)
+        print("scoring the memoryless model on unseen classes ...")
+        nll = few_shot.memoryless_nll(*memoryless, data.test, protocol, device=device)
+        kl = few_shot.split_of_training_memory(
+            model, guide, data.test, protocol, device=device, memoryless=memoryless
+        )
+        scores = scores._replace(kl=kl)
+        write(config, scores, Estimate.of(nll), training, time.monotonic() - start)
+    print((config.out / "report.md").read_text())
+
+
+def memoryless_pair(config: FewShotConfig, data: Split, training: dict[str, Any]) -> Any:
+    """The memoryless model: trained as long as the memory model, or found beside a loaded one."""
+    if not config.memoryless:
+        return None
+    if config.load is not None:
+        path = config.load.parent / "memoryless" / config.load.name
+        return load(path, memory=False) if path.exists() else None
+    *pair, training["memoryless"] = train(
+        config, data, config.out / "memoryless", memory=False, updates=training["memory"]["updates"]
+    )
+    return pair
+
+
+def make_room(config: FewShotConfig) -> None:
+    """Make the folder of results; move an earlier run aside rather than overwrite it."""
+    out = config.out
+    if out.exists() and any(out.iterdir()) and not config.resume and config.load is None:
+        number = 1
+        while (aside := out.with_name(f"{out.name}-{number}")).exists():
+            number += 1
+        out.rename(aside)
+        print(f"moved the earlier run in {out} to {aside}")
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise PermissionError(f"out: expected a folder that can be written, got {out}")
+
+
+def write(
+    config: FewShotConfig,
+    scores: few_shot.FewShotScores,
+    memoryless: Estimate | None,
+    training: dict[str, Any],
+    seconds: float,
+) -> None:
+    """results.json, report.md and training.png."""
+    protocol = config.protocol()
+    results = {
+        "command": command(),
+        "seconds": round(seconds, 1),
+        "nll": {shots: estimate._asdict() for shots, estimate in scores.nll.items()},
+        "nll_memoryless": None if memoryless is None else memoryless._asdict(),
+        "accuracy": {task: estimate._asdict() for task, estimate in scores.accuracy.items()},
+        "kl": {
+            name: value._asdict() if isinstance(value, Estimate) else value
+            for name, value in scores.kl._asdict().items()
+        }
+        | {"mutual_information": scores.mutual_information._asdict()},
+        "training": training,
+        "protocol": protocol._asdict(),
+        "config": asdict(config),
+        "versions": {
+            "vma_pyro": vma_pyro.__version__,
+            "pyro": pyro.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    (config.out / "results.json").write_text(json.dumps(results, indent=2, default=str) + "\n")
+    (config.out / "report.md").write_text(report(config, scores, memoryless, training, seconds))
+    runs = {
+        label: read_metrics(folder / "metrics.jsonl")
+        for label, folder in (("memory", config.out), ("memoryless", config.out / "memoryless"))
+        if (folder / "metrics.jsonl").exists()
+    }
+    if runs:
+        plots.save_training(config.out / "training.png", runs, log_memory=scores.kl.log_memory)
+
+
+def report(
+    config: FewShotConfig,
+    scores: few_shot.FewShotScores,
+    memoryless: Estimate | None,
+    training: dict[str, Any],
+    seconds: float,
+) -> str:
+    """The report for people."""
+    protocol, kl = config.protocol(), scores.kl
+    likelihoods = [(f"{shots} in memory", estimate) for shots, estimate in scores.nll.items()]
+    if memoryless is not None:
+        likelihoods.append(("no memory (the same networks)", memoryless))
+    accuracies = [
+        (task, f"{100 * estimate.mean:.1f} ± {100 * estimate.se:.1f}") for task, estimate in scores.accuracy.items()
+    ]
+    split = [
+        ("NLL", kl.nll),
+        ("minus reconstruction", kl.reconstruction),
+        ("KL(a), what the lookup costs", kl.kl_address),
+        ("KL(a) in bits", kl.kl_address_bits),
+        (f"KL(a) as a share of log\\|M\\| = {kl.log_memory:.2f}", kl.kl_address_share),
+        ("KL(z)", kl.kl_z),
+        ("mutual information of x and a, one shared memory", scores.mutual_information),
+        ("perplexity of q(a\\|x), in entries", kl.perplexity),
+        ("share of q(a\\|x) on entries of the right class", kl.right_class),
+        (f"effective sample size, of {kl.samples}", kl.effective_samples),
+        ("information gained by the memory", kl.information_gained or "not measured"),
+    ]
+    updates = ", ".join(f"{name} model {facts['updates']} updates" for name, facts in training.items()) or "loaded"
+    return f"""# Few-shot report: {config.data}, unseen classes
+
+`{command()}`
+
+Trained: {updates}. Whole job: {seconds:.0f} s. Estimates are means over test images ± standard error;
+seed {protocol.seed} for the test episodes, {config.train.seed} for training.
+
+## Negative log-likelihood
+
+Upper bound from {protocol.samples} importance samples, nats per image, {protocol.images} images; examples of the
+image's own class in memory, the image itself never.
+
+{few_shot.table(likelihoods, ("examples", "NLL in nats"))}
+
+## Classification by q(a|x), no fine-tuning
+
+{protocol.queries} images, each with a memory of its own.
+
+{few_shot.table(accuracies, ("task", "correct, %"))}
+
+## Where the nats go
+
+{protocol.images} images, each with a memory of {protocol.classes} classes x {protocol.shots} examples; nats per image
+unless said otherwise.
+
+{few_shot.table(split, ("part", "value"))}
+
+Pictures: `samples.png` (generated from one example), `posterior.png` (the address posterior), `training.png`.
+"""
+
+
+def command() -> str:
+    """How this was called."""
+    return shlex.join(["uv", "run", "experiments/few_shot.py", *(a for a in sys.argv[1:] if a != "--resume")])
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
+    try:
+        main(tyro.cli(FewShotConfig, description=__doc__, args=arguments))
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # outside training: nothing to save
+        sys.exit(128 + signal.SIGINT)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,34 @@
+"""Variational Memory Addressing (Bornschein, Mnih, Zoran, Rezende 2017) as a probabilistic program in Pyro.
+
+    p(x | M) = sum_a p(a | M) integral p(z | m_a) p(x | z, m_a) dz
+
+Glossary, the same letters everywhere:
+
+    M, S     memory and its number of entries, |M| = S      x   image
+    a        address, the site "address"                    m_a the entry read at a
+    z, Z     Gaussian latent and its dimension              K   particles
+    B        datapoints, the plate "data"                   w   importance weight of a particle
+    [K, B, ...] is the order of dimensions; an enumerated address stands left of K.
+
+A memory is a tensor of entries; an address is a sample site; everything else follows from ordinary Pyro.
+"""
+
+from vma_pyro.guide import CosineSimilarity, Guide, InnerProduct
+from vma_pyro.memory import Memory
+from vma_pyro.model import LearnedAddress, Model, UniformAddress
+from vma_pyro.networks import ConvNetworks, MLPNetworks, Networks
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConvNetworks",
+    "CosineSimilarity",
+    "Guide",
+    "InnerProduct",
+    "LearnedAddress",
+    "MLPNetworks",
+    "Memory",
+    "Model",
+    "Networks",
+    "UniformAddress",
+]

@@ -1,0 +1,7 @@
+"""Data sets of binary images and the episodes drawn from them."""
+
+from vma_pyro.data import glyphs, mnist, omniglot
+from vma_pyro.data.episodes import Episode, EpisodeSampler
+from vma_pyro.data.records import Characters, LabelledImages
+
+__all__ = ["Characters", "Episode", "EpisodeSampler", "LabelledImages", "glyphs", "mnist", "omniglot"]

@@ -1,0 +1,135 @@
+"""Omniglot at 28x28, binary (Lake, Salakhutdinov & Tenenbaum 2015).
+
+Prepared arrays are looked for first (`omniglot/background.npz` and `omniglot/evaluation.npz` below the root, each
+with `images` uint8 [classes, 20, 28, 28], `alphabet` and `character` [classes]); else they are made from the
+original drawings in torchvision's folder `omniglot-py`, which is downloaded when absent, and kept.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vma_pyro.data.records import Characters, data_root, read_npz, write_npz
+
+SPLITS = ("background", "evaluation", "train", "validation", "45", "5")
+
+# Held out of the 30 background alphabets for model selection: 63 characters, small and large alphabets of
+# three writing traditions.
+VALIDATION_ALPHABETS = ("Early_Aramaic", "Greek", "Tagalog")
+
+# The test alphabets of figures 3 to 5 of Bornschein et al. 2017: 144 characters.
+TEST_5 = ("Tengwar", "Sylheti", "Tibetan", "Syriac_(Serto)", "ULOG")
+
+
+def load(root: str | Path | None = None, *, split: str, download: bool = True) -> Characters:
+    """Omniglot's characters.
+
+    Args:
+        root: folder of the data; None takes the environment variable VMA_DATA, else a cache in the home folder.
+        split: "background" (30 alphabets, 964 characters) or "evaluation" (20, 659), the canonical split;
+            "train" and "validation", the background without and with only `VALIDATION_ALPHABETS`; "45" and "5",
+            all alphabets without and with only `TEST_5`.
+        download: fetch the originals when neither they nor prepared files are there.
+
+    Returns:
+        Images uint8 {0, 1} [classes, 20, 28, 28] with names and alphabets.
+
+    Raises:
+        ValueError: unknown split, or a prepared file that is damaged.
+        FileNotFoundError: no data, and downloading is not wanted or failed.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    root = data_root(root)
+    if split in ("background", "evaluation"):
+        return _half(root, split, download)
+    if split in ("train", "validation"):
+        background = _half(root, "background", download)
+        cut = background.of_alphabets if split == "validation" else background.without_alphabets
+        return cut(VALIDATION_ALPHABETS)
+    halves = [_half(root, half, download) for half in ("background", "evaluation")]
+    everything = Characters(
+        np.concatenate([half.images for half in halves]),
+        halves[0].names + halves[1].names,
+        halves[0].alphabets + halves[1].alphabets,
+    )
+    return everything.of_alphabets(TEST_5) if split == "5" else everything.without_alphabets(TEST_5)
+
+
+def to_28x28(images: np.ndarray) -> np.ndarray:
+    """Sample the 105x105 originals at row floor(3.75 r) and column floor(3.75 c).
+
+    These are the images of Generative Matching Networks (Bartunov & Vetrov 2016), on which the published
+    likelihoods were measured.
+
+    Args:
+        images: boolean ink [..., 105, 105].
+
+    Returns:
+        Ink of the same dtype [..., 28, 28].
+
+    Raises:
+        ValueError: another image size.
+    """
+    if images.ndim < 2 or images.shape[-2:] != (105, 105):
+        raise ValueError(f"images: expected shape [..., 105, 105], got {list(images.shape)}")
+    pick = np.floor(3.75 * np.arange(28)).astype(int)
+    return images[..., pick[:, None], pick]
+
+
+def _half(root: Path, half: str, download: bool) -> Characters:
+    prepared = root / "omniglot" / f"{half}.npz"
+    if not prepared.exists():
+        _prepare(root, half, prepared, download)
+    arrays = read_npz(prepared, ("images", "alphabet", "character"))
+    try:
+        names, alphabets = (tuple(map(str, arrays[key].tolist())) for key in ("character", "alphabet"))
+        return Characters(arrays["images"], names, alphabets)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{prepared}: {error}") from error
+
+
+def _prepare(root: Path, half: str, prepared: Path, download: bool) -> None:
+    """Make the prepared file from the originals."""
+    originals = root / "omniglot-py" / f"images_{half}"
+    if not originals.is_dir():
+        if not download:
+            raise FileNotFoundError(f"data_dir: expected {prepared} or {originals}, found neither")
+        _download(root, half, prepared, originals)
+    from PIL import Image  # comes with torchvision; slow to import
+
+    characters = sorted(path for path in originals.glob("*/*") if path.is_dir())
+    if not characters:
+        raise FileNotFoundError(f"data_dir: expected {originals}/<alphabet>/<character>/*.png, found no character")
+    drawings = [sorted(folder.glob("*.png")) for folder in characters]
+    examples = len(drawings[0])
+    images = np.empty((len(characters), examples, 28, 28), np.uint8)
+    for row, (folder, paths) in enumerate(zip(characters, drawings, strict=True)):
+        if len(paths) != examples or not paths:
+            raise ValueError(f"{folder}: expected {examples or 'at least one'} drawings, got {len(paths)}")
+        for column, path in enumerate(paths):
+            try:
+                with Image.open(path) as drawing:
+                    ink = ~np.asarray(drawing.convert("1"))  # the originals are black on white
+                images[row, column] = to_28x28(ink)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{path}: expected a 105x105 drawing ({error})") from error
+    arrays = {
+        "alphabet": np.array([folder.parent.name for folder in characters]),
+        "character": np.array([folder.name for folder in characters]),
+    }
+    write_npz(prepared, images=images, **arrays)
+
+
+def _download(root: Path, half: str, prepared: Path, originals: Path) -> None:
+    from torchvision.datasets import Omniglot  # seconds to import
+
+    try:
+        Omniglot(str(root), background=half == "background", download=True)
+    except (OSError, RuntimeError) as error:  # URLError and a wrong checksum
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileNotFoundError(
+            f"data_dir: expected {prepared} or {originals}, found neither, and the download failed ({reason})"
+        ) from error

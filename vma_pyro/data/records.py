@@ -1,0 +1,133 @@
+"""Typed records of binary images, and prepared npz files that are read with care and written atomically."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Characters:
+    """Examples of many classes, as in Omniglot.
+
+    Args:
+        images: uint8 {0, 1}, 1 = ink, [classes, examples, 28, 28].
+        names: name of each class.
+        alphabets: alphabet of each class; splits never cut through one.
+
+    Raises:
+        ValueError: other dtype, shape or values, or another number of names than classes.
+    """
+
+    images: np.ndarray
+    names: tuple[str, ...]
+    alphabets: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check once, so that no consumer has to."""
+        check_binary("images", self.images, ndim=4)
+        for name, values in (("names", self.names), ("alphabets", self.alphabets)):
+            if len(values) != len(self.images):
+                raise ValueError(f"{name}: expected {len(self.images)}, one per class, got {len(values)}")
+
+    def __len__(self) -> int:
+        """Number of classes."""
+        return len(self.images)
+
+    def of_alphabets(self, alphabets: Collection[str]) -> Characters:
+        """The classes of these alphabets, in order."""
+        unknown = set(alphabets) - set(self.alphabets)
+        if unknown:
+            raise ValueError(f"alphabets: expected some of {sorted(set(self.alphabets))}, got {sorted(unknown)}")
+        return self._keep([a in alphabets for a in self.alphabets])
+
+    def without_alphabets(self, alphabets: Collection[str]) -> Characters:
+        """The classes of all other alphabets, in order."""
+        return self._keep([a not in alphabets for a in self.alphabets])
+
+    def _keep(self, keep: Sequence[bool]) -> Characters:
+        rows = np.flatnonzero(keep)
+        names = tuple(self.names[i] for i in rows)
+        return Characters(self.images[rows], names, tuple(self.alphabets[i] for i in rows))
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Single images with labels, as in MNIST.
+
+    Args:
+        images: uint8 {0, 1}, 1 = ink, [N, 28, 28].
+        labels: uint8 [N].
+
+    Raises:
+        ValueError: other dtype, shape or values, or another number of labels than images.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Check once, so that no consumer has to."""
+        check_binary("images", self.images, ndim=3)
+        if self.labels.shape != self.images.shape[:1]:
+            raise ValueError(f"labels: expected shape [{len(self.images)}], got {list(self.labels.shape)}")
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+
+def check_binary(name: str, images: np.ndarray, *, ndim: int) -> None:
+    """Refuse anything but uint8 {0, 1} with `ndim` dimensions, the last two 28 x 28."""
+    if images.ndim != ndim or images.shape[-2:] != (28, 28):
+        lead = "classes, examples" if ndim == 4 else "N"
+        raise ValueError(f"{name}: expected shape [{lead}, 28, 28], got {list(images.shape)}")
+    if 0 in images.shape:
+        raise ValueError(f"{name}: expected at least one image, got shape {list(images.shape)}")
+    if images.dtype != np.uint8:
+        raise ValueError(f"{name}: expected dtype uint8, got {images.dtype}")
+    if images.max() > 1:
+        raise ValueError(f"{name}: expected binary values 0 and 1, got values up to {images.max()}")
+
+
+def data_root(root: str | Path | None) -> Path:
+    """The folder of the data: `root`, else the environment variable VMA_DATA, else a cache in the home folder."""
+    chosen = root or os.environ.get("VMA_DATA") or Path.home() / ".cache" / "vma_pyro"
+    return Path(chosen).expanduser()
+
+
+def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """The named arrays of a prepared file.
+
+    Raises:
+        ValueError: not an npz file, truncated, holding objects, or without one of the keys.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in keys if key not in file.files]
+            if missing:
+                raise ValueError(f"{path}: expected arrays {list(keys)}, got {file.files}")
+            return {key: file[key] for key in keys}
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path}: expected a prepared npz file, got one that cannot be read ({error})") from error
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write a prepared file so that a reader sees the whole of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz.tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,79 @@
+"""The approximate posterior. This is the file to edit: it mirrors model.py line by line."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from vma_pyro.memory import Memory
+from vma_pyro.networks import Networks
+
+
+class Guide(PyroModule):
+    r"""Find the entry that explains an image, then the variation of it.
+
+    .. math:: q(a, z \mid x, M) = q(a \mid x, M) \, q(z \mid x, m_a), \qquad
+              q(a \mid x, M) \propto \exp s(e(x), e(m_a))
+
+    Bornschein et al. 2017, equation 4: an address is as probable as its entry's embedding is similar to x's.
+
+    Args:
+        networks: the embeddings e and q(z | x, m); the model's own object, to tie the pyramids.
+        similarity: a module from keys of the targets [B, E] and of the entries [S, E] or [B, S, E] to the logits
+            of q(a | x, M), [B, S]; a scaled cosine by default.
+    """
+
+    def __init__(self, networks: Networks, *, similarity: nn.Module | None = None) -> None:
+        super().__init__()
+        self.networks = networks
+        self.similarity = CosineSimilarity() if similarity is None else similarity
+
+    def forward(self, memory: Memory | Tensor, x: Tensor) -> None:
+        """Sample `address` and `z` for images x [B, 1, 28, 28]; the arguments are the model's."""
+        memory = Memory.of(memory)
+        memory.check(x)
+        memory = memory.encode(self.networks)
+        query = self.networks.query(x)
+        with pyro.plate("data", len(x), dim=-1):
+            logits = self.similarity(query.key, memory.features.key)
+            address = pyro.sample("address", dist.Categorical(logits=logits))  # q(a | x, M)
+            m = memory.read(address)  # m_a
+            pyro.sample("z", dist.Normal(*self.networks.posterior(query, m)).to_event(1))  # q(z | x, m_a)
+
+
+class CosineSimilarity(nn.Module):
+    """s(u, v) = scale * cos(u, v), with the scale learned; bounded, so that no address starts impossible."""
+
+    def __init__(self, *, scale: float = 10.0) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+
+    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Logits [B, S] from [B, E] and [S, E] or [B, S, E]."""
+        return self.log_scale.exp() * inner(F.normalize(query, dim=-1), F.normalize(keys, dim=-1))
+
+
+class InnerProduct(nn.Module):
+    """s(u, v) = scale * <u, v>, with the scale learned."""
+
+    def __init__(self, *, scale: float = 0.1) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+
+    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Logits [B, S] from [B, E] and [S, E] or [B, S, E]."""
+        return self.log_scale.exp() * inner(query, keys)
+
+
+def inner(query: Tensor, keys: Tensor) -> Tensor:
+    """Inner products [B, S], in float32 or better: a cosine rounded to bfloat16 ties entries."""
+    with torch.autocast(query.device.type, enabled=False):
+        if keys.dim() == 2:
+            return query @ keys.T
+        return torch.einsum("be,bse->bs", query, keys)

@@ -1,0 +1,222 @@
+"""The memory M: a bank of entries, read by address.
+
+A memory is a tensor of entries and nothing else; the address is a sample site of the model. Entries may be
+images (the default), or anything with `event_dim` trailing dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Encoder(Protocol):
+    """What `Memory.encode` needs of the networks: features of a flat batch of entries."""
+
+    def encode(self, entries: Tensor) -> Any:
+        """Features of entries [N, *E]: a tensor [N, *F] or a (named) tuple of such tensors."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that the features depend on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """M = (m_1, ..., m_S), shared by all datapoints or one per datapoint.
+
+    Args:
+        entries: [S, *E] shared by every datapoint, or [B, S, *E], one memory per datapoint.
+        labels: class of each entry, int64 [S] or [B, S]; only classification and reports read it.
+        event_dim: number of dimensions of one entry, E; 3 for images [1, 28, 28].
+
+    Raises:
+        ValueError: no entries, wrong number of dimensions, labels of another shape.
+    """
+
+    entries: Tensor
+    labels: Tensor | None = None
+    event_dim: int = 3
+    features: Any = None
+    _last: _LastEncoding = field(default_factory=lambda: _LastEncoding(), repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the shapes once; everything downstream relies on them."""
+        lead = self.entries.dim() - self.event_dim
+        shape = list(self.entries.shape)
+        if lead not in (1, 2):
+            raise ValueError(
+                f"memory.entries: expected {self.event_dim + 1} dimensions [S, *E] or {self.event_dim + 2} "
+                f"[B, S, *E], got shape {shape}"
+            )
+        if self.size == 0:
+            raise ValueError(f"memory.entries: expected at least one entry, got shape {shape}")
+        if self.labels is not None and self.labels.shape != self.entries.shape[:lead]:
+            raise ValueError(
+                f"memory.labels: expected shape {shape[:lead]}, one label per entry, got {list(self.labels.shape)}"
+            )
+
+    @staticmethod
+    def of(memory: Memory | Tensor) -> Memory:
+        """The memory itself, or a memory of images around a plain tensor."""
+        return memory if isinstance(memory, Memory) else Memory(memory)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether one memory [S, *E] serves every datapoint."""
+        return self.entries.dim() == self.event_dim + 1
+
+    @property
+    def size(self) -> int:
+        """|M| = S, the number of entries that one datapoint can address."""
+        return self.entries.shape[-self.event_dim - 1]
+
+    @property
+    def batch_size(self) -> int | None:
+        """B for one memory per datapoint, None for a shared memory."""
+        return None if self.is_shared else self.entries.shape[0]
+
+    @property
+    def entry_shape(self) -> torch.Size:
+        """E, the shape of one entry."""
+        return self.entries.shape[self.entries.dim() - self.event_dim :]
+
+    def to(self, device: torch.device | str) -> Memory:
+        """The same memory, not encoded, on another device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return Memory(self.entries.to(device), labels, self.event_dim)
+
+    def datapoints(self, index: slice) -> Memory:
+        """The memory of the datapoints in `index`: itself if shared, else a slice of dimension B."""
+        if self.is_shared:
+            return self
+        labels = None if self.labels is None else self.labels[index]
+        return Memory(self.entries[index], labels, self.event_dim)
+
+    def encode(self, networks: Encoder) -> Memory:
+        """The same memory with `features` of every entry: [S, *F] or [B, S, *F] per tensor.
+
+        Model and guide both call this, and each entry is encoded once per update: the result is remembered
+        until a parameter changes, the gradient mode changes, or a backward pass has used up its graph.
+        """
+        features = self._last.recall(networks)
+        if features is None:
+            flat = self.entries.reshape(-1, *self.entry_shape)
+            lead = self.entries.shape[: self.entries.dim() - self.event_dim]
+            features = map_tensors(lambda f: f.reshape(*lead, *f.shape[1:]), networks.encode(flat))
+            self._last.remember(networks, features)
+        return replace(self, features=features)
+
+    def read(self, address: Tensor) -> Any:
+        """m_a: the features (or, if not encoded, the entries) at the addresses.
+
+        Args:
+            address: int64, any shape that broadcasts to [..., B]: [K, B] for particles, [S, 1, 1] when Pyro
+                enumerates it.
+
+        Returns:
+            The structure of `features` with tensors [*address.shape, *F]; for one memory per datapoint the
+            last dimension of the address is first expanded to B.
+        """
+        source = self.entries if self.features is None else self.features
+        if self.is_shared:
+            return map_tensors(lambda f: _select(f, address), source)
+        batch = self.entries.shape[0]
+        if address.dim() == 0 or address.shape[-1] not in (1, batch):
+            raise ValueError(f"address: expected shape [..., {batch}], got {list(address.shape)}")
+        # Entry a of datapoint b is row b S + a of the flattened memories.
+        rows = torch.arange(batch, device=address.device) * self.size + address
+        return map_tensors(lambda f: _select(f.flatten(0, 1), rows), source)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse datapoints that do not fit this memory.
+
+        Args:
+            x: [B, *E].
+
+        Raises:
+            ValueError: another shape than the entries, another batch than the memories, NaN or infinity.
+        """
+        if x.dim() != self.event_dim + 1 or x.shape[1:] != self.entry_shape:
+            raise ValueError(
+                f"x: expected shape [B, {', '.join(map(str, self.entry_shape))}] like the memory's entries, "
+                f"got {list(x.shape)}"
+            )
+        if not self.is_shared and len(x) != self.entries.shape[0]:
+            raise ValueError(
+                f"x: expected {self.entries.shape[0]} datapoints, one per memory, got {len(x)} "
+                f"(memory {list(self.entries.shape)}, x {list(x.shape)})"
+            )
+        # On a GPU the check would stall the queue at every update; evaluation checks there once per call.
+        if x.device.type == "cpu":
+            check_finite("x", x)
+            check_finite("memory.entries", self.entries)
+
+
+class _LastEncoding:
+    """The features of one memory under one state of the networks; see `Memory.encode`."""
+
+    def __init__(self) -> None:
+        self.features: Any = None
+        self.key: tuple[Any, ...] = ()
+
+    def recall(self, networks: Encoder) -> Any:
+        """The features if nothing that they depend on has changed, else None."""
+        if self.features is None or not _same(self.key, _state_of(networks)):
+            return None
+        return self.features
+
+    def remember(self, networks: Encoder, features: Any) -> None:
+        self.features, self.key = features, _state_of(networks)
+        map_tensors(self._forget_after_backward, features)
+
+    def _forget_after_backward(self, feature: Tensor) -> Tensor:
+        # A backward pass through a feature frees its graph: the next update must encode anew.
+        if feature.requires_grad:
+            feature.register_hook(self._forget)
+        return feature
+
+    def _forget(self, gradient: Tensor) -> None:
+        self.features, self.key = None, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _LastEncoding:
+        return _LastEncoding()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_LastEncoding, ())
+
+
+def _state_of(networks: Encoder) -> tuple[Any, ...]:
+    """Everything that the features depend on besides the entries: in-place updates raise `_version`."""
+    parameters = tuple(networks.parameters())
+    modes = (torch.is_grad_enabled(), torch.is_autocast_enabled(), torch.is_autocast_enabled("cpu"))
+    return (networks, getattr(networks, "training", None), modes, parameters, [p._version for p in parameters])
+
+
+def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    same_parameters = len(a[3]) == len(b[3]) and all(p is q for p, q in zip(a[3], b[3], strict=True))
+    return a[0] is b[0] and a[1:3] == b[1:3] and same_parameters and a[4] == b[4]
+
+
+def _select(rows: Tensor, index: Tensor) -> Tensor:
+    """rows[index]: index_select has a much faster backward pass on a CPU than advanced indexing."""
+    return rows.index_select(0, index.reshape(-1)).reshape(*index.shape, *rows.shape[1:])
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Apply a function to every tensor of a tensor or a nested (named) tuple."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    mapped = [map_tensors(function, leaf) for leaf in tree]
+    return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Refuse NaN and infinity, with their number."""
+    if value.is_floating_point():
+        bad = int((~torch.isfinite(value)).sum())
+        if bad:
+            raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite of {value.numel()}")

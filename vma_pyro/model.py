@@ -1,0 +1,77 @@
+"""The generative model. This is the file to edit: plain Pyro, in the order of the paper's equations."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from vma_pyro.memory import Memory
+from vma_pyro.networks import Networks
+
+
+class Model(PyroModule):
+    r"""Generate an image by varying one entry of the memory.
+
+    .. math:: p(x, z, a \mid M) = p(a \mid M) \, p(z \mid m_a) \, p(x \mid z, m_a)
+
+    Bornschein et al. 2017, equation 3. Sites `address` (a, categorical), `z` (Gaussian) and `x` (binary image),
+    all in the plate `data` at dimension -1.
+
+    Args:
+        networks: p(z | m) and p(x | z, m); share the object with the guide to tie the pyramids.
+        address_prior: a module from a memory to the logits of p(a | M), [S] or [B, S]; uniform by default.
+    """
+
+    def __init__(self, networks: Networks, *, address_prior: nn.Module | None = None) -> None:
+        super().__init__()
+        self.networks = networks
+        self.address_prior = UniformAddress() if address_prior is None else address_prior
+
+    def forward(self, memory: Memory | Tensor, x: Tensor | None = None, *, num_images: int = 1) -> Tensor:
+        """Sample images, or score those given.
+
+        Args:
+            memory: entries [S, 1, 28, 28], or [B, S, 1, 28, 28] for one memory per image.
+            x: observed binary images [B, 1, 28, 28]; None to generate.
+            num_images: B when generating from a shared memory.
+
+        Returns:
+            The images, [B, 1, 28, 28] with the dimensions of enclosing plates in front.
+        """
+        memory = Memory.of(memory)
+        if x is not None:
+            memory.check(x)
+            x = x.float()
+        batch = len(x) if x is not None else memory.batch_size or num_images
+        memory = memory.encode(self.networks)
+        with pyro.plate("data", batch, dim=-1):
+            address = pyro.sample("address", dist.Categorical(logits=self.address_prior(memory)))  # p(a | M)
+            m = memory.read(address)  # m_a
+            z = pyro.sample("z", dist.Normal(*self.networks.prior(m)).to_event(1))  # p(z | m_a)
+            logits = self.networks.decode(z, m)
+            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=x)  # p(x | z, m_a)
+
+
+class UniformAddress(nn.Module):
+    """p(a | M) = 1 / |M|."""
+
+    def forward(self, memory: Memory) -> Tensor:
+        """Logits [S]."""
+        return torch.zeros(memory.size, device=memory.entries.device)
+
+
+class LearnedAddress(nn.Module):
+    """p(a | M) proportional to exp f(m_a): a network scores each entry by its key (figure 2B of the paper)."""
+
+    def __init__(self, networks: Networks, *, hidden_dim: int = 64) -> None:
+        super().__init__()
+        self.score = nn.Sequential(
+            nn.Linear(networks.key_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 1)
+        )
+
+    def forward(self, memory: Memory) -> Tensor:
+        """Logits [S] or [B, S]."""
+        return self.score(memory.features.key).squeeze(-1).float()

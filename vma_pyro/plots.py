@@ -1,0 +1,128 @@
+"""Pictures from plain arrays; no model in here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def save_samples(path: Path, entries: np.ndarray, samples: np.ndarray, *, title: str) -> None:
+    """One entry per row on the left, samples generated from it to its right (figure 4A of the paper).
+
+    Args:
+        path: of the picture.
+        entries: [rows, 28, 28], 1 = ink.
+        samples: [rows, columns, 28, 28], in [0, 1].
+        title: of the picture.
+    """
+    rows, columns = samples.shape[:2]
+    pad = 2
+    cell = entries.shape[-1] + pad
+    gap = 10  # between the entry and its samples
+    canvas = np.zeros((rows * cell - pad, (columns + 1) * cell + gap - pad))
+    for row in range(rows):
+        for column, image in enumerate([entries[row], *samples[row]]):
+            left = column * cell + (gap if column else 0)
+            canvas[row * cell : row * cell + image.shape[0], left : left + image.shape[1]] = image
+    figure = Figure(figsize=(0.55 * (columns + 1) + 0.4, 0.55 * rows + 0.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(1 - canvas, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.axvline(cell - pad / 2 + gap / 2 - 0.5, color="tab:red", linewidth=1)
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def save_posterior(
+    path: Path,
+    targets: np.ndarray,
+    probs: np.ndarray,
+    entries: np.ndarray,
+    entry_labels: np.ndarray,
+    target_labels: np.ndarray,
+    *,
+    top: int = 5,
+) -> None:
+    """Targets, q(a|x) over the memory, and the most probable entries (figure 3 of the paper).
+
+    Args:
+        path: of the picture.
+        targets: [rows, 28, 28].
+        probs: q(a|x) [rows, S].
+        entries: the memory [S, 28, 28].
+        entry_labels: class of each entry [S]; entries of one class stand together.
+        target_labels: class of each target [rows].
+        top: how many entries to show.
+    """
+    rows = len(targets)
+    top = min(top, len(entries))
+    figure = Figure(figsize=(11, 1.35 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, 2 + top, squeeze=False, width_ratios=[1, 6, *[1] * top])
+    for row in range(rows):
+        _show(grid[row, 0], targets[row])
+        bars = grid[row, 1]
+        own = entry_labels == target_labels[row]
+        bars.bar(np.arange(len(entries)), probs[row], color=np.where(own, "tab:red", "tab:gray"), width=0.9)
+        # Alternate shades mark the classes of the memory.
+        for label in np.unique(entry_labels)[::2]:
+            where = np.flatnonzero(entry_labels == label)
+            bars.axvspan(where[0] - 0.5, where[-1] + 0.5, color="tab:blue", alpha=0.08, linewidth=0)
+        bars.set(xlim=(-0.5, len(entries) - 0.5), ylim=(0, max(0.05, 1.1 * probs[row].max())))
+        bars.tick_params(labelsize=7)
+        for place, entry in enumerate(np.argsort(-probs[row])[:top]):
+            axes = grid[row, 2 + place]
+            _show(axes, entries[entry], frame="tab:red" if own[entry] else "tab:gray")
+            axes.set_xlabel(f"{probs[row, entry]:.2f}", fontsize=7, labelpad=2)
+    grid[0, 0].set_title("x", fontsize=9)
+    grid[0, 1].set_title("q(a | x, M) over the entries; red: entries of x's class", fontsize=9)
+    grid[0, 2].set_title("most probable entries", fontsize=9, loc="left")
+    grid[-1, 1].set_xlabel("address a", fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def _show(axes: Any, image: np.ndarray, *, frame: str = "black") -> None:
+    axes.imshow(1 - image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_color(frame)
+
+
+def save_training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]], *, log_memory: float) -> None:
+    """Bound, KL(a) and KL(z) against updates (figure 2 of the paper).
+
+    Args:
+        path: of the picture.
+        runs: label to the lines of its metrics.jsonl.
+        log_memory: log|M|, the largest KL(a), in nats.
+    """
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    bound, kl_address, kl_z = figure.subplots(1, 3)
+    for label, lines in runs.items():
+        training = [line for line in lines if "bound" in line]
+        validation = [line for line in lines if "validation_nll" in line]
+        updates = [line["update"] for line in training]
+        (curve,) = bound.plot(updates, [line["bound"] for line in training], linewidth=1, label=f"{label}, training")
+        color = curve.get_color()
+        bound.plot(
+            [line["update"] for line in validation],
+            [-line["validation_nll"] for line in validation],
+            linestyle="--",
+            color=color,
+            label=f"{label}, held-out classes",
+        )
+        kl_z.plot(updates, [line["kl_z"] for line in training], linewidth=1, color=color, label=label)
+        if any(line["kl_address"] for line in training):
+            kl_address.plot(updates, [line["kl_address"] for line in training], linewidth=1, color=color, label=label)
+    finite = [line["bound"] for lines in runs.values() for line in lines if "bound" in line]
+    if finite:
+        # The first updates are hundreds of nats away and would flatten the rest.
+        bound.set_ylim(np.quantile(finite, 0.05) - 10, max(finite) + 5)
+    kl_address.axhline(log_memory, color="black", linewidth=0.8, linestyle=":", label="log |M|")
+    for axes, title in ((bound, "multi-sample bound"), (kl_address, "KL(a)"), (kl_z, "KL(z)")):
+        axes.set(title=title, xlabel="updates", ylabel="nats per image")
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,98 @@
+"""What a run leaves behind while it goes on: metrics.jsonl, a progress line, and TensorBoard if wanted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Recorder:
+    """Appends one JSON object per line to `metrics.jsonl`; each line carries its update.
+
+    Args:
+        folder: of the run; must exist.
+        resume_at: keep the lines up to this update and drop later ones, which the resumed run writes again; 0
+            starts a new file.
+        tensorboard: also write TensorBoard events (needs the extra `track`).
+        total: updates planned, for the progress line; None if only time is limited.
+        label: in front of the progress line.
+        show: whether to draw the progress line.
+
+    Raises:
+        ValueError: TensorBoard wanted but not installed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        resume_at: int = 0,
+        tensorboard: bool = False,
+        total: int | None = None,
+        label: str = "",
+        show: bool = True,
+    ) -> None:
+        self.path = folder / "metrics.jsonl"
+        kept = _lines_until(self.path, resume_at) if resume_at else []
+        self.path.write_text("".join(kept))
+        self._file = self.path.open("a", buffering=1)
+        self._writer = _tensorboard_writer(folder) if tensorboard else None
+        self._bar = tqdm(
+            desc=label, total=total, initial=resume_at, unit="update", disable=not show, dynamic_ncols=True
+        )
+
+    def advance(self) -> None:
+        """One more update."""
+        self._bar.update()
+
+    def write(self, update: int, **figures: float) -> None:
+        """Record figures at an update and show the main ones."""
+        self._file.write(json.dumps({"update": update, **figures}) + "\n")
+        if self._writer is not None:
+            for name, value in figures.items():
+                self._writer.add_scalar(name, value, update)
+        shown = {"bound": "bound", "kl_address": "KL(a)", "kl_z": "KL(z)", "validation_nll": "validation NLL"}
+        self._status = getattr(self, "_status", {}) | {
+            shown[name]: f"{value:.2f}" for name, value in figures.items() if name in shown
+        }
+        self._bar.set_postfix(self._status, refresh=False)
+
+    def note(self, message: str) -> None:
+        """A line above the progress line."""
+        self._bar.write(message)
+
+    def close(self) -> None:
+        """Close files and the progress line."""
+        self._bar.close()
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The figures of a run, oldest first; an unfinished last line (a killed run) is left out."""
+    return [json.loads(line) for line in _lines_until(path, None)]
+
+
+def _lines_until(path: Path, update: int | None) -> list[str]:
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = []
+    for line in lines:
+        try:
+            figures = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if line.endswith("\n") and (update is None or figures["update"] <= update):
+            kept.append(line)
+    return kept
+
+
+def _tensorboard_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("tensorboard: expected it installed, found none; pip install 'vma-pyro[track]'") from error
+    return SummaryWriter(str(folder / "tensorboard"))
