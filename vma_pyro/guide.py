@@ -48,14 +48,27 @@ class Guide(PyroModule):
 
 
 class CosineSimilarity(nn.Module):
-    """s(u, v) = scale * cos(u, v), with the scale learned; bounded, so that no address starts impossible."""
+    """s(u, v) = scale * cos(u - c, v - c), with the scale learned; bounded, so no address starts impossible.
 
-    def __init__(self, *, scale: float = 10.0) -> None:
+    # Departs from the paper: c is the mean key of the memory, because untrained keys point in nearly one direction.
+    Without centring q(a | x) starts uniform, the decoder learns to do without the memory, and thousands of updates
+    pass before it looks there.
+
+    Args:
+        scale: initial scale.
+        centred: whether c is the mean key of the memory, or 0 as in the paper.
+    """
+
+    def __init__(self, *, scale: float = 10.0, centred: bool = True) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.centred = centred
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
         """Logits [B, S] from [B, E] and [S, E] or [B, S, E]."""
+        if self.centred:
+            centre = keys.mean(-2, keepdim=True)  # [1, E] or [B, 1, E]
+            query, keys = query - centre.squeeze(-2), keys - centre
         return self.log_scale.exp() * inner(F.normalize(query, dim=-1), F.normalize(keys, dim=-1))
 
 

@@ -34,7 +34,7 @@ class TrainConfig:
     The run ends at the first of `updates` and `minutes`; the learning rate follows the nearer one.
     """
 
-    updates: int | None = 20_000
+    updates: int | None = None
     """Budget in parameter updates."""
     minutes: float | None = None
     """Budget in minutes of training, over all sessions of the run."""
@@ -68,9 +68,7 @@ class TrainConfig:
     """Of the noise in training."""
 
     def __post_init__(self) -> None:
-        """Refuse a run without an end and nonsensical steps."""
-        if self.updates is None and self.minutes is None:
-            raise ValueError("updates: expected a budget in updates or minutes, got neither")
+        """Refuse nonsensical steps."""
         for name in ("updates", "minutes", "session_minutes", "learning_rate", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -138,10 +136,12 @@ def fit(
         show_progress: whether to draw the progress line.
 
     Raises:
-        ValueError: resumed with another configuration or architecture, or a damaged checkpoint.
+        ValueError: no budget, resumed with another configuration or architecture, or a damaged checkpoint.
         OSError: the folder cannot be written; the final checkpoint cannot.
         FloatingPointError: the bound is no longer a finite number.
     """
+    if config.updates is None and config.minutes is None:
+        raise ValueError("updates: expected a budget in updates or minutes, got neither")
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(model, guide, elbo, episodes, config, folder / "checkpoint.pt")
     run.identity = {
