@@ -1,14 +1,14 @@
 """The main job: train on few-shot episodes, take the bound apart, generate from one example.
 
-Trains a memory model and a memoryless one on the same networks, scores both on unseen classes, and writes report.md,
-results.json and pictures. Without options it runs in a few minutes on two CPU cores, on procedural glyphs.
+Trains a memory model and a memoryless one on the same networks, scores both on unseen classes, and writes
+report.md, results.json and pictures. Without options it takes a few minutes on two CPU cores, on procedural
+glyphs.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import platform
 import shlex
 import signal
 import sys
@@ -22,10 +22,9 @@ import pyro
 import torch
 import tyro
 
-import vma_pyro
-from vma_pyro import ConvNetworks, Guide, Model, checkpoint, few_shot, plots
+from vma_pyro import ConvNetworks, Guide, Model, checkpoint, few_shot, plots, report
 from vma_pyro.baselines import MemorylessGuide, MemorylessModel
-from vma_pyro.data import Characters, Episode, EpisodeSampler, glyphs, omniglot
+from vma_pyro.data import Characters, EpisodeSampler, glyphs, omniglot
 from vma_pyro.data.episodes import Augmentation
 from vma_pyro.evaluation import Estimate
 from vma_pyro.infer import MultiSampleELBO, loo, reinforce, vimco, vimco_geometric
@@ -71,9 +70,7 @@ class FewShotConfig:
     """One memory for all images of an update (fast), or one for each, as in the paper."""
     memoryless: bool = True
     """Also train the memoryless model, for as many updates, to know what the memory brings."""
-    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=TrainConfig
-    )
+    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
     """Training. Without a budget: 1.8 minutes for glyphs, 60 for Omniglot, for each of the two models."""
     eval_images: int | None = None
     """Test images per likelihood; default 300 for glyphs, 500 for Omniglot."""
@@ -139,20 +136,30 @@ def build(architecture: dict[str, Any], *, memory: bool) -> tuple[torch.nn.Modul
     return MemorylessModel(networks), MemorylessGuide(networks)
 
 
+def objective(config: FewShotConfig) -> MultiSampleELBO:
+    """The bound that is trained."""
+    return MultiSampleELBO(config.particles, baseline=BASELINES[config.baseline], max_plate_nesting=1)
+
+
 def train(
     config: FewShotConfig, data: Split, folder: Path, *, memory: bool, updates: int | None = None
 ) -> tuple[torch.nn.Module, torch.nn.Module, dict[str, Any]]:
     """Train one of the two models, or go on with it; leaves the process if it is told to stop."""
     torch.manual_seed(config.train.seed)
-    architecture = {"networks": "conv", "width": config.width, "latent_dim": config.latent_dim, "memory": memory}
+    architecture = {
+        "networks": "conv",
+        "width": config.width,
+        "latent_dim": config.latent_dim,
+        "memory": memory,
+    }
     model, guide = build(architecture, memory=memory)
     augment: Augmentation | None = None if config.augment == "none" else config.augment
-    shape = dict(classes=config.classes, shots=config.shots, queries=config.queries)
+    shape: dict[str, Any] = {"classes": config.classes, "shots": config.shots, "queries": config.queries}
     episodes = EpisodeSampler(
         data.train, **shape, seed=config.train.seed, shared_memory=config.shared_memory, augment=augment
     )
     held_out = EpisodeSampler(data.validation, **shape, seed=1)
-    elbo = MultiSampleELBO(config.particles, baseline=BASELINES[config.baseline], max_plate_nesting=1)
+    elbo = objective(config)
     result = fit(
         model,
         guide,
@@ -164,7 +171,16 @@ def train(
         architecture=architecture,
         identity={
             name: getattr(config, name)
-            for name in ("data", "classes", "shots", "queries", "particles", "baseline", "augment", "shared_memory")
+            for name in (
+                "data",
+                "classes",
+                "shots",
+                "queries",
+                "particles",
+                "baseline",
+                "augment",
+                "shared_memory",
+            )
         }
         | architecture,
         resume=config.resume,
@@ -202,6 +218,7 @@ def main(config: FewShotConfig) -> None:
     config = config.resolved()
     pyro.settings.set(module_local_params=True)
     pyro.enable_validation(False)  # 0.4 to 1.3 ms per update; the tests run with it
+    objective(config)  # a bad option must not move an earlier run aside
     data = load_data(config)
     make_room(config)
     device = torch.device("cuda" if torch.cuda.is_available() and config.train.accelerator != "cpu" else "cpu")
@@ -222,10 +239,8 @@ def main(config: FewShotConfig) -> None:
     if memoryless is not None:
         memoryless = tuple(module.to(device) for module in memoryless)
         print("scoring the memoryless model on unseen classes ...")
-        nll = few_shot.memoryless_nll(*memoryless, data.test, protocol, device=device)
-        kl = few_shot.split_of_training_memory(
-            model, guide, data.test, protocol, device=device, memoryless=memoryless
-        )
+        nll = few_shot.memoryless_nll(memoryless, data.test, protocol, device=device)
+        kl = few_shot.split_of_memory(model, guide, data.test, protocol, device=device, memoryless=memoryless)
         scores = scores._replace(kl=kl)
         write(config, scores, Estimate.of(nll), training, time.monotonic() - start)
     print((config.out / "report.md").read_text())
@@ -247,10 +262,15 @@ def memoryless_pair(config: FewShotConfig, data: Split, training: dict[str, Any]
 def make_room(config: FewShotConfig) -> None:
     """Make the folder of results; move an earlier run aside rather than overwrite it."""
     out = config.out
-    if out.exists() and any(out.iterdir()) and not config.resume and config.load is None:
+    own = config.load is not None and config.load.resolve().parent == out.resolve()
+    if out.exists() and any(out.iterdir()) and not (config.resume or own):
+        if not os.access(out.parent, os.W_OK):
+            raise PermissionError(f"out: expected a folder that can be written, got {out}")
         number = 1
         while (aside := out.with_name(f"{out.name}-{number}")).exists():
             number += 1
+        if config.load is not None and out.resolve() in config.load.resolve().parents:
+            raise ValueError(f"load: expected a checkpoint outside {out}, which is moved aside, got {config.load}")
         out.rename(aside)
         print(f"moved the earlier run in {out} to {aside}")
     out.mkdir(parents=True, exist_ok=True)
@@ -266,97 +286,24 @@ def write(
     seconds: float,
 ) -> None:
     """results.json, report.md and training.png."""
-    protocol = config.protocol()
-    results = {
-        "command": command(),
-        "seconds": round(seconds, 1),
-        "nll": {shots: estimate._asdict() for shots, estimate in scores.nll.items()},
-        "nll_memoryless": None if memoryless is None else memoryless._asdict(),
-        "accuracy": {task: estimate._asdict() for task, estimate in scores.accuracy.items()},
-        "kl": {
-            name: value._asdict() if isinstance(value, Estimate) else value
-            for name, value in scores.kl._asdict().items()
-        }
-        | {"mutual_information": scores.mutual_information._asdict()},
-        "training": training,
-        "protocol": protocol._asdict(),
-        "config": asdict(config),
-        "versions": {
-            "vma_pyro": vma_pyro.__version__,
-            "pyro": pyro.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    (config.out / "results.json").write_text(json.dumps(results, indent=2, default=str) + "\n")
-    (config.out / "report.md").write_text(report(config, scores, memoryless, training, seconds))
+    job = report.Job(
+        command=command(),
+        data=config.data,
+        seconds=round(seconds, 1),
+        seed=config.train.seed,
+        training=training,
+        config=asdict(config),
+        protocol=config.protocol(),
+    )
+    (config.out / "results.json").write_text(report.to_json(job, scores, memoryless))
+    (config.out / "report.md").write_text(report.to_markdown(job, scores, memoryless))
     runs = {
         label: read_metrics(folder / "metrics.jsonl")
         for label, folder in (("memory", config.out), ("memoryless", config.out / "memoryless"))
         if (folder / "metrics.jsonl").exists()
     }
     if runs:
-        plots.save_training(config.out / "training.png", runs, log_memory=scores.kl.log_memory)
-
-
-def report(
-    config: FewShotConfig,
-    scores: few_shot.FewShotScores,
-    memoryless: Estimate | None,
-    training: dict[str, Any],
-    seconds: float,
-) -> str:
-    """The report for people."""
-    protocol, kl = config.protocol(), scores.kl
-    likelihoods = [(f"{shots} in memory", estimate) for shots, estimate in scores.nll.items()]
-    if memoryless is not None:
-        likelihoods.append(("no memory (the same networks)", memoryless))
-    accuracies = [
-        (task, f"{100 * estimate.mean:.1f} ± {100 * estimate.se:.1f}") for task, estimate in scores.accuracy.items()
-    ]
-    split = [
-        ("NLL", kl.nll),
-        ("minus reconstruction", kl.reconstruction),
-        ("KL(a), what the lookup costs", kl.kl_address),
-        ("KL(a) in bits", kl.kl_address_bits),
-        (f"KL(a) as a share of log\\|M\\| = {kl.log_memory:.2f}", kl.kl_address_share),
-        ("KL(z)", kl.kl_z),
-        ("mutual information of x and a, one shared memory", scores.mutual_information),
-        ("perplexity of q(a\\|x), in entries", kl.perplexity),
-        ("share of q(a\\|x) on entries of the right class", kl.right_class),
-        (f"effective sample size, of {kl.samples}", kl.effective_samples),
-        ("information gained by the memory", kl.information_gained or "not measured"),
-    ]
-    updates = ", ".join(f"{name} model {facts['updates']} updates" for name, facts in training.items()) or "loaded"
-    return f"""# Few-shot report: {config.data}, unseen classes
-
-`{command()}`
-
-Trained: {updates}. Whole job: {seconds:.0f} s. Estimates are means over test images ± standard error;
-seed {protocol.seed} for the test episodes, {config.train.seed} for training.
-
-## Negative log-likelihood
-
-Upper bound from {protocol.samples} importance samples, nats per image, {protocol.images} images; examples of the
-image's own class in memory, the image itself never.
-
-{few_shot.table(likelihoods, ("examples", "NLL in nats"))}
-
-## Classification by q(a|x), no fine-tuning
-
-{protocol.queries} images, each with a memory of its own.
-
-{few_shot.table(accuracies, ("task", "correct, %"))}
-
-## Where the nats go
-
-{protocol.images} images, each with a memory of {protocol.classes} classes x {protocol.shots} examples; nats per image
-unless said otherwise.
-
-{few_shot.table(split, ("part", "value"))}
-
-Pictures: `samples.png` (generated from one example), `posterior.png` (the address posterior), `training.png`.
-"""
+        plots.save_training(config.out / "training.png", runs, log_memory=math.log(config.classes * config.shots))
 
 
 def command() -> str:

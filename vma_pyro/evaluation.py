@@ -109,7 +109,9 @@ def log_likelihood(
     with undisturbed(model, guide, seed=seed, device=x.device):
         size = _address_size(guide, memory, x) if address == "exact" else 1
         bounds = []
-        for part, part_memory in _datapoint_chunks(memory, x, max(1, READS_PER_CHUNK // min(size, READS_PER_CHUNK))):
+        for part, part_memory in _datapoint_chunks(
+            memory, x, max(1, READS_PER_CHUNK // min(size, READS_PER_CHUNK))
+        ):
             total = torch.full((len(part),), -math.inf, dtype=torch.float64, device=x.device)
             for log_w in _weight_chunks(model, guide, part_memory, part, num_samples, size, address):
                 total = torch.logaddexp(total, log_w.double().flatten(0, -2).logsumexp(0))
@@ -162,7 +164,12 @@ def _address_size(guide: Callable[..., Any], memory: Memory, x: Tensor) -> int:
     trace = poutine.trace(guide).get_trace(memory.datapoints(slice(0, 1)), x[:1])
     if "address" not in trace.nodes:
         raise ValueError(f"address: expected a site 'address' in the guide, found {list(trace.stochastic_nodes)}")
-    return len(trace.nodes["address"]["fn"].enumerate_support(expand=False))
+    return len(distribution_at(trace, "address").enumerate_support(expand=False))
+
+
+def distribution_at(trace: poutine.Trace, site: str) -> Any:
+    """The distribution of a site; Pyro's types say no more than that it is callable."""
+    return trace.nodes[site]["fn"]
 
 
 class Split(NamedTuple):
@@ -201,8 +208,8 @@ def split_bound(
     if "address" not in guide_trace.nodes:
         return Split(reconstruction, torch.zeros_like(kl_z), kl_z, torch.ones(len(x), 1, device=x.device))
     # The address comes first in the guide, so all samples share its distribution: [samples, B, S], take one.
-    log_q = guide_trace.nodes["address"]["fn"].logits[0].log_softmax(-1)
-    log_p = model_trace.nodes["address"]["fn"].logits[0].log_softmax(-1)
+    log_q = distribution_at(guide_trace, "address").logits[0].log_softmax(-1)
+    log_p = distribution_at(model_trace, "address").logits[0].log_softmax(-1)
     q = log_q.exp()
     # 0 log 0 = 0: an address without probability costs nothing.
     kl_address = torch.where(q > 0, q * (log_q - log_p), 0.0).sum(-1)
@@ -327,16 +334,12 @@ def address_posterior(
         for part, part_memory in _datapoint_chunks(memory, x, batch_size):
             trace = poutine.trace(guide).get_trace(part_memory, part)
             if "address" not in trace.nodes:
-                raise ValueError(
-                    f"guide: expected a site 'address', found {[n for n in trace.stochastic_nodes]}"
-                )
-            probs.append(trace.nodes["address"]["fn"].probs)
+                raise ValueError(f"guide: expected a site 'address', found {list(trace.stochastic_nodes)}")
+            probs.append(distribution_at(trace, "address").probs)
     return torch.cat(probs)
 
 
-def classify(
-    guide: Callable[..., Any], memory: Memory, x: Tensor, *, num_classes: int | None = None
-) -> Tensor:
+def classify(guide: Callable[..., Any], memory: Memory, x: Tensor, *, num_classes: int | None = None) -> Tensor:
     """p(c | x) = sum of q(a | x, M) over the entries a of class c; no fine-tuning (section 4.2 of the paper).
 
     Args:

@@ -1,7 +1,8 @@
 """The few-shot protocol on unseen classes: scores of a model, and pictures of what it does.
 
 NLL at s shots: each test image under a memory of its own with s other examples of its class (C = 1).
-Classification: p(c|x) from q(a|x) under w classes with s examples. KL split: the memory of training.
+Classification: p(c|x) from q(a|x) under w classes with s examples. KL split: a memory of 32 entries, as in the
+paper's training (8 classes x 4).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vma_pyro.evaluation import (
     KLReport,
     address_posterior,
     classify,
+    distribution_at,
     kl_report,
     log_likelihood,
     undisturbed,
@@ -98,14 +100,14 @@ def score(
         for ways, shots in WAYS_AND_SHOTS
         if ways <= len(characters) and shots < examples
     }
-    kl = split_of_training_memory(model, guide, characters, protocol, device=device)
+    kl = split_of_memory(model, guide, characters, protocol, device=device)
     shared = shared_episode(characters, protocol).to(device)
     information = kl_report(model, guide, shared.memory, shared.x, num_samples=1).mutual_information
     assert information is not None  # the memory is shared
     return FewShotScores(nll, accuracy, kl, information)
 
 
-def split_of_training_memory(
+def split_of_memory(
     model: Program,
     guide: Program,
     characters: Characters,
@@ -114,8 +116,10 @@ def split_of_training_memory(
     device: torch.device,
     memoryless: Sequence[Program] = (),
 ) -> KLReport:
-    """The bound taken apart under a memory as large as in training; with the information gained if a model and a
-    guide without memory are given."""
+    """The bound taken apart under the memory of the KL split.
+
+    With a model and a guide without memory, the report has the information gained.
+    """
     episode = _episode(characters, protocol, protocol.classes, protocol.shots, protocol.images).to(device)
     paired = None
     if memoryless:
@@ -133,9 +137,10 @@ def split_of_training_memory(
 
 
 def memoryless_nll(
-    model: Program, guide: Program, characters: Characters, protocol: Protocol, *, device: torch.device
+    memoryless: Sequence[Program], characters: Characters, protocol: Protocol, *, device: torch.device
 ) -> Tensor:
-    """NLL of the images of the likelihood protocol under a model without memory, [images]."""
+    """NLL of the images of the likelihood protocol under a model and guide without memory, [images]."""
+    model, guide = memoryless
     episode = _likelihood_episode(characters, protocol, 1).to(device)
     return -log_likelihood(model, guide, episode.memory, episode.x, num_samples=protocol.samples)
 
@@ -169,12 +174,18 @@ def generate(model: Program, entries: Tensor, *, num_samples: int, seed: int = 0
     with undisturbed(model, seed=seed, device=entries.device):
         plate = pyro.plate("samples", num_samples, dim=-2)
         trace = poutine.trace(plate(model)).get_trace(memory)
-    mean: Tensor = trace.nodes["x"]["fn"].mean
+    mean: Tensor = distribution_at(trace, "x").mean
     return mean.transpose(0, 1)
 
 
 def draw_pictures(
-    model: Program, guide: Program, characters: Characters, protocol: Protocol, folder: Path, *, device: torch.device
+    model: Program,
+    guide: Program,
+    characters: Characters,
+    protocol: Protocol,
+    folder: Path,
+    *,
+    device: torch.device,
 ) -> None:
     """Write samples.png and posterior.png."""
     entries = _sampler(characters, 1, 1, 12, protocol.seed).sample().memory.entries[:, 0].to(device)
@@ -225,9 +236,3 @@ def _episode(characters: Characters, protocol: Protocol, classes: int, shots: in
 def _likelihood_episode(characters: Characters, protocol: Protocol, shots: int) -> Episode:
     # The sampler nests the memories of one seed: all numbers of shots score the same images.
     return _episode(characters, protocol, 1, shots, protocol.images)
-
-
-def table(rows: Sequence[tuple[str, Any]], head: tuple[str, str]) -> str:
-    """A Markdown table of two columns."""
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
-    return "\n".join(lines)

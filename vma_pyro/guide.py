@@ -50,7 +50,7 @@ class Guide(PyroModule):
 class CosineSimilarity(nn.Module):
     """s(u, v) = scale * cos(u - c, v - c), with the scale learned; bounded, so no address starts impossible.
 
-    # Departs from the paper: c is the mean key of the memory, because untrained keys point in nearly one direction.
+    # Departs from the paper: c is the mean key of the memory, because untrained keys have nearly one direction.
     Without centring q(a | x) starts uniform, the decoder learns to do without the memory, and thousands of updates
     pass before it looks there.
 

@@ -6,8 +6,8 @@ images (the default), or anything with `event_dim` trailing dimensions.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -24,27 +24,25 @@ class Encoder(Protocol):
         """The parameters that the features depend on."""
 
 
-@dataclass(frozen=True, eq=False)
 class Memory:
-    """M = (m_1, ..., m_S), shared by all datapoints or one per datapoint.
+    """M = (m_1, ..., m_S), shared by all datapoints or one per datapoint; not to be changed once made.
 
     Args:
         entries: [S, *E] shared by every datapoint, or [B, S, *E], one memory per datapoint.
         labels: class of each entry, int64 [S] or [B, S]; only classification and reports read it.
         event_dim: number of dimensions of one entry, E; 3 for images [1, 28, 28].
 
+    Attributes:
+        features: what the networks made of each entry, or None; see `encode`.
+
     Raises:
         ValueError: no entries, wrong number of dimensions, labels of another shape.
     """
 
-    entries: Tensor
-    labels: Tensor | None = None
-    event_dim: int = 3
-    features: Any = None
-    _last: _LastEncoding = field(default_factory=lambda: _LastEncoding(), repr=False)
-
-    def __post_init__(self) -> None:
-        """Check the shapes once; everything downstream relies on them."""
+    def __init__(self, entries: Tensor, labels: Tensor | None = None, event_dim: int = 3) -> None:
+        self.entries, self.labels, self.event_dim = entries, labels, event_dim
+        self.features: Any = None
+        self._last = _LastEncoding()
         lead = self.entries.dim() - self.event_dim
         shape = list(self.entries.shape)
         if lead not in (1, 2):
@@ -108,7 +106,9 @@ class Memory:
             lead = self.entries.shape[: self.entries.dim() - self.event_dim]
             features = map_tensors(lambda f: f.reshape(*lead, *f.shape[1:]), networks.encode(flat))
             self._last.remember(networks, features)
-        return replace(self, features=features)
+        encoded = copy.copy(self)  # shares `_last`, so that it need not be encoded again either
+        encoded.features = features
+        return encoded
 
     def read(self, address: Tensor) -> Any:
         """m_a: the features (or, if not encoded, the entries) at the addresses.
@@ -193,7 +193,13 @@ def _state_of(networks: Encoder) -> tuple[Any, ...]:
     """Everything that the features depend on besides the entries: in-place updates raise `_version`."""
     parameters = tuple(networks.parameters())
     modes = (torch.is_grad_enabled(), torch.is_autocast_enabled(), torch.is_autocast_enabled("cpu"))
-    return (networks, getattr(networks, "training", None), modes, parameters, [p._version for p in parameters])
+    return (
+        networks,
+        getattr(networks, "training", None),
+        modes,
+        parameters,
+        [p._version for p in parameters],
+    )
 
 
 def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:

@@ -108,9 +108,7 @@ class ConvNetworks(nn.Module):
         self.to_hidden = nn.Linear(top, hidden_dim)
         self.entry_to_hidden = nn.Linear(top, hidden_dim, bias=False)
         self.hidden_to_posterior = nn.Linear(hidden_dim, 2 * latent_dim)
-        self.to_prior = nn.Sequential(
-            nn.Linear(top, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 2 * latent_dim)
-        )
+        self.to_prior = nn.Sequential(nn.Linear(top, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 2 * latent_dim))
         self.entry_to_stem = nn.Linear(top, top, bias=False)
         self.skip4 = nn.Conv2d(high, high, 3, padding=1, bias=False)
         self.skip2 = nn.Conv2d(low, high, 3, padding=1, bias=False)

@@ -105,7 +105,9 @@ def save_training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]],
         training = [line for line in lines if "bound" in line]
         validation = [line for line in lines if "validation_nll" in line]
         updates = [line["update"] for line in training]
-        (curve,) = bound.plot(updates, [line["bound"] for line in training], linewidth=1, label=f"{label}, training")
+        (curve,) = bound.plot(
+            updates, [line["bound"] for line in training], linewidth=1, label=f"{label}, training"
+        )
         color = curve.get_color()
         bound.plot(
             [line["update"] for line in validation],
@@ -116,7 +118,9 @@ def save_training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]],
         )
         kl_z.plot(updates, [line["kl_z"] for line in training], linewidth=1, color=color, label=label)
         if any(line["kl_address"] for line in training):
-            kl_address.plot(updates, [line["kl_address"] for line in training], linewidth=1, color=color, label=label)
+            kl_address.plot(
+                updates, [line["kl_address"] for line in training], linewidth=1, color=color, label=label
+            )
     finite = [line["bound"] for lines in runs.values() for line in lines if "bound" in line]
     if finite:
         # The first updates are hundreds of nats away and would flatten the rest.

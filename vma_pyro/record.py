@@ -94,5 +94,7 @@ def _tensorboard_writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ValueError("tensorboard: expected it installed, found none; pip install 'vma-pyro[track]'") from error
+        raise ValueError(
+            "tensorboard: expected it installed, found none; pip install 'vma-pyro[track]'"
+        ) from error
     return SummaryWriter(str(folder / "tensorboard"))

@@ -138,7 +138,7 @@ def fit(
     Raises:
         ValueError: no budget, resumed with another configuration or architecture, or a damaged checkpoint.
         OSError: the folder cannot be written; the final checkpoint cannot.
-        FloatingPointError: the bound is no longer a finite number.
+        FloatingPointError: the bound or a parameter is no longer a finite number.
     """
     if config.updates is None and config.minutes is None:
         raise ValueError("updates: expected a budget in updates or minutes, got neither")
@@ -161,7 +161,13 @@ def fit(
     )
     try:
         with _stop_signals() as stop:
-            _train(run, validation, recorder, stop)
+            try:
+                _train(run, validation, recorder, stop)
+            except (RuntimeError, ValueError) as error:
+                # Sampling from NaN fails in many ways, none of which says what went wrong.
+                if "nan" not in str(error).lower():
+                    raise
+                raise run.diverged("parameters", "NaN") from error
         run.finished = not stop.signal
         if run.finished and run.best is None:
             run.keep()
@@ -237,6 +243,13 @@ class _Run:
         self.finished = False
         self.bound_sum = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
 
+    def diverged(self, what: str, got: object) -> FloatingPointError:
+        """The error of a run that cannot go on."""
+        return FloatingPointError(
+            f"training: expected finite {what}, got {got} at update {self.update}; "
+            f"lower the learning rate (now {self.config.learning_rate})"
+        )
+
     def progress(self) -> float:
         """Share of the budget that is used, 0 to 1."""
         by_updates = self.update / self.config.updates if self.config.updates else 0.0
@@ -247,10 +260,7 @@ class _Run:
         """The bound since the last line, and the KL split of the last episode."""
         bound = self.bound_sum.item() / self.bound_count
         if not math.isfinite(bound):
-            raise FloatingPointError(
-                f"training: expected a finite bound, got {bound} at update {self.update}; "
-                f"lower the learning rate (now {self.config.learning_rate})"
-            )
+            raise self.diverged("bounds", bound)
         self.bound_sum.zero_()
         self.bound_count = 0
         model, guide = self.bare.model, self.bare.guide
@@ -266,7 +276,7 @@ class _Run:
 
     def validate(self, validation: Sequence[Episode]) -> float:
         """NLL of held-out classes under the averaged weights; keeps these if it is the best so far."""
-        average = self.average.module
+        average: Any = self.average.module
         nll = [
             -log_likelihood(
                 average.model, average.guide, e.memory, e.x, num_samples=self.config.validation_samples
@@ -383,14 +393,15 @@ class _Stop:
 @contextmanager
 def _stop_signals() -> Iterator[_Stop]:
     """Turn Ctrl-C and SIGTERM into a request to stop; a second one acts as usual."""
-    stop, previous = _Stop(), {}
+    stop = _Stop()
+    previous: dict[int, Any] = {}
 
     def request(number: int, frame: FrameType | None) -> None:
         stop.signal = number
         signal.signal(number, previous[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in map(int, (signal.SIGINT, signal.SIGTERM)):
             previous[number] = signal.signal(number, request)
     except ValueError:  # not in the main thread: signals are somebody else's business
         pass

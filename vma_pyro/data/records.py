@@ -109,7 +109,8 @@ def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
         ValueError: not an npz file, truncated, holding objects, or without one of the keys.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, as numpy leaves a file open that it cannot read.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             missing = [key for key in keys if key not in file.files]
             if missing:
                 raise ValueError(f"{path}: expected arrays {list(keys)}, got {file.files}")

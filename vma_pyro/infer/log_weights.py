@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pyro
@@ -20,7 +21,7 @@ from pyro.util import check_site_shape
 from torch import Tensor
 
 Program = Callable[..., Any]
-Site = dict[str, Any]
+Site = Any  # a node of a trace; Pyro's own type leaves most of its fields open
 
 
 class Particles(NamedTuple):
@@ -72,9 +73,9 @@ def draw_particles(
             model, guide = plate(model), plate(guide)
         nesting = max_plate_nesting + (num_particles > 1)
         traces = _trace(model, guide, args, kwargs, nesting)
-        return _weigh(*traces, batch_plates, max_plate_nesting)
+        return _weigh(traces, batch_plates, max_plate_nesting)
     runs = [
-        _weigh(*_trace(model, guide, args, kwargs, max_plate_nesting), batch_plates, max_plate_nesting)
+        _weigh(_trace(model, guide, args, kwargs, max_plate_nesting), batch_plates, max_plate_nesting)
         for _ in range(num_particles)
     ]
     return Particles(
@@ -137,7 +138,7 @@ def log_weights_given(
     traces = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
     traces[0].compute_log_prob()
     traces[1].compute_score_parts()
-    return _weigh(*traces, batch_plates, max_plate_nesting, leading=1).log_weights
+    return _weigh(traces, batch_plates, max_plate_nesting, leading=1).log_weights
 
 
 def _particle_plate(num_particles: int, max_plate_nesting: int) -> Callable[[Program], Program]:
@@ -172,19 +173,21 @@ class PlateNesting:
             if frame.vectorized
         )
         nesting = max((-frame.dim for frame in frames), default=0)
-        try:
+        with suppress(TypeError):  # a callable without weak references is guessed anew each time
             self._known[model] = (weakref.ref(guide), nesting)
-        except TypeError:  # a callable without weak references is guessed anew each time
-            pass
         return nesting
 
 
-def _trace(model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], nesting: int) -> Any:
+def _trace(
+    model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], nesting: int
+) -> tuple[poutine.Trace, poutine.Trace]:
     """Traces of the model, replayed against the guide, and of the guide, with their log probabilities."""
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
     _check_same_latents(model_trace, guide_trace)
+    _check_nesting(guide_trace, nesting)
+    _check_nesting(model_trace, nesting)
     model_trace.compute_log_prob()
     guide_trace.compute_score_parts()
     if is_validation_enabled():
@@ -195,7 +198,8 @@ def _trace(model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str
 
 def _sample_sites(trace: poutine.Trace) -> Iterable[Site]:
     """The random sites, observed or not; `pyro.deterministic` is not random."""
-    for site in trace.nodes.values():
+    nodes: Iterable[Site] = trace.nodes.values()
+    for site in nodes:
         if site["type"] == "sample" and not site["infer"].get("_deterministic"):
             yield site
 
@@ -219,22 +223,31 @@ def _check_same_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) 
         raise ValueError(f"site '{name}': expected in the model as in the guide, model has {sorted(in_model)}")
 
 
+def _check_nesting(trace: poutine.Trace, nesting: int) -> None:
+    for site in _sample_sites(trace):
+        for frame in site["cond_indep_stack"]:
+            if frame.vectorized and -frame.dim > nesting:
+                raise ValueError(
+                    f"max_plate_nesting: expected at least {-frame.dim}, as plate '{frame.name}' of site "
+                    f"'{site['name']}' is at dimension {frame.dim}, got {nesting}"
+                )
+
+
 def _weigh(
-    model_trace: poutine.Trace,
-    guide_trace: poutine.Trace,
+    traces: tuple[poutine.Trace, poutine.Trace],
     batch_plates: Sequence[str],
     max_plate_nesting: int,
     *,
     leading: int = 0,
 ) -> Particles:
-    """Sum log p - log q and the scores over the sites of each datapoint."""
+    """Sum log p - log q and the scores over the sites of each datapoint, from the traces of model and guide."""
     layout = _Layout(tuple(batch_plates), max_plate_nesting, leading)
     log_w: Tensor | float = 0.0
     score: Tensor | float = 0.0
     live: Tensor | None = None  # which datapoints have any site that is not masked; None: all
     masks: list[Tensor] = []
     scale: float | None = None
-    for sign, trace in ((1, model_trace), (-1, guide_trace)):
+    for sign, trace in zip((1, -1), traces, strict=True):
         for site in _sample_sites(trace):
             site_scale = layout.subsampling_scale(site)
             if scale is not None and abs(site_scale - scale) > 1e-9 * scale:
@@ -280,12 +293,6 @@ class _Layout:
             raise ValueError(
                 f"site '{site['name']}': expected inside the batch plates {list(self.batch_plates)}, "
                 f"found in {inside}; its log weight belongs to no single datapoint"
-            )
-        too_far = [f for f in frames.values() if -f.dim > self.nesting and f.name != "num_particles_vectorized"]
-        if too_far:
-            raise ValueError(
-                f"max_plate_nesting: expected at least {-too_far[0].dim}, as plate '{too_far[0].name}' of site "
-                f"'{site['name']}' is at dimension {too_far[0].dim}, got {self.nesting}"
             )
         return [frames[name] for name in self.batch_plates]
 

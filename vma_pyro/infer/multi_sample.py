@@ -64,7 +64,9 @@ class MultiSampleELBO(ELBO):
             raise ValueError(f"num_particles: expected at least 1, got {num_particles}")
         name, least = getattr(baseline, "__name__", repr(baseline)), getattr(baseline, "min_particles", 1)
         if num_particles < least:
-            raise ValueError(f"num_particles: expected at least {least} for baseline '{name}', got {num_particles}")
+            raise ValueError(
+                f"num_particles: expected at least {least} for baseline '{name}', got {num_particles}"
+            )
         if isinstance(batch_plates, str) or not batch_plates:
             raise ValueError(f"batch_plates: expected a sequence of plate names, got {batch_plates!r}")
         super().__init__(

@@ -1,0 +1,246 @@
+"""The main job with tiny arguments: results, pictures, loading, interruption, and one-line errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vma_pyro import checkpoint
+from vma_pyro.data.records import write_npz
+from vma_pyro.record import read_metrics
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "few_shot.py"
+TINY = [
+    "--width=0.1",
+    "--latent-dim=4",
+    "--classes=3",
+    "--shots=2",
+    "--queries=6",
+    "--particles=2",
+    "--eval-images=6",
+    "--eval-samples=3",
+    "--log-every=5",
+    "--validate-every=10",
+    "--validation-samples=1",
+    "--accelerator=cpu",
+]
+PNG = b"\x89PNG"
+
+
+def start(*arguments, cwd, environment=None):
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(*arguments, cwd, environment=None):
+    process = start(*arguments, cwd=cwd, environment=environment)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def figures(folder):
+    timing = ("seconds", "updates_per_second")
+    return [{k: v for k, v in line.items() if k not in timing} for line in read_metrics(folder / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One whole run, shared by the tests that only read it."""
+    cwd = tmp_path_factory.mktemp("finished")
+    code, output = run(*TINY, "--updates=30", cwd=cwd)
+    assert code == 0, output
+    return cwd / "runs" / "few_shot", output
+
+
+def test_results(finished):
+    out, output = finished
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["nll"]) == {"1", "2", "5", "10", "19"}
+    assert set(results["accuracy"]) == {"5-way 1-shot", "5-way 5-shot", "20-way 1-shot", "20-way 5-shot"}
+    for estimate in (*results["nll"].values(), *results["accuracy"].values(), results["nll_memoryless"]):
+        assert set(estimate) == {"mean", "se", "n"}
+    assert results["nll"]["1"]["n"] == 6
+    assert results["kl"]["kl_address"]["mean"] <= results["kl"]["log_memory"]
+    assert results["kl"]["information_gained"]["n"] == 6
+    assert results["training"]["memory"]["updates"] == results["training"]["memoryless"]["updates"] == 30
+    assert results["config"]["width"] == 0.1
+    assert results["command"].startswith("uv run experiments/few_shot.py --width=0.1")
+    assert {"torch", "pyro", "python", "vma_pyro"} <= set(results["versions"])
+    assert results["seconds"] > 0
+
+
+def test_report_is_printed_and_written(finished):
+    out, output = finished
+    report = (out / "report.md").read_text()
+    assert report in output
+    assert "information gained by the memory" in report
+    assert "5-way 1-shot" in report
+
+
+def test_pictures(finished):
+    out, _ = finished
+    for name in ("samples.png", "posterior.png", "training.png"):
+        assert (out / name).read_bytes().startswith(PNG)
+
+
+def test_load_reports_without_training(finished, tmp_path):
+    out, _ = finished
+    for name in ("model.pt", "checkpoint.pt"):
+        code, output = run(*TINY, f"--load={out / name}", f"--out={tmp_path / name}", cwd=tmp_path)
+        assert code == 0, output
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        trained = json.loads((out / "results.json").read_text())
+        assert results["nll"] == trained["nll"]
+        assert results["nll_memoryless"] == trained["nll_memoryless"]
+        assert not (tmp_path / name / "metrics.jsonl").exists()
+
+
+def test_an_earlier_run_is_moved_aside(finished, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious.txt").write_text("mine")
+    code, output = run(*TINY, "--updates=2", "--no-memoryless", "--out=out", cwd=tmp_path)
+    assert code == 0, output
+    assert "moved the earlier run" in output
+    assert (tmp_path / "out-1" / "precious.txt").read_text() == "mine"
+
+
+def wait_for_update(path, update, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and any(line["update"] >= update for line in read_metrics(path)):
+            return
+        time.sleep(0.02)
+    raise AssertionError(process.communicate()[0])
+
+
+def test_sigterm_then_sigkill_then_resume(tmp_path):
+    """A run stopped by SIGTERM, killed between checkpoints and resumed gives the figures of a whole one."""
+    arguments = [*TINY, "--updates=120", "--no-memoryless", "--checkpoint-seconds=0.3"]
+    code, output = run(*arguments, "--out=whole", cwd=tmp_path)
+    assert code == 0, output
+    metrics = tmp_path / "parts" / "metrics.jsonl"
+
+    process = start(*arguments, "--out=parts", cwd=tmp_path)
+    wait_for_update(metrics, 20, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "go on with: uv run experiments/few_shot.py" in output
+    assert "Traceback" not in output
+    stopped = checkpoint.load(tmp_path / "parts" / "checkpoint.pt")["progress"]["update"]
+    assert 20 <= stopped < 120
+
+    process = start(*arguments, "--out=parts", "--resume", cwd=tmp_path)
+    wait_for_update(metrics, stopped + 15, process)
+    process.kill()
+    process.communicate()
+
+    code, output = run(*arguments, "--out=parts", "--resume", cwd=tmp_path)
+    assert code == 0, output
+    assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
+    whole, parts = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "parts"))
+    assert whole["nll"] == parts["nll"]
+
+
+def small_omniglot(root):
+    import numpy as np
+
+    from vma_pyro.data import glyphs, omniglot
+
+    images = glyphs.load(classes=24, examples=6).images
+    for half, names in (
+        ("background", [*omniglot.VALIDATION_ALPHABETS, "Latin", "Korean", "N_Ko"]),
+        ("evaluation", ["Angelic", "Oriya", "ULOG", "Tengwar", "Keble", "Manipuri"]),
+    ):
+        alphabets = np.repeat(names, 4)
+        write_npz(root / "omniglot" / f"{half}.npz", images=images, alphabet=alphabets, character=alphabets)
+    return root
+
+
+def test_omniglot(tmp_path):
+    root = small_omniglot(tmp_path / "data")
+    code, output = run(
+        *TINY, "--updates=2", "--no-memoryless", "--data=omniglot", f"--data-dir={root}", cwd=tmp_path
+    )
+    assert code == 0, output
+    results = json.loads((tmp_path / "runs" / "few_shot" / "results.json").read_text())
+    assert set(results["nll"]) == {"1", "2", "5"}  # six examples per class
+    assert results["nll_memoryless"] is None
+
+
+class TestOneLineErrors:
+    """Each ends with exit code 1 and one line that names the argument."""
+
+    def fails(self, *arguments, cwd, environment=None):
+        code, output = run(*TINY, *arguments, cwd=cwd, environment=environment)
+        lines = [line for line in output.splitlines() if line]
+        assert code == 1, output
+        assert len(lines) == 1, output
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+    def test_a_damaged_data_file(self, tmp_path):
+        path = small_omniglot(tmp_path / "data") / "omniglot" / "background.npz"
+        path.write_bytes(path.read_bytes()[:100])
+        line = self.fails("--updates=2", "--data=omniglot", "--data-dir=data", cwd=tmp_path)
+        assert "background.npz: expected a prepared npz file" in line
+        assert not (tmp_path / "runs").exists()
+
+    def test_too_few_particles(self, tmp_path):
+        line = self.fails("--updates=2", "--particles=1", cwd=tmp_path)
+        assert "num_particles: expected at least 2 for baseline 'vimco', got 1" in line
+
+    def test_a_missing_checkpoint(self, tmp_path):
+        assert "checkpoint: expected a file, found none at no.pt" in self.fails("--load=no.pt", cwd=tmp_path)
+
+    def test_a_memoryless_checkpoint(self, finished, tmp_path):
+        line = self.fails(f"--load={finished[0] / 'memoryless' / 'model.pt'}", cwd=tmp_path)
+        assert "expected a memory model on ConvNetworks" in line
+
+    def test_a_checkpoint_of_another_architecture(self, finished, tmp_path):
+        content = checkpoint.load(finished[0] / "model.pt")
+        content["architecture"]["latent_dim"] = 5
+        checkpoint.save(tmp_path / "model.pt", content)
+        assert "whose tensor" in self.fails("--load=model.pt", cwd=tmp_path)
+
+    def test_resume_into_a_changed_configuration(self, tmp_path):
+        code, output = run(*TINY, "--updates=2", "--no-memoryless", cwd=tmp_path)
+        assert code == 0, output
+        saved = (tmp_path / "runs" / "few_shot" / "checkpoint.pt").read_bytes()
+        line = self.fails("--updates=2", "--no-memoryless", "--resume", "--baseline=loo", cwd=tmp_path)
+        assert "resume: expected baseline = 'vimco' as in the checkpoint, got 'loo'" in line
+        assert (tmp_path / "runs" / "few_shot" / "checkpoint.pt").read_bytes() == saved
+
+    def test_an_output_folder_that_cannot_be_made(self, tmp_path):
+        (tmp_path / "file").write_text("not a folder")
+        line = self.fails("--updates=2", "--out=file/out", cwd=tmp_path)
+        assert "file" in line
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_an_unwritable_output_folder(self, tmp_path):
+        (tmp_path / "out").mkdir(mode=0o500)
+        assert "out: expected a folder that can be written" in self.fails("--updates=2", "--out=out", cwd=tmp_path)
+
+
+def test_help_explains_every_option():
+    code, output = run("--help", cwd=Path.cwd(), environment={"COLUMNS": "200"})
+    assert code == 0
+    for option in ("--data-dir", "--minutes", "--resume", "--load", "--particles", "--ema-decay"):
+        assert option in output
+
+
+def test_checkpoints_hold_no_code(finished):
+    for name in ("model.pt", "checkpoint.pt"):
+        torch.load(finished[0] / name, weights_only=True)

@@ -1,0 +1,130 @@
+"""Memory: reading, encoding once, and refusing what is no memory."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from vma_pyro import Guide, Memory, MLPNetworks, Model
+from vma_pyro.infer import MultiSampleELBO
+
+B, S = 3, 5
+
+
+class CountingNetworks(MLPNetworks):
+    """Counts the entries that it encodes."""
+
+    def __init__(self):
+        super().__init__(4, hidden_dims=(8, 7), key_dim=6)
+        self.encoded = 0
+
+    def encode(self, entries):
+        self.encoded += len(entries)
+        return super().encode(entries)
+
+
+def test_read_shared_and_per_datapoint():
+    entries = torch.arange(B * S * 2.0).reshape(B, S, 2)
+    own = Memory(entries, event_dim=1)
+    shared = Memory(entries[0], event_dim=1)
+    address = torch.tensor([[4, 0, 2], [1, 1, 3]])  # [K, B]
+    for k in range(2):
+        for b in range(B):
+            assert (own.read(address)[k, b] == entries[b, address[k, b]]).all()
+            assert (shared.read(address)[k, b] == entries[0, address[k, b]]).all()
+    enumerated = torch.arange(S).reshape(S, 1, 1)
+    assert own.read(enumerated).shape == (S, 1, B, 2)
+    assert shared.read(enumerated).shape == (S, 1, 1, 2)
+    assert (own.read(enumerated)[:, 0] == entries.transpose(0, 1)).all()
+
+
+@pytest.mark.parametrize("lead", [(S,), (B, S)])
+def test_each_entry_is_encoded_once_per_update(lead, random_images):
+    networks = CountingNetworks()
+    loss_fn = MultiSampleELBO(4, max_plate_nesting=1)(Model(networks), Guide(networks))
+    optimizer = torch.optim.Adam(loss_fn.parameters())
+    memory, x = Memory(random_images(*lead)), random_images(B)
+    entries = memory.entries.flatten(0, -4).shape[0]
+    for update in range(1, 4):
+        loss_fn(memory, x).backward()
+        optimizer.step()
+        assert networks.encoded == update * entries
+
+
+def test_the_encoding_is_renewed_when_it_must(random_images):
+    networks = CountingNetworks()
+    memory = Memory(random_images(S))
+
+    def encodes():
+        before = networks.encoded
+        memory.encode(networks)
+        return networks.encoded > before
+
+    assert encodes()
+    assert not encodes()
+    with torch.no_grad():
+        assert encodes()  # without a graph
+        assert not encodes()
+        networks.stem.weight.add_(1.0)
+        assert encodes()  # a parameter has changed
+    assert encodes()  # with a graph again
+    memory.encode(networks).features.key.sum().backward()
+    assert encodes()  # the graph is used up
+    other = CountingNetworks()
+    memory.encode(other)
+    assert other.encoded == S
+    assert encodes()
+
+
+def test_two_backward_passes_without_an_update(random_images):
+    networks = CountingNetworks()
+    loss_fn = MultiSampleELBO(2, max_plate_nesting=1)(Model(networks), Guide(networks))
+    memory, x = Memory(random_images(S)), random_images(B)
+    gradients = []
+    for _ in range(2):
+        loss_fn.zero_grad()
+        torch.manual_seed(0)
+        loss_fn(memory, x).backward()
+        gradients.append([p.grad.clone() for p in loss_fn.parameters()])
+    for first, second in zip(*gradients, strict=True):
+        assert (first == second).all()
+
+
+def test_copies_and_slices(random_images):
+    networks = CountingNetworks()
+    memory = Memory(random_images(B, S), torch.arange(S).expand(B, -1))
+    memory.encode(networks)
+    for twin in (copy.deepcopy(memory), pickle.loads(pickle.dumps(memory)), memory.to("cpu")):
+        assert (twin.entries == memory.entries).all()
+        assert (twin.labels == memory.labels).all()
+    part = memory.datapoints(slice(1, 3))
+    assert part.batch_size == 2
+    assert (part.entries == memory.entries[1:3]).all()
+    shared = Memory(random_images(S))
+    assert shared.datapoints(slice(1, 3)) is shared
+    assert (shared.size, shared.batch_size, shared.entry_shape) == (S, None, (1, 28, 28))
+
+
+class TestErrors:
+    def test_no_entries(self):
+        with pytest.raises(
+            ValueError, match=r"^memory.entries: expected at least one entry, got shape \[0, 1, 28"
+        ):
+            Memory(torch.zeros(0, 1, 28, 28))
+        with pytest.raises(ValueError, match=r"^memory.entries: expected at least one entry"):
+            Memory(torch.zeros(2, 0, 1, 28, 28))
+
+    def test_dimensions(self):
+        with pytest.raises(ValueError, match=r"^memory.entries: expected 4 dimensions \[S, \*E\] or 5"):
+            Memory(torch.zeros(28, 28))
+
+    def test_labels(self):
+        with pytest.raises(
+            ValueError, match=r"^memory.labels: expected shape \[5\], one label per entry, got \[4\]"
+        ):
+            Memory(torch.zeros(5, 1, 28, 28), torch.zeros(4))
+
+    def test_address_of_another_batch(self):
+        with pytest.raises(ValueError, match=r"^address: expected shape \[..., 2\], got \[3\]$"):
+            Memory(torch.zeros(2, 5, 1, 28, 28)).read(torch.zeros(3, dtype=torch.long))

@@ -1,0 +1,50 @@
+"""Every block of the README is run: Python as it stands, commands by their options."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_python_blocks_run(tmp_path):
+    code = "\n".join(blocks("python"))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "update 2: bound" in done.stdout
+    assert "5-way 1-shot:" in done.stdout
+
+
+def test_the_example_is_fifteen_lines():
+    assert len(blocks("python")[0].strip().splitlines()) <= 16
+    assert len(README.splitlines()) < 150
+
+
+def test_commands_name_files_and_options_that_exist():
+    help_text = subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / "few_shot.py"), "--help"], capture_output=True, text=True
+    ).stdout
+    commands = [line.split("#")[0] for block in blocks("sh") for line in block.splitlines()]
+    assert any("uv run pytest" in line for line in commands)
+    for line in commands:
+        for script in re.findall(r"experiments/\S+\.py", line):
+            assert (ROOT / script).exists()
+        for option in re.findall(r"--[a-z-]+", line):
+            assert option in help_text, option
+
+
+def test_ci_calls_the_test_command_of_the_readme():
+    assert "uv run pytest" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_linked_files_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,71 @@
+"""The house keeps its shape: imports point one way, and every experiment is run by a test."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+# Each layer may import those after it.
+LAYERS = [
+    {"report"},
+    {"few_shot"},
+    {"training"},
+    {"evaluation", "plots", "record", "checkpoint"},
+    {"model", "guide", "baselines", "data", "infer"},
+    {"memory", "networks"},
+]
+
+
+def layer(module):
+    """Number of the layer of vma_pyro.<module>; the package itself re-exports the fifth and fourth."""
+    part = module.split(".")[1] if "." in module else "model"
+    return next(i for i, names in enumerate(LAYERS) if part in names)
+
+
+def imports(path):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "vma_pyro":
+                yield from (f"vma_pyro.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def modules():
+    for path in (ROOT / "vma_pyro").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if name != "vma_pyro":
+            yield name, path
+
+
+def test_imports_point_one_way():
+    known = {name for names in LAYERS for name in names}
+    for name, path in modules():
+        for imported in imports(path):
+            if imported.startswith("vma_pyro.") and imported.split(".")[1] in known:
+                same_part = imported.split(".")[1] == name.split(".")[1]
+                assert same_part or layer(imported) >= layer(name), f"{name} imports {imported}"
+
+
+def test_inference_knows_sites_but_not_our_classes():
+    for name, path in modules():
+        if name.startswith("vma_pyro.infer"):
+            ours = {i for i in imports(path) if i.startswith("vma_pyro") and not i.startswith("vma_pyro.infer")}
+            assert not ours, name
+
+
+def test_networks_know_no_pyro_and_only_training_knows_fabric():
+    for name, path in modules():
+        found = set(imports(path))
+        if name == "vma_pyro.networks":
+            assert not any(i.startswith("pyro") for i in found)
+        if name != "vma_pyro.training":
+            assert not any(i.startswith("lightning") for i in found), name
+
+
+def test_every_experiment_is_run_by_a_test():
+    for script in (ROOT / "experiments").glob("*.py"):
+        assert (ROOT / "tests" / f"test_experiment_{script.stem}.py").exists(), script.name

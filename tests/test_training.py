@@ -1,0 +1,269 @@
+"""Training: it learns, it resumes bit for bit, it stops when told, and it never loses what it has."""
+
+import errno
+import json
+import math
+import os
+import signal
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vma_pyro import Guide, MLPNetworks, Model, checkpoint
+from vma_pyro.data import EpisodeSampler, glyphs
+from vma_pyro.infer import MultiSampleELBO, vimco
+from vma_pyro.record import Recorder, read_metrics
+from vma_pyro.training import TrainConfig, fit, learning_rate
+
+CONFIG = TrainConfig(
+    updates=30,
+    log_every=7,
+    validate_every=6,
+    warmup_updates=5,
+    checkpoint_seconds=1e9,
+    accelerator="cpu",
+    validation_samples=2,
+)
+TIMING = ("seconds", "updates_per_second")
+
+
+@pytest.fixture(scope="module")
+def characters():
+    return glyphs.load(classes=12, examples=6)
+
+
+def run(characters, folder, config=CONFIG, *, resume=False, hidden_dims=(8, 7), validation=True, **options):
+    torch.manual_seed(0)
+    networks = MLPNetworks(3, hidden_dims=hidden_dims, key_dim=5)
+    model, guide = Model(networks), Guide(networks)
+    episodes = EpisodeSampler(characters, classes=3, shots=2, queries=4, seed=0)
+    held_out = [EpisodeSampler(characters, classes=3, shots=2, queries=4, seed=1).sample()] if validation else []
+    elbo = MultiSampleELBO(3, baseline=vimco, max_plate_nesting=1)
+    result = fit(
+        model,
+        guide,
+        elbo,
+        episodes,
+        config=config,
+        folder=folder,
+        validation=held_out,
+        resume=resume,
+        show_progress=False,
+        **options,
+    )
+    return result, {n: p.detach().clone() for n, p in elbo(model, guide).named_parameters()}
+
+
+def figures(folder):
+    """The lines of metrics.jsonl without the clock."""
+    return [{k: v for k, v in line.items() if k not in TIMING} for line in read_metrics(folder / "metrics.jsonl")]
+
+
+class StopAt:
+    """Stands in for the sampler's episode number `update` being interrupted by a signal or a crash."""
+
+    def __init__(self, monkeypatch, update, action):
+        draw = EpisodeSampler.sample
+        self.count = 0
+
+        def sample(sampler):
+            if sampler.classes == 3 and sampler.queries == 4 and not self.done:
+                self.count += 1
+                if self.count == update + 2:  # one for the validation episode, one to be inside an update
+                    self.done = True
+                    action()
+            return draw(sampler)
+
+        self.done = False
+        monkeypatch.setattr(EpisodeSampler, "sample", sample)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_with_a_checkpoint_and_resuming_is_bit_for_bit(characters, tmp_path, monkeypatch, number):
+    _, expected = run(characters, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        StopAt(patch, 17, lambda: os.kill(os.getpid(), number))
+        result, _ = run(characters, tmp_path / "parts")
+    assert result.interrupted == number
+    assert result.updates < 30
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    result, weights = run(characters, tmp_path / "parts", resume=True)
+    assert (result.interrupted, result.updates) == (0, 30)
+    assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
+    assert all((weights[name] == expected[name]).all() for name in expected)
+
+
+def test_a_crash_between_checkpoints_repeats_the_lost_updates(characters, tmp_path, monkeypatch):
+    """As after SIGKILL: metrics.jsonl is ahead of the last checkpoint, and its last line may be torn."""
+    run(characters, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        StopAt(patch, 10, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        run(characters, tmp_path / "parts")
+
+    class Killed(BaseException):
+        pass
+
+    def kill():
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        StopAt(patch, 12, kill)
+        with pytest.raises(Killed):
+            run(characters, tmp_path / "parts", resume=True)
+    metrics = tmp_path / "parts" / "metrics.jsonl"
+    assert json.loads(metrics.read_text().splitlines()[-1])["update"] > 11
+    metrics.write_text(metrics.read_text() + '{"update": 23, "bou')
+    run(characters, tmp_path / "parts", resume=True)
+    assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
+
+
+def test_session_minutes_leave_with_a_checkpoint(characters, tmp_path):
+    run(characters, tmp_path / "whole")
+    short = replace(CONFIG, session_minutes=1e-9)
+    sessions = 0
+    while True:
+        result, _ = run(characters, tmp_path / "parts", short, resume=True)
+        sessions += 1
+        if not result.interrupted:
+            break
+    assert sessions >= 30
+    assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_trained_again(characters, tmp_path):
+    _, weights = run(characters, tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    result, again = run(characters, tmp_path, resume=True)
+    assert result.updates == 30
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    assert all((weights[name] == again[name]).all() for name in weights)
+
+
+def test_it_learns_and_keeps_the_best_validated_average(characters, tmp_path):
+    config = replace(CONFIG, updates=300, log_every=50, validate_every=50)
+    result, _ = run(characters, tmp_path, config)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    bounds = [line["bound"] for line in lines if "bound" in line]
+    validation = [line["validation_nll"] for line in lines if "validation_nll" in line]
+    assert bounds[-1] > bounds[0] + 100
+    assert result.validation_nll == min(validation)
+    assert all(0 <= line["kl_address"] <= math.log(6) + 1e-5 for line in lines if "kl_address" in line)
+
+
+def test_early_stopping(characters, tmp_path):
+    # A learning rate of nearly nothing does not improve the validation for long.
+    config = replace(CONFIG, updates=10_000, learning_rate=1e-30, patience=2)
+    result, _ = run(characters, tmp_path, config)
+    assert result.updates == 3 * 6
+
+
+def test_a_budget_in_minutes_ends_the_run(characters, tmp_path):
+    result, _ = run(characters, tmp_path, replace(CONFIG, updates=None, minutes=0.01))
+    assert not result.interrupted
+    assert 0.6 <= result.seconds < 5
+
+
+def test_without_validation_the_last_average_is_kept(characters, tmp_path):
+    result, weights = run(characters, tmp_path, validation=False)
+    assert math.isnan(result.validation_nll)
+    saved = checkpoint.load(tmp_path / "checkpoint.pt")
+    for name, value in weights.items():
+        assert (saved["weights"][name] == value).all()
+        assert (saved["module"][name] != value).any()
+
+
+def test_learning_rate_schedule():
+    config = TrainConfig(updates=100, learning_rate=1.0, warmup_updates=10, final_rate=0.1)
+    assert learning_rate(config, 0, 0.0) == pytest.approx(0.1)
+    assert learning_rate(config, 50, 0.5) == pytest.approx(0.55)
+    assert learning_rate(config, 100, 1.0) == pytest.approx(0.1)
+
+
+def test_it_trains_in_a_thread_where_signals_cannot_be_caught(characters, tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run(characters, tmp_path)[0]))
+    thread.start()
+    thread.join()
+    assert results[0].updates == 30
+
+
+def test_bfloat16(characters, tmp_path):
+    result, _ = run(characters, tmp_path, replace(CONFIG, precision="bf16-mixed"))
+    assert math.isfinite(result.validation_nll)
+
+
+# TensorBoard's protobuf code has deprecation warnings of its own on some versions.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard(characters, tmp_path):
+    pytest.importorskip("tensorboard")
+    run(characters, tmp_path, tensorboard=True)
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_recorder_drops_later_and_torn_lines(tmp_path):
+    recorder = Recorder(tmp_path, show=False)
+    for update in (5, 10, 15):
+        recorder.write(update, bound=1.0)
+    recorder.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 20')
+    assert [line["update"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [5, 10, 15]
+    Recorder(tmp_path, resume_at=10, show=False).close()
+    assert [line["update"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [5, 10]
+
+
+class TestErrors:
+    def test_another_configuration(self, characters, tmp_path):
+        run(characters, tmp_path)
+        with pytest.raises(
+            ValueError, match="^resume: expected learning_rate = 0.001 as in the checkpoint, got 0.5$"
+        ):
+            run(characters, tmp_path, replace(CONFIG, learning_rate=0.5), resume=True)
+        with pytest.raises(
+            ValueError, match="^resume: expected data = None as in the checkpoint, got 'omniglot'$"
+        ):
+            run(characters, tmp_path, resume=True, identity={"data": "omniglot"})
+
+    def test_another_architecture(self, characters, tmp_path):
+        run(characters, tmp_path)
+        before = (tmp_path / "checkpoint.pt").read_bytes()
+        with pytest.raises(ValueError, match="^checkpoint: expected the architecture of this run, whose tensor"):
+            run(characters, tmp_path, resume=True, hidden_dims=(9, 7))
+        assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+    def test_weights_are_no_run(self, characters, tmp_path):
+        checkpoint.save(tmp_path / "checkpoint.pt", {"weights": {}})
+        with pytest.raises(ValueError, match="expected one of a training run, got weights only$"):
+            run(characters, tmp_path, resume=True)
+
+    def test_budget(self, characters, tmp_path):
+        with pytest.raises(ValueError, match="^updates: expected a budget in updates or minutes, got neither$"):
+            run(characters, tmp_path, replace(CONFIG, updates=None))
+        with pytest.raises(ValueError, match="^minutes: expected more than 0, got -1$"):
+            TrainConfig(minutes=-1)
+        with pytest.raises(ValueError, match="^patience: expected at least 1, got 0$"):
+            TrainConfig(patience=0)
+
+    def test_a_diverging_run_is_stopped(self, characters, tmp_path):
+        with pytest.raises(FloatingPointError, match="^training: expected finite .* lower the learning rate"):
+            run(characters, tmp_path, replace(CONFIG, learning_rate=1e30, warmup_updates=1, clip_norm=1e30))
+
+    def test_a_full_disk_ends_neither_the_run_nor_the_checkpoint(self, characters, tmp_path, monkeypatch):
+        StopAt(monkeypatch, 10, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        first, _ = run(characters, tmp_path)
+        sync, calls = os.fsync, []
+
+        def full_until_the_end(descriptor):
+            calls.append(descriptor)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full_until_the_end)
+            config = replace(CONFIG, checkpoint_seconds=1e-9)
+            with pytest.raises(OSError, match="No space left"):
+                run(characters, tmp_path, config, resume=True)
+        assert len(calls) > 2  # it went on after the first failure, and said so at the end
+        assert os.fsync is sync
+        assert checkpoint.load(tmp_path / "checkpoint.pt")["progress"]["update"] == first.updates

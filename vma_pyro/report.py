@@ -1,0 +1,129 @@
+"""The few-shot scores as JSON for programs and as Markdown for people."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+
+from vma_pyro.evaluation import Estimate
+from vma_pyro.few_shot import FewShotScores, Protocol
+
+
+class Job(NamedTuple):
+    """What was run.
+
+    Attributes:
+        command: with which everything can be repeated.
+        data: name of the data set.
+        seconds: of the whole job, wall clock.
+        seed: of training.
+        training: name of a model to facts about its training (updates, seconds, ...).
+        config: all options.
+        protocol: how much was measured.
+    """
+
+    command: str
+    data: str
+    seconds: float
+    seed: int
+    training: dict[str, dict[str, Any]]
+    config: dict[str, Any]
+    protocol: Protocol
+
+
+def to_json(job: Job, scores: FewShotScores, memoryless: Estimate | None) -> str:
+    """Every figure with its standard error and number of images; NLL in nats per image, accuracy as a share."""
+    kl = {name: _plain(value) for name, value in scores.kl._asdict().items()}
+    results = {
+        "command": job.command,
+        "seconds": job.seconds,
+        "nll": {shots: _plain(estimate) for shots, estimate in scores.nll.items()},
+        "nll_memoryless": _plain(memoryless),
+        "accuracy": {task: _plain(estimate) for task, estimate in scores.accuracy.items()},
+        "kl": kl | {"mutual_information": _plain(scores.mutual_information)},
+        "training": job.training,
+        "protocol": job.protocol._asdict(),
+        "config": job.config,
+        "versions": {
+            "vma_pyro": _version(),
+            "pyro": pyro.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        },
+    }
+    return json.dumps(results, indent=2, default=str) + "\n"
+
+
+def to_markdown(job: Job, scores: FewShotScores, memoryless: Estimate | None) -> str:
+    """The report: likelihood by number of examples, classification, and where the nats go."""
+    protocol, kl = job.protocol, scores.kl
+    likelihoods: list[tuple[str, Any]] = [
+        (f"{shots} in memory", estimate) for shots, estimate in scores.nll.items()
+    ]
+    if memoryless is not None:
+        likelihoods.append(("no memory (the same networks)", memoryless))
+    accuracies = [(task, f"{100 * e.mean:.1f} ± {100 * e.se:.1f}") for task, e in scores.accuracy.items()]
+    split = [
+        ("NLL", kl.nll),
+        ("minus reconstruction", kl.reconstruction),
+        ("KL(a), what the lookup costs", kl.kl_address),
+        ("KL(a) in bits", kl.kl_address_bits),
+        (f"KL(a) as a share of log\\|M\\| = {kl.log_memory:.2f}", kl.kl_address_share),
+        ("KL(z)", kl.kl_z),
+        ("mutual information of x and a, one shared memory", scores.mutual_information),
+        ("perplexity of q(a\\|x), in entries", kl.perplexity),
+        ("share of q(a\\|x) on entries of the right class", kl.right_class),
+        (f"effective sample size, of {kl.samples}", kl.effective_samples),
+        ("information gained by the memory", kl.information_gained or "not measured"),
+    ]
+    trained = ", ".join(f"{name} model {facts['updates']} updates" for name, facts in job.training.items())
+    return f"""# Few-shot report: {job.data}, unseen classes
+
+`{job.command}`
+
+Trained: {trained or "elsewhere, loaded here"}. Whole job: {job.seconds:.0f} s. Estimates are means over test
+images ± their standard error; seed {protocol.seed} for the test episodes, {job.seed} for training.
+
+## Negative log-likelihood
+
+Upper bound from {protocol.samples} importance samples, nats per image, {protocol.images} images; examples of the
+image's own class in memory, the image itself never.
+
+{_table(("examples", "NLL in nats"), likelihoods)}
+
+## Classification by q(a|x), no fine-tuning
+
+{protocol.queries} images, each with a memory of its own.
+
+{_table(("task", "correct, %"), accuracies)}
+
+## Where the nats go
+
+{protocol.images} images, each with a memory of {protocol.classes} classes x {protocol.shots} examples; nats per
+image unless said otherwise.
+
+{_table(("part", "value"), split)}
+
+Pictures: `samples.png` (generated from one example), `posterior.png` (the address posterior), `training.png`.
+"""
+
+
+def _plain(value: Any) -> Any:
+    return value._asdict() if isinstance(value, Estimate) else value
+
+
+def _version() -> str:
+    from vma_pyro import __version__
+
+    return __version__
+
+
+def _table(head: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    return "\n".join(lines)
