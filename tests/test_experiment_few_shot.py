@@ -1,5 +1,6 @@
 """The main job with tiny arguments: results, pictures, loading, interruption, and one-line errors."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -116,6 +117,14 @@ def test_an_earlier_run_is_moved_aside(finished, tmp_path):
     assert (tmp_path / "out-1" / "precious.txt").read_text() == "mine"
 
 
+def test_loading_does_not_overwrite_an_earlier_run(finished, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text("mine")
+    code, output = run(*TINY, f"--load={finished[0] / 'model.pt'}", "--out=out", cwd=tmp_path)
+    assert code == 0, output
+    assert (tmp_path / "out-1" / "results.json").read_text() == "mine"
+
+
 def wait_for_update(path, update, process):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -228,10 +237,15 @@ class TestOneLineErrors:
         line = self.fails("--updates=2", "--out=file/out", cwd=tmp_path)
         assert "file" in line
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-    def test_an_unwritable_output_folder(self, tmp_path):
-        (tmp_path / "out").mkdir(mode=0o500)
-        assert "out: expected a folder that can be written" in self.fails("--updates=2", "--out=out", cwd=tmp_path)
+    def test_an_unwritable_output_folder(self, tmp_path, monkeypatch):
+        # In this process and with a stand-in, as root may write everywhere.
+        specification = importlib.util.spec_from_file_location("few_shot_script", SCRIPT)
+        script = importlib.util.module_from_spec(specification)
+        monkeypatch.setitem(sys.modules, "few_shot_script", script)
+        specification.loader.exec_module(script)
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        with pytest.raises(SystemExit, match="^error: out: expected a folder that can be written, got "):
+            script.cli(["--updates=2", f"--out={tmp_path / 'out'}"])
 
 
 def test_help_explains_every_option():

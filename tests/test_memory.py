@@ -119,6 +119,12 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"^memory.entries: expected 4 dimensions \[S, \*E\] or 5"):
             Memory(torch.zeros(28, 28))
 
+    def test_nan(self):
+        with pytest.raises(
+            ValueError, match=r"^memory.entries: expected finite values, got 784 NaN or infinite of 1568$"
+        ):
+            Memory(torch.stack([torch.zeros(1, 28, 28), torch.full((1, 28, 28), float("nan"))]))
+
     def test_labels(self):
         with pytest.raises(
             ValueError, match=r"^memory.labels: expected shape \[5\], one label per entry, got \[4\]"

@@ -250,6 +250,13 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"^images: expected shape \[N, 1, 28, 28\], got \[5, 1, 14, 14\]$"):
             guide(Memory(random_images(S, side=14)), random_images(B, side=14))
 
+    def test_images_that_are_not_binary(self, random_images):
+        model, _ = build()
+        with pytest.raises(ValueError, match=r"^x: expected binary values 0 and 1, got values from 0 to 0.5$"):
+            model(Memory(random_images(S)), random_images(B) / 2)
+        with pytest.raises(ValueError, match=r"^x: expected binary values 0 and 1"):
+            MemorylessModel(model.networks)(None, random_images(B) / 2)
+
     def test_nan(self, random_images):
         model, guide = build()
         x = random_images(B)

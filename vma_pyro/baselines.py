@@ -8,7 +8,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from vma_pyro.memory import Memory
+from vma_pyro.memory import Memory, check_binary
 from vma_pyro.networks import Networks
 
 
@@ -34,6 +34,7 @@ class MemorylessModel(PyroModule):
     def forward(self, memory: Memory | Tensor | None, x: Tensor | None = None, *, num_images: int = 1) -> Tensor:
         """As `Model.forward`; the memory is ignored and may be None."""
         if x is not None:
+            check_binary("x", x)
             x = x.float()
         device = next(iter(self.networks.parameters())).device
         blank = blank_memory(self.networks, device).encode(self.networks)

@@ -285,7 +285,7 @@ def kl_report(
     parts, log_ws = [], []
     with undisturbed(model, guide, seed=seed, device=x.device):
         for part, part_memory in _datapoint_chunks(memory, x, max(1, READS_PER_CHUNK // num_samples)):
-            parts.append(split_bound(model, guide, part_memory, part, num_samples=num_samples))
+            parts.append(_split_in_chunks(model, guide, part_memory, part, num_samples))
             chunks = _weight_chunks(model, guide, part_memory, part, num_samples, 1, "sampled")
             log_ws.append(torch.cat(list(chunks)))
     split = Split(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
@@ -309,6 +309,21 @@ def kl_report(
         log_memory=log_memory,
         samples=num_samples,
     )
+
+
+def _split_in_chunks(
+    model: Callable[..., Any], guide: Callable[..., Any], memory: Memory, x: Tensor, num_samples: int
+) -> Split:
+    """`split_bound` of any number of samples in bounded memory."""
+    total: Split | None = None
+    chunk = max(1, READS_PER_CHUNK // len(x))
+    for start in range(0, num_samples, chunk):
+        k = min(chunk, num_samples - start)
+        part = split_bound(model, guide, memory, x, num_samples=k)
+        share = Split(*(k / num_samples * field for field in part))
+        total = share if total is None else Split(*(a + b for a, b in zip(total, share, strict=True)))
+    assert total is not None  # num_samples is positive
+    return total
 
 
 def _mutual_information(q: Tensor) -> Estimate:

@@ -36,7 +36,7 @@ class Memory:
         features: what the networks made of each entry, or None; see `encode`.
 
     Raises:
-        ValueError: no entries, wrong number of dimensions, labels of another shape.
+        ValueError: no entries, wrong number of dimensions, labels of another shape, NaN or infinity.
     """
 
     def __init__(self, entries: Tensor, labels: Tensor | None = None, event_dim: int = 3) -> None:
@@ -56,6 +56,7 @@ class Memory:
             raise ValueError(
                 f"memory.labels: expected shape {shape[:lead]}, one label per entry, got {list(self.labels.shape)}"
             )
+        check_finite("memory.entries", self.entries)
 
     @staticmethod
     def of(memory: Memory | Tensor) -> Memory:
@@ -150,10 +151,7 @@ class Memory:
                 f"x: expected {self.entries.shape[0]} datapoints, one per memory, got {len(x)} "
                 f"(memory {list(self.entries.shape)}, x {list(x.shape)})"
             )
-        # On a GPU the check would stall the queue at every update; evaluation checks there once per call.
-        if x.device.type == "cpu":
-            check_finite("x", x)
-            check_finite("memory.entries", self.entries)
+        check_finite("x", x)
 
 
 class _LastEncoding:
@@ -220,9 +218,19 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
 
 
-def check_finite(name: str, value: Tensor) -> None:
-    """Refuse NaN and infinity, with their number."""
-    if value.is_floating_point():
-        bad = int((~torch.isfinite(value)).sum())
+def check_finite(name: str, values: Tensor) -> None:
+    """Refuse NaN and infinity, with their number.
+
+    Only on the CPU, as the next one: on a GPU every look at the values would stall the queue.
+    """
+    if values.device.type == "cpu" and values.is_floating_point():
+        bad = int((~torch.isfinite(values)).sum())
         if bad:
-            raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite of {value.numel()}")
+            raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite of {values.numel()}")
+
+
+def check_binary(name: str, images: Tensor) -> None:
+    """Refuse images that a Bernoulli likelihood cannot score, with their range."""
+    if images.device.type == "cpu" and not bool(((images == 0) | (images == 1)).all()):
+        low, high = images.min().item(), images.max().item()
+        raise ValueError(f"{name}: expected binary values 0 and 1, got values from {low:g} to {high:g}")

@@ -8,7 +8,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from vma_pyro.memory import Memory
+from vma_pyro.memory import Memory, check_binary
 from vma_pyro.networks import Networks
 
 
@@ -44,6 +44,7 @@ class Model(PyroModule):
         memory = Memory.of(memory)
         if x is not None:
             memory.check(x)
+            check_binary("x", x)
             x = x.float()
         batch = len(x) if x is not None else memory.batch_size or num_images
         memory = memory.encode(self.networks)

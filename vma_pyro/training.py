@@ -228,7 +228,10 @@ class _Run:
         from lightning_fabric import Fabric  # seconds to import
 
         self.config, self.episodes, self.path = config, episodes, path
-        self.fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)  # type: ignore[arg-type]
+        accelerator = config.accelerator
+        if accelerator == "auto":
+            accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=config.precision)  # type: ignore[arg-type]
         torch.manual_seed(config.seed)
         self.bare = elbo(model, guide).to(self.fabric.device)
         optimizer = torch.optim.Adam(self.bare.parameters(), config.learning_rate, fused=True)

@@ -134,7 +134,10 @@ def log_weights_given(
     model_trace = poutine.trace(plate(model)).get_trace(*args, **kwargs)
     for name in fixed:
         if name not in guide_trace.nodes or name not in model_trace.nodes:
-            raise ValueError(f"site '{name}': expected in both model and guide, found {_latents(guide_trace)}")
+            raise ValueError(
+                f"site '{name}': expected in both model and guide, guide has {sorted(guide_trace.nodes)}"
+            )
+    _check_same_latents(model_trace, guide_trace)
     traces = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
     traces[0].compute_log_prob()
     traces[1].compute_score_parts()
