@@ -101,7 +101,7 @@ def test_the_true_posterior_gives_the_evidence(problem, address):
 @pytest.mark.parametrize("address", ["sampled", "exact"])
 def test_chunks_change_nothing_but_the_noise(problem, address, monkeypatch):
     memory, x, evidence = problem
-    monkeypatch.setattr("vma_pyro.evaluation.READS_PER_CHUNK", 4)
+    monkeypatch.setattr("vma_pyro.evaluation.chunks.READS_PER_CHUNK", 4)
     report = kl_report(model, exact_guide, memory, x, num_samples=7)
     assert report.nll.mean == pytest.approx(-evidence.mean().item(), abs=1e-6)
     bound = log_likelihood(model, exact_guide, memory, x, num_samples=5, address=address)

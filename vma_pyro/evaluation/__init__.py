@@ -1,0 +1,24 @@
+"""Likelihoods, the split of the KL, and few-shot classification, each with its standard error.
+
+Everything here runs without gradients, in evaluation mode, under its own random stream: nothing disturbs a
+training run. Model and guide are any Pyro programs with the signature (memory, x), the plate `data` and the sites
+`address`, `z` and `x`; a model without an address (the memoryless one) has zero address terms.
+"""
+
+from vma_pyro.evaluation.classification import address_posterior, classify
+from vma_pyro.evaluation.estimates import Estimate, distribution_at, undisturbed
+from vma_pyro.evaluation.kl import KLReport, Split, kl_report, split_bound
+from vma_pyro.evaluation.likelihood import log_likelihood
+
+__all__ = [
+    "Estimate",
+    "KLReport",
+    "Split",
+    "address_posterior",
+    "classify",
+    "distribution_at",
+    "kl_report",
+    "log_likelihood",
+    "split_bound",
+    "undisturbed",
+]

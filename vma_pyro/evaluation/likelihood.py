@@ -1,0 +1,72 @@
+"""The importance-weighted bound of log p(x | M)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from vma_pyro.evaluation.chunks import checked, datapoint_chunks, weight_chunks
+from vma_pyro.evaluation.estimates import distribution_at, undisturbed
+from vma_pyro.memory import Memory
+
+
+def log_likelihood(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    memory: Memory | Tensor,
+    x: Tensor,
+    *,
+    num_samples: int = 1000,
+    address: Literal["sampled", "exact"] = "sampled",
+    seed: int = 0,
+) -> Tensor:
+    r"""A lower bound of log p(x | M) per image.
+
+    .. math:: \log \frac1N \sum_n w_n, \qquad
+              w_n = \frac{p(x, z_n, a_n \mid M)}{q(a_n \mid x, M) \, q(z_n \mid x, m_{a_n})}
+
+    (Burda et al. 2016, equation 8). With `address="exact"` the address is summed instead of sampled,
+    :math:`w_n = \sum_a p(x, z_{na}, a \mid M) / q(z_{na} \mid x, m_a)`: tighter, at |M| times the decoder
+    evaluations.
+
+    Args:
+        model, guide: programs of (memory, x).
+        memory: entries [S, *E] shared by the images, or [B, S, *E].
+        x: images [B, *E].
+        num_samples: N, samples of z (and of the address if sampled) per image.
+        address: "sampled" or "exact".
+        seed: of the evaluation's own random stream.
+
+    Returns:
+        The bound [B], in nats per image.
+
+    Raises:
+        ValueError: N below 1, an unknown mode, NaN in x, x that does not fit the memory, no `address` site for
+            "exact".
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    if address not in ("sampled", "exact"):
+        raise ValueError(f"address: expected 'sampled' or 'exact', got {address!r}")
+    memory = checked(memory, x)
+    with undisturbed(model, guide, seed=seed, device=x.device):
+        size = _address_size(guide, memory, x) if address == "exact" else 1
+        bounds = []
+        for part, part_memory in datapoint_chunks(memory, x, reads_per_image=size):
+            total = torch.full((len(part),), -math.inf, dtype=torch.float64, device=x.device)
+            for log_w in weight_chunks(model, guide, part_memory, part, num_samples, size, address):
+                total = torch.logaddexp(total, log_w.double().flatten(0, -2).logsumexp(0))
+            bounds.append(total - math.log(num_samples))
+    return torch.cat(bounds)
+
+
+def _address_size(guide: Callable[..., Any], memory: Memory, x: Tensor) -> int:
+    trace = poutine.trace(guide).get_trace(memory.datapoints(slice(0, 1)), x[:1])
+    if "address" not in trace.nodes:
+        raise ValueError(f"address: expected a site 'address' in the guide, found {list(trace.stochastic_nodes)}")
+    return len(distribution_at(trace, "address").enumerate_support(expand=False))

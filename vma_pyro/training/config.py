@@ -1,0 +1,85 @@
+"""How to train: budget, steps, validation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    The run ends at the first of `updates` and `minutes`; the learning rate follows the nearer one.
+    """
+
+    updates: int | None = None
+    """Budget in parameter updates."""
+    minutes: float | None = None
+    """Budget in minutes of training, over all sessions of the run."""
+    session_minutes: float | None = None
+    """Leave with a checkpoint after so many minutes in this process; go on with resume."""
+    learning_rate: float = 1e-3
+    """Of Adam, after a linear warm-up; falls along a half cosine to `final_rate` of it."""
+    final_rate: float = 0.02
+    """Share of the learning rate that is left at the end."""
+    warmup_updates: int = 200
+    """Updates of linear warm-up."""
+    clip_norm: float = 100.0
+    """Largest norm of the gradient of the mean bound per image; the start of training needs it."""
+    ema_decay: float = 0.998
+    """Of the exponential moving average of the weights, which is what validation and evaluation see."""
+    log_every: int = 50
+    """Updates between lines of metrics.jsonl."""
+    validate_every: int = 500
+    """Updates between validations on held-out classes."""
+    validation_samples: int = 8
+    """Importance samples per validation image."""
+    patience: int = 20
+    """Validations without improvement before stopping early."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between checkpoints."""
+    accelerator: str = "auto"
+    """cpu, cuda, or auto: one GPU if there is one."""
+    precision: str = "32-true"
+    """Fabric's name of the arithmetic: 32-true, or bf16-mixed."""
+    seed: int = 0
+    """Of the noise in training."""
+
+    def __post_init__(self) -> None:
+        """Refuse nonsensical steps."""
+        for name in ("updates", "minutes", "session_minutes", "learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: expected more than 0, got {value}")
+        for name in ("log_every", "validate_every", "validation_samples", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: expected 0 <= ema_decay < 1, got {self.ema_decay}")
+
+
+# What may differ between the sessions of one run, because it does not change its figures.
+FREE_ON_RESUME = ("session_minutes", "checkpoint_seconds", "accelerator")
+
+
+def identity_of(config: TrainConfig) -> dict[str, Any]:
+    """What the sessions of one run must share."""
+    return {name: value for name, value in asdict(config).items() if name not in FREE_ON_RESUME}
+
+
+def learning_rate(config: TrainConfig, update: int, progress: float) -> float:
+    """Linear warm-up, then a half cosine from the full rate to `final_rate` of it."""
+    warm = min(1.0, (update + 1) / max(1, config.warmup_updates))
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.learning_rate * warm * (config.final_rate + (1 - config.final_rate) * cosine)
+
+
+def check_identity(saved: dict[str, Any], present: dict[str, Any]) -> None:
+    """Refuse to resume a run under another configuration, naming the first value that differs."""
+    for name in sorted(saved.keys() | present.keys()):
+        if saved.get(name) != present.get(name):
+            raise ValueError(
+                f"resume: expected {name} = {saved.get(name)!r} as in the checkpoint, got {present.get(name)!r}"
+            )

@@ -1,0 +1,144 @@
+"""`fit`: the training loop."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pyro.infer.elbo import ELBO
+from torch import nn
+
+from vma_pyro.data import Episode, EpisodeSampler
+from vma_pyro.record import Recorder
+from vma_pyro.training.config import TrainConfig, identity_of, learning_rate
+from vma_pyro.training.run import Run
+from vma_pyro.training.stopping import Stop, stop_signals
+
+
+class FitResult(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+        updates: made in all sessions.
+        seconds: of training in all sessions.
+        validation_nll: of the weights that were kept, in nats per image; NaN without validation.
+        interrupted: the signal that stopped it, or 0; a run out of `session_minutes` counts as SIGTERM.
+    """
+
+    updates: int
+    seconds: float
+    validation_nll: float
+    interrupted: int
+
+
+def fit(
+    model: nn.Module,
+    guide: nn.Module,
+    elbo: ELBO,
+    episodes: EpisodeSampler,
+    *,
+    config: TrainConfig,
+    folder: Path,
+    validation: Sequence[Episode] = (),
+    architecture: dict[str, Any] | None = None,
+    identity: dict[str, Any] | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+    label: str = "training",
+    show_progress: bool = True,
+) -> FitResult:
+    """Train model and guide; on return they hold the averaged weights of the best validation.
+
+    Writes `metrics.jsonl` and `checkpoint.pt` to the folder. Ctrl-C and SIGTERM end the run after the update
+    under way, with a checkpoint.
+
+    Args:
+        model, guide: modules of (memory, x) that may share parameters.
+        elbo: any ELBO with a `differentiable_loss`.
+        episodes: where training data comes from.
+        config: how to train.
+        folder: of the run; is made.
+        validation: episodes of held-out classes for early stopping; none: the last weights are kept.
+        architecture: plain values from which the networks can be rebuilt; kept in the checkpoint.
+        identity: further plain values that a resumed run must share (data, objective, ...).
+        resume: go on from the folder's checkpoint if there is one.
+        tensorboard: also write TensorBoard events.
+        label: in front of the progress line.
+        show_progress: whether to draw the progress line.
+
+    Raises:
+        ValueError: no budget, resumed with another configuration or architecture, or a damaged checkpoint.
+        OSError: the folder cannot be written; the final checkpoint cannot.
+        FloatingPointError: the bound or a parameter is no longer a finite number.
+    """
+    if config.updates is None and config.minutes is None:
+        raise ValueError("updates: expected a budget in updates or minutes, got neither")
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(model, guide, elbo, episodes, config, folder / "checkpoint.pt")
+    run.identity = identity_of(config) | (identity or {})
+    run.architecture = architecture or {}
+    if resume and run.path.exists():
+        run.restore()
+    recorder = Recorder(
+        folder,
+        resume_at=run.update,
+        tensorboard=tensorboard,
+        total=config.updates,
+        label=label,
+        show=show_progress,
+    )
+    try:
+        with stop_signals() as stop:
+            try:
+                _train(run, validation, recorder, stop)
+            except (RuntimeError, ValueError) as error:
+                # Sampling from NaN fails in many ways, none of which says what went wrong.
+                if "nan" not in str(error).lower():
+                    raise
+                raise run.diverged("parameters", "NaN") from error
+        run.finished = not stop.signal
+        if run.finished and run.best is None:
+            run.keep()
+        run.save()
+    finally:
+        recorder.close()
+    run.load_best()
+    return FitResult(run.update, run.seconds, run.best_nll, stop.signal)
+
+
+def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: Stop) -> None:
+    """The loop itself."""
+    config, fabric = run.config, run.fabric
+    session_start = last_save = tick = time.monotonic()
+    while not (run.finished or stop.signal or run.progress() >= 1 or run.stale >= config.patience):
+        for group in run.optimizer.param_groups:
+            group["lr"] = learning_rate(config, run.update, run.progress())
+        episode = run.episodes.sample().to(fabric.device)
+        loss = run.loss_fn(episode.memory, episode.x) / len(episode.x)
+        run.optimizer.zero_grad()
+        fabric.backward(loss)
+        norm = nn.utils.clip_grad_norm_(run.loss_fn.parameters(), config.clip_norm)
+        run.optimizer.step()
+        run.average.update_parameters(run.bare)
+        run.update += 1
+        run.bound_sum -= loss.detach().double()
+        run.bound_count += 1
+        recorder.advance()
+        if run.update % config.log_every == 0:
+            now = time.monotonic()
+            speed = config.log_every / max(now - tick, 1e-9)
+            recorder.write(run.update, **run.figures(episode, norm), seconds=run.seconds, updates_per_second=speed)
+            tick = now
+        if validation and run.update % config.validate_every == 0:
+            nll = run.validate(validation)
+            recorder.write(run.update, validation_nll=nll, best_validation_nll=run.best_nll)
+        now = time.monotonic()
+        run.seconds = run.seconds_before + now - session_start
+        if now - last_save > config.checkpoint_seconds:
+            run.try_to_save(recorder)
+            last_save = time.monotonic()
+        if config.session_minutes is not None and now - session_start > 60 * config.session_minutes:
+            stop.signal = stop.signal or signal.SIGTERM

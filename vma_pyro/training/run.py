@@ -1,0 +1,177 @@
+"""The state of a training run, and its checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.infer.elbo import ELBO
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from vma_pyro import checkpoint
+from vma_pyro.data import Episode, EpisodeSampler
+from vma_pyro.evaluation import log_likelihood, split_bound, undisturbed
+from vma_pyro.record import Recorder
+from vma_pyro.training.config import TrainConfig, check_identity
+
+
+class Run:
+    """The state of a run: all of it goes into the checkpoint, and nothing else decides how it goes on."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        guide: nn.Module,
+        elbo: ELBO,
+        episodes: EpisodeSampler,
+        config: TrainConfig,
+        path: Path,
+    ) -> None:
+        from lightning_fabric import Fabric  # seconds to import
+
+        self.config, self.episodes, self.path = config, episodes, path
+        accelerator = config.accelerator
+        if accelerator == "auto":
+            accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=config.precision)  # type: ignore[arg-type]
+        torch.manual_seed(config.seed)
+        self.bare = elbo(model, guide).to(self.fabric.device)
+        optimizer = torch.optim.Adam(self.bare.parameters(), config.learning_rate, fused=True)
+        self.average = AveragedModel(self.bare, multi_avg_fn=_average(config.ema_decay))
+        self.loss_fn, self.optimizer = self.fabric.setup(self.bare, optimizer)
+        self.identity: dict[str, Any] = {}
+        self.architecture: dict[str, Any] = {}
+        self.update = self.stale = self.bound_count = 0
+        self.seconds = self.seconds_before = 0.0
+        self.best: dict[str, Tensor] | None = None
+        self.best_nll = math.nan
+        self.finished = False
+        self.bound_sum = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
+
+    def diverged(self, what: str, got: object) -> FloatingPointError:
+        """The error of a run that cannot go on."""
+        return FloatingPointError(
+            f"training: expected finite {what}, got {got} at update {self.update}; "
+            f"lower the learning rate (now {self.config.learning_rate})"
+        )
+
+    def progress(self) -> float:
+        """Share of the budget that is used, 0 to 1."""
+        by_updates = self.update / self.config.updates if self.config.updates else 0.0
+        by_time = self.seconds / (60 * self.config.minutes) if self.config.minutes else 0.0
+        return min(1.0, max(by_updates, by_time))
+
+    def figures(self, episode: Episode, norm: Tensor) -> dict[str, float]:
+        """The bound since the last line, and the KL split of the last episode."""
+        bound = self.bound_sum.item() / self.bound_count
+        if not math.isfinite(bound):
+            raise self.diverged("bounds", bound)
+        self.bound_sum.zero_()
+        self.bound_count = 0
+        model, guide = self.bare.model, self.bare.guide
+        with undisturbed(model, guide, seed=self.update, device=self.fabric.device):
+            split = split_bound(model, guide, episode.memory, episode.x)
+        return {
+            "bound": bound,
+            "kl_address": split.kl_address.mean().item(),
+            "kl_z": split.kl_z.mean().item(),
+            "gradient_norm": norm.item(),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def validate(self, validation: Sequence[Episode]) -> float:
+        """NLL of held-out classes under the averaged weights; keeps these if it is the best so far."""
+        average: Any = self.average.module
+        nll = [
+            -log_likelihood(
+                average.model, average.guide, e.memory, e.x, num_samples=self.config.validation_samples
+            )
+            for e in (episode.to(self.fabric.device) for episode in validation)
+        ]
+        mean = torch.cat(nll).mean().item()
+        if self.best is None or mean < self.best_nll:
+            self.keep()
+            self.best_nll, self.stale = mean, 0
+        else:
+            self.stale += 1
+        return mean
+
+    def keep(self) -> None:
+        """Remember the averaged weights."""
+        self.best = {name: value.detach().clone() for name, value in self.average.module.state_dict().items()}
+
+    def load_best(self) -> None:
+        """Put the remembered weights into model and guide, on the CPU or wherever they are."""
+        self.bare.load_state_dict(self.best if self.best is not None else self.average.module.state_dict())
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        cuda = torch.cuda.get_rng_state(self.fabric.device) if self.fabric.device.type == "cuda" else None
+        content = {
+            "architecture": self.architecture,
+            "weights": self.best if self.best is not None else self.average.module.state_dict(),
+            "identity": self.identity,
+            "module": self.bare.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "episodes": self.episodes.state_dict(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "progress": {
+                "update": self.update,
+                "seconds": self.seconds,
+                "finished": self.finished,
+                "has_best": self.best is not None,
+                "best_nll": self.best_nll,
+                "stale": self.stale,
+                "bound_sum": self.bound_sum.item(),
+                "bound_count": self.bound_count,
+            },
+        }
+        checkpoint.save(self.path, content)
+
+    def try_to_save(self, recorder: Recorder) -> None:
+        """Write the checkpoint, but let a full disk end neither the run nor the previous checkpoint."""
+        try:
+            self.save()
+        except OSError as error:
+            recorder.note(f"warning: checkpoint not written ({error}); the previous one is kept")
+
+    def restore(self) -> None:
+        """Go on from the checkpoint.
+
+        Raises:
+            ValueError: written under another configuration, or damaged.
+        """
+        content = checkpoint.load(self.path)
+        if "progress" not in content:
+            raise ValueError(f"checkpoint {self.path}: expected one of a training run, got weights only")
+        check_identity(content["identity"], self.identity)
+        checkpoint.restore(self.bare, content["module"], name="this run")
+        self.average.load_state_dict(content["average"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.episodes.load_state_dict(content["episodes"])
+        torch.set_rng_state(content["rng"]["cpu"])
+        if content["rng"]["cuda"] is not None and self.fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(content["rng"]["cuda"], self.fabric.device)
+        progress = content["progress"]
+        self.update, self.stale = progress["update"], progress["stale"]
+        self.seconds = self.seconds_before = progress["seconds"]
+        self.best = content["weights"] if progress["has_best"] else None
+        self.best_nll, self.finished = progress["best_nll"], progress["finished"]
+        self.bound_sum.fill_(progress["bound_sum"])
+        self.bound_count = progress["bound_count"]
+
+
+def _average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Exponential moving average with a warm-up: early on it forgets the initial weights faster."""
+
+    @torch.no_grad()
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        n = int(count)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return update
