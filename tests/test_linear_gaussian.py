@@ -136,3 +136,18 @@ def test_kl_report_adds_up_under_the_true_posterior(problem):
         assert report.mutual_information.mean == pytest.approx(information.item())
     else:
         assert report.mutual_information is None
+
+
+@pytest.mark.parametrize("address", ["sampled", "exact"])
+def test_a_program_may_take_the_memory_as_a_plain_tensor(problem, address):
+    memory, x, evidence = problem
+
+    def as_memory(program):
+        return lambda entries, x=None: program(Memory(entries, event_dim=1), x)
+
+    programs = as_memory(model), as_memory(exact_guide)
+    bound = log_likelihood(*programs, memory.entries, x, num_samples=2, address=address)
+    torch.testing.assert_close(bound, evidence, rtol=0, atol=1e-6)
+    assert kl_report(*programs, memory.entries, x, num_samples=2).nll.mean == pytest.approx(
+        -evidence.mean().item()
+    )

@@ -19,7 +19,7 @@ MAX_IMAGES_PER_CHUNK = 256
 def weight_chunks(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    memory: Memory,
+    memory: Any,
     x: Tensor,
     num_samples: int,
     size: int,
@@ -35,30 +35,55 @@ def weight_chunks(
             yield log_weights_given({"address": addresses}, model, guide, (memory, x), num_particles=k)
 
 
-def datapoint_chunks(memory: Memory, x: Tensor, *, reads_per_image: int) -> Iterator[tuple[Tensor, Memory]]:
+def datapoint_chunks(memory: Any, x: Tensor, *, reads_per_image: int) -> Iterator[tuple[Tensor, Any]]:
     """Images and their memories, so that one chunk makes at most about READS_PER_CHUNK decoder evaluations."""
     rows = max(1, READS_PER_CHUNK // reads_per_image)
-    # A memory of its own per image is encoded once per chunk: keep its entries within bounds as well.
-    if not memory.is_shared:
-        rows = max(1, min(rows, READS_PER_CHUNK // memory.size))
+    own = not is_shared(memory, x)
+    if own:
+        # A memory of its own per image is encoded once per chunk: keep its entries within bounds as well.
+        size = memory.size if isinstance(memory, Memory) else memory.shape[1]
+        rows = max(1, min(rows, READS_PER_CHUNK // size))
     rows = min(rows, MAX_IMAGES_PER_CHUNK)
     for start in range(0, len(x), rows):
         part = slice(start, start + rows)
-        yield x[part], memory.datapoints(part)
+        if isinstance(memory, Memory):
+            yield x[part], memory.datapoints(part)
+        else:
+            yield x[part], memory[part] if own else memory
 
 
-def checked(memory: Memory | Tensor, x: Tensor) -> Memory:
-    """The memory, if the images fit it.
+def is_shared(memory: Any, x: Tensor) -> bool:
+    """Whether all images have one memory; a tensor with one dimension more than x holds one for each."""
+    if isinstance(memory, Memory):
+        return memory.is_shared
+    return not (isinstance(memory, Tensor) and memory.dim() == x.dim() + 1)
+
+
+def labels_of(memory: Any) -> Tensor:
+    """The labels of the entries [S] or [B, S].
 
     Raises:
-        ValueError: no images, NaN in them, or images that do not fit the memory.
+        ValueError: a memory without labels.
+    """
+    labels = getattr(memory, "labels", None)
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"memory.labels: expected labels of the entries, got {labels}")
+    return labels
+
+
+def check(memory: Any, x: Tensor) -> None:
+    """Refuse images that cannot be evaluated; whether they fit the entries is for model and guide to say.
+
+    Raises:
+        ValueError: no images, NaN in them, or another number of images than memories.
     """
     if x.dim() < 1 or len(x) == 0:
         raise ValueError(f"x: expected at least one image, got shape {list(x.shape)}")
     check_finite("x", x.cpu())  # on a GPU one wait per evaluation is no matter
-    memory = memory if isinstance(memory, Memory) else Memory(memory, event_dim=x.dim() - 1)
-    memory.check(x)
-    return memory
+    if not is_shared(memory, x):
+        batch = len(memory.entries if isinstance(memory, Memory) else memory)
+        if batch != len(x):
+            raise ValueError(f"x: expected {batch} images, one per memory, got {len(x)}")
 
 
 def sample_chunks(num_samples: int, *, images: int) -> Iterator[int]:

@@ -9,14 +9,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from vma_pyro.evaluation.chunks import checked, datapoint_chunks
+from vma_pyro.evaluation.chunks import check, datapoint_chunks, labels_of
 from vma_pyro.evaluation.estimates import distribution_at, undisturbed
-from vma_pyro.memory import Memory
 
 
-def address_posterior(guide: Callable[..., Any], memory: Memory | Tensor, x: Tensor) -> Tensor:
+def address_posterior(guide: Callable[..., Any], memory: Any, x: Tensor) -> Tensor:
     """q(a | x, M), [B, S]."""
-    memory = checked(memory, x)
+    check(memory, x)
     probs = []
     with undisturbed(guide, seed=0, device=x.device):
         for part, part_memory in datapoint_chunks(memory, x, reads_per_image=1):
@@ -27,12 +26,12 @@ def address_posterior(guide: Callable[..., Any], memory: Memory | Tensor, x: Ten
     return torch.cat(probs)
 
 
-def classify(guide: Callable[..., Any], memory: Memory, x: Tensor, *, num_classes: int | None = None) -> Tensor:
+def classify(guide: Callable[..., Any], memory: Any, x: Tensor, *, num_classes: int | None = None) -> Tensor:
     """p(c | x) = sum of q(a | x, M) over the entries a of class c; no fine-tuning (section 4.2 of the paper).
 
     Args:
         guide: a program of (memory, x) with a site `address`.
-        memory: entries [S, *E] or [B, S, *E] with labels.
+        memory: a `Memory` with labels.
         x: images [B, *E].
         num_classes: C; None takes the largest label plus one.
 
@@ -42,12 +41,11 @@ def classify(guide: Callable[..., Any], memory: Memory, x: Tensor, *, num_classe
     Raises:
         ValueError: a memory without labels, or with labels beyond `num_classes`.
     """
-    if memory.labels is None:
-        raise ValueError("memory.labels: expected labels of the entries, got None")
-    low, high = int(memory.labels.min()), int(memory.labels.max())
+    labels = labels_of(memory)
+    low, high = int(labels.min()), int(labels.max())
     num_classes = high + 1 if num_classes is None else num_classes
     if low < 0 or high >= num_classes:
         raise ValueError(f"memory.labels: expected values 0..{num_classes - 1}, got {low}..{high}")
     q = address_posterior(guide, memory, x)
-    labels = memory.labels.expand(len(x), -1)
+    labels = labels.expand(len(x), -1)
     return torch.zeros(len(x), num_classes, dtype=q.dtype, device=q.device).scatter_add_(1, labels, q)

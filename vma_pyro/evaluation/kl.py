@@ -11,9 +11,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from vma_pyro.evaluation.chunks import checked, datapoint_chunks, sample_chunks, weight_chunks
+from vma_pyro.evaluation.chunks import check, datapoint_chunks, is_shared, labels_of, sample_chunks, weight_chunks
 from vma_pyro.evaluation.estimates import Estimate, distribution_at, undisturbed
-from vma_pyro.memory import Memory
 
 
 class Split(NamedTuple):
@@ -36,7 +35,7 @@ class Split(NamedTuple):
 def split_bound(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    memory: Memory,
+    memory: Any,
     x: Tensor,
     *,
     num_samples: int = 1,
@@ -98,7 +97,7 @@ class KLReport(NamedTuple):
 def kl_report(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    memory: Memory | Tensor,
+    memory: Any,
     x: Tensor,
     *,
     labels: Tensor | None = None,
@@ -110,7 +109,7 @@ def kl_report(
 
     Args:
         model, guide: programs of (memory, x).
-        memory: entries [S, *E] or [B, S, *E]; its labels are needed for `right_class`.
+        memory: what the programs take, as in `log_likelihood`; `right_class` needs a `Memory` with labels.
         x: images [B, *E].
         labels: class of each image [B], numbered as the memory's labels.
         num_samples: samples per image for the bound, the reconstruction and KL(z).
@@ -120,7 +119,7 @@ def kl_report(
     Raises:
         ValueError: labels or memoryless NLL of another length than x; x that does not fit the memory.
     """
-    memory = checked(memory, x)
+    check(memory, x)
     for name, value in (("labels", labels), ("memoryless_nll", memoryless_nll)):
         if value is not None and value.shape != x.shape[:1]:
             raise ValueError(f"{name}: expected shape [{len(x)}], one per image, got {list(value.shape)}")
@@ -145,7 +144,7 @@ def kl_report(
         kl_address_bits=Estimate.of(split.kl_address / math.log(2)),
         kl_address_share=Estimate.of(split.kl_address / log_memory if log_memory else split.kl_address),
         kl_z=Estimate.of(split.kl_z),
-        mutual_information=_mutual_information(q) if memory.is_shared else None,
+        mutual_information=_mutual_information(q) if is_shared(memory, x) else None,
         perplexity=Estimate.of(entropy.exp()),
         right_class=None if labels is None else Estimate.of(_share_of_class(q, memory, labels)),
         effective_samples=Estimate.of((2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()),
@@ -156,7 +155,7 @@ def kl_report(
 
 
 def _split_in_chunks(
-    model: Callable[..., Any], guide: Callable[..., Any], memory: Memory, x: Tensor, num_samples: int
+    model: Callable[..., Any], guide: Callable[..., Any], memory: Any, x: Tensor, num_samples: int
 ) -> Split:
     """`split_bound` of any number of samples in bounded memory."""
     total: Split | None = None
@@ -174,8 +173,6 @@ def _mutual_information(q: Tensor) -> Estimate:
     return Estimate.of(torch.where(q > 0, q * (q / marginal).log(), 0.0).sum(-1))
 
 
-def _share_of_class(q: Tensor, memory: Memory, labels: Tensor) -> Tensor:
+def _share_of_class(q: Tensor, memory: Any, labels: Tensor) -> Tensor:
     """Probability of the entries of each image's class [B]."""
-    if memory.labels is None:
-        raise ValueError("memory.labels: expected labels of the entries, got None")
-    return (q * (memory.labels == labels[:, None])).sum(-1)
+    return (q * (labels_of(memory) == labels[:, None])).sum(-1)

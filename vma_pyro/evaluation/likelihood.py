@@ -10,15 +10,14 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from vma_pyro.evaluation.chunks import checked, datapoint_chunks, weight_chunks
+from vma_pyro.evaluation.chunks import READS_PER_CHUNK, check, datapoint_chunks, weight_chunks
 from vma_pyro.evaluation.estimates import distribution_at, undisturbed
-from vma_pyro.memory import Memory
 
 
 def log_likelihood(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    memory: Memory | Tensor,
+    memory: Any,
     x: Tensor,
     *,
     num_samples: int = 1000,
@@ -36,7 +35,8 @@ def log_likelihood(
 
     Args:
         model, guide: programs of (memory, x).
-        memory: entries [S, *E] shared by the images, or [B, S, *E].
+        memory: what the programs take: a `Memory`, or a tensor [S, ...] shared by the images, or [B, S, ...] with
+            one dimension more than x. (A `Memory` is encoded once, a tensor once per chunk.)
         x: images [B, *E].
         num_samples: N, samples of z (and of the address if sampled) per image.
         address: "sampled" or "exact".
@@ -53,7 +53,7 @@ def log_likelihood(
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
     if address not in ("sampled", "exact"):
         raise ValueError(f"address: expected 'sampled' or 'exact', got {address!r}")
-    memory = checked(memory, x)
+    check(memory, x)
     with undisturbed(model, guide, seed=seed, device=x.device):
         size = _address_size(guide, memory, x) if address == "exact" else 1
         bounds = []
@@ -65,8 +65,9 @@ def log_likelihood(
     return torch.cat(bounds)
 
 
-def _address_size(guide: Callable[..., Any], memory: Memory, x: Tensor) -> int:
-    trace = poutine.trace(guide).get_trace(memory.datapoints(slice(0, 1)), x[:1])
+def _address_size(guide: Callable[..., Any], memory: Any, x: Tensor) -> int:
+    image, its_memory = next(datapoint_chunks(memory, x, reads_per_image=READS_PER_CHUNK))
+    trace = poutine.trace(guide).get_trace(its_memory, image)
     if "address" not in trace.nodes:
         raise ValueError(f"address: expected a site 'address' in the guide, found {list(trace.stochastic_nodes)}")
     return len(distribution_at(trace, "address").enumerate_support(expand=False))
