@@ -233,6 +233,15 @@ class TestErrors:
             run(characters, tmp_path, resume=True, hidden_dims=(9, 7))
         assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
+    def test_a_run_is_not_overwritten(self, characters, tmp_path):
+        run(characters, tmp_path)
+        before = (tmp_path / "checkpoint.pt").read_bytes()
+        with pytest.raises(
+            ValueError, match="^folder: expected one without a run, found .*checkpoint.pt; resume it"
+        ):
+            run(characters, tmp_path)
+        assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
     def test_weights_are_no_run(self, characters, tmp_path):
         checkpoint.save(tmp_path / "checkpoint.pt", {"weights": {}})
         with pytest.raises(ValueError, match="expected one of a training run, got weights only$"):

@@ -70,17 +70,21 @@ def fit(
         show_progress: whether to draw the progress line.
 
     Raises:
-        ValueError: no budget, resumed with another configuration or architecture, or a damaged checkpoint.
+        ValueError: no budget, a folder that holds another run, a resumed run of another configuration or
+            architecture, or a damaged checkpoint.
         OSError: the folder cannot be written; the final checkpoint cannot.
         FloatingPointError: the bound or a parameter is no longer a finite number.
     """
     if config.updates is None and config.minutes is None:
         raise ValueError("updates: expected a budget in updates or minutes, got neither")
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(model, guide, elbo, episodes, config, folder / "checkpoint.pt")
+    path = folder / "checkpoint.pt"
+    if path.exists() and not resume:
+        raise ValueError(f"folder: expected one without a run, found {path}; resume it or choose another folder")
+    run = Run(model, guide, elbo, episodes, config, path)
     run.identity = identity_of(config) | (identity or {})
     run.architecture = architecture or {}
-    if resume and run.path.exists():
+    if path.exists():
         run.restore()
     recorder = Recorder(
         folder,
