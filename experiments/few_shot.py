@@ -44,7 +44,7 @@ class FewShotConfig:
     """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder, where
     Omniglot is downloaded to."""
     out: Path = Path("runs/few_shot")
-    """Folder for the results. A finished or foreign run found there is moved aside, never overwritten."""
+    """Folder for the results. An earlier run in it is moved aside, never overwritten."""
     load: Path | None = None
     """Report and generate from this checkpoint, without training."""
     resume: bool = False
@@ -141,6 +141,17 @@ def objective(config: FewShotConfig) -> MultiSampleELBO:
     return MultiSampleELBO(config.particles, baseline=BASELINES[config.baseline], max_plate_nesting=1)
 
 
+def samplers(config: FewShotConfig, data: Split) -> tuple[EpisodeSampler, EpisodeSampler]:
+    """Episodes to train on, and of held-out classes."""
+    augment: Augmentation | None = None if config.augment == "none" else config.augment
+    shape: dict[str, Any] = {"classes": config.classes, "shots": config.shots, "queries": config.queries}
+    episodes = EpisodeSampler(
+        data.train, **shape, seed=config.train.seed, shared_memory=config.shared_memory, augment=augment
+    )
+    held_out = EpisodeSampler(data.validation, **shape, seed=1)
+    return episodes, held_out
+
+
 def train(
     config: FewShotConfig, data: Split, folder: Path, *, memory: bool, updates: int | None = None
 ) -> tuple[torch.nn.Module, torch.nn.Module, dict[str, Any]]:
@@ -153,12 +164,7 @@ def train(
         "memory": memory,
     }
     model, guide = build(architecture, memory=memory)
-    augment: Augmentation | None = None if config.augment == "none" else config.augment
-    shape: dict[str, Any] = {"classes": config.classes, "shots": config.shots, "queries": config.queries}
-    episodes = EpisodeSampler(
-        data.train, **shape, seed=config.train.seed, shared_memory=config.shared_memory, augment=augment
-    )
-    held_out = EpisodeSampler(data.validation, **shape, seed=1)
+    episodes, held_out = samplers(config, data)
     elbo = objective(config)
     result = fit(
         model,
@@ -218,8 +224,8 @@ def main(config: FewShotConfig) -> None:
     config = config.resolved()
     pyro.settings.set(module_local_params=True)
     pyro.enable_validation(False)  # 0.4 to 1.3 ms per update; the tests run with it
-    objective(config)  # a bad option must not move an earlier run aside
     data = load_data(config)
+    rehearse(config, data)
     make_room(config)
     device = torch.device("cuda" if torch.cuda.is_available() and config.train.accelerator != "cpu" else "cpu")
     protocol = config.protocol()
@@ -259,18 +265,26 @@ def memoryless_pair(config: FewShotConfig, data: Split, training: dict[str, Any]
     return pair
 
 
+def rehearse(config: FewShotConfig, data: Split) -> None:
+    """Try every option at once: a bad one must not cost a training run, nor move an earlier one aside."""
+    few_shot.check(config.protocol())
+    objective(config)
+    if config.load is not None:
+        load(config.load, memory=True)
+    else:
+        build({"latent_dim": config.latent_dim, "width": config.width}, memory=True)
+        samplers(config, data)
+
+
 def make_room(config: FewShotConfig) -> None:
-    """Make the folder of results; move an earlier run aside rather than overwrite it."""
+    """Make the folder of results; an earlier run in it is moved aside, and nothing else is touched."""
     out = config.out
-    own = config.load is not None and config.load.resolve().parent == out.resolve()
-    if out.exists() and any(out.iterdir()) and not (config.resume or own):
-        if not os.access(out.parent, os.W_OK):
-            raise PermissionError(f"out: expected a folder that can be written, got {out}")
+    if out.exists() and any(out.iterdir()) and not config.resume:
+        if config.load is not None or not any((out / name).exists() for name in ("metrics.jsonl", "results.json")):
+            raise ValueError(f"out: expected a new or empty folder, or one with an earlier run to move, got {out}")
         number = 1
         while (aside := out.with_name(f"{out.name}-{number}")).exists():
             number += 1
-        if config.load is not None and out.resolve() in config.load.resolve().parents:
-            raise ValueError(f"load: expected a checkpoint outside {out}, which is moved aside, got {config.load}")
         out.rename(aside)
         print(f"moved the earlier run in {out} to {aside}")
     out.mkdir(parents=True, exist_ok=True)

@@ -110,18 +110,10 @@ def test_load_reports_without_training(finished, tmp_path):
 
 def test_an_earlier_run_is_moved_aside(finished, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "precious.txt").write_text("mine")
+    (tmp_path / "out" / "results.json").write_text("mine")
     code, output = run(*TINY, "--updates=2", "--no-memoryless", "--out=out", cwd=tmp_path)
     assert code == 0, output
     assert "moved the earlier run" in output
-    assert (tmp_path / "out-1" / "precious.txt").read_text() == "mine"
-
-
-def test_loading_does_not_overwrite_an_earlier_run(finished, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "results.json").write_text("mine")
-    code, output = run(*TINY, f"--load={finished[0] / 'model.pt'}", "--out=out", cwd=tmp_path)
-    assert code == 0, output
     assert (tmp_path / "out-1" / "results.json").read_text() == "mine"
 
 
@@ -231,6 +223,29 @@ class TestOneLineErrors:
         line = self.fails("--updates=2", "--no-memoryless", "--resume", "--baseline=loo", cwd=tmp_path)
         assert "resume: expected baseline = 'vimco' as in the checkpoint, got 'loo'" in line
         assert (tmp_path / "runs" / "few_shot" / "checkpoint.pt").read_bytes() == saved
+
+    def test_a_folder_of_something_else(self, finished, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.txt").write_text("mine")
+        message = "out: expected a new or empty folder, or one with an earlier run to move, got out"
+        assert message in self.fails("--updates=2", "--out=out", cwd=tmp_path)
+        model, results = finished[0] / "model.pt", (finished[0] / "results.json").read_text()
+        assert "out: expected a new" in self.fails(f"--load={model}", f"--out={finished[0]}", cwd=tmp_path)
+        assert (finished[0] / "results.json").read_text() == results
+
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [
+            ("--eval-samples=0", "samples: expected at least 1, got 0"),
+            ("--latent-dim=0", "networks: expected latent_dim >= 1"),
+            ("--shots=25", "shots: expected at most 19"),
+            ("--precision=16-mixed", "precision: expected 32-true or bf16-mixed, got '16-mixed'"),
+            ("--ema-decay=2", "ema_decay: expected 0 <= ema_decay < 1, got 2.0"),
+        ],
+    )
+    def test_bad_options_are_refused_before_anything_happens(self, tmp_path, option, message):
+        assert message in self.fails("--updates=2", option, cwd=tmp_path)
+        assert not (tmp_path / "runs").exists()
 
     def test_an_output_folder_that_cannot_be_made(self, tmp_path):
         (tmp_path / "file").write_text("not a folder")

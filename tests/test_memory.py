@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vma_pyro import Guide, Memory, MLPNetworks, Model
+from vma_pyro.evaluation import log_likelihood
 from vma_pyro.infer import MultiSampleELBO
 
 B, S = 3, 5
@@ -52,29 +53,51 @@ def test_each_entry_is_encoded_once_per_update(lead, random_images):
         assert networks.encoded == update * entries
 
 
-def test_the_encoding_is_renewed_when_it_must(random_images):
-    networks = CountingNetworks()
-    memory = Memory(random_images(S))
-
-    def encodes():
-        before = networks.encoded
-        memory.encode(networks)
-        return networks.encoded > before
-
-    assert encodes()
-    assert not encodes()
+def test_the_model_picks_up_what_the_guide_left_for_this_x_once(random_images):
+    networks, other = CountingNetworks(), CountingNetworks()
+    memory, x = Memory(random_images(S)), random_images(B)
+    left = memory.encode(networks, x)
+    assert memory.encoded(networks, x) is left
+    assert memory.encoded(networks, x) is not left  # once only
+    for by, for_x in ((other, x), (networks, x.clone()), (networks, None)):
+        left = memory.encode(networks, x)
+        assert memory.encoded(by, for_x) is not left
+    left = memory.encode(networks, x)
     with torch.no_grad():
-        assert encodes()  # without a graph
-        assert not encodes()
-        networks.stem.weight.add_(1.0)
-        assert encodes()  # a parameter has changed
-    assert encodes()  # with a graph again
-    memory.encode(networks).features.key.sum().backward()
-    assert encodes()  # the graph is used up
-    other = CountingNetworks()
-    memory.encode(other)
-    assert other.encoded == S
-    assert encodes()
+        assert memory.encoded(networks, x) is not left
+
+
+def test_two_losses_of_one_memory_have_graphs_of_their_own(random_images):
+    networks = CountingNetworks()
+    loss_fn = MultiSampleELBO(2, max_plate_nesting=1)(Model(networks), Guide(networks))
+    memory, x = Memory(random_images(S)), random_images(B)
+    first, second = loss_fn(memory, x), loss_fn(memory, x)
+    first.backward()
+    second.backward()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_evaluation_never_sees_old_weights(fused, random_images):
+    """Fused optimizers do not raise the version counters of the parameters."""
+    networks = CountingNetworks()
+    model, guide = Model(networks), Guide(networks)
+    loss_fn = MultiSampleELBO(2, max_plate_nesting=1)(model, guide)
+    optimizer = torch.optim.Adam(loss_fn.parameters(), lr=0.1, fused=fused)
+    memory, x = Memory(random_images(S)), random_images(B)
+    for _ in range(3):
+        loss_fn(memory, x).backward()
+        optimizer.step()
+        bound = log_likelihood(model, guide, memory, x, num_samples=5)
+        assert (bound == log_likelihood(model, guide, Memory(memory.entries), x, num_samples=5)).all()
+
+
+def test_evaluation_encodes_once(random_images, monkeypatch):
+    monkeypatch.setattr("vma_pyro.evaluation.chunks.READS_PER_CHUNK", 2 * B)
+    networks = CountingNetworks()
+    log_likelihood(Model(networks), Guide(networks), Memory(random_images(S)), random_images(B), num_samples=20)
+    assert networks.encoded == S
+    log_likelihood(Model(networks), Guide(networks), Memory(random_images(B, S)), random_images(B), num_samples=20)
+    assert networks.encoded == S + B * S
 
 
 def test_two_backward_passes_without_an_update(random_images):
@@ -94,7 +117,7 @@ def test_two_backward_passes_without_an_update(random_images):
 def test_copies_and_slices(random_images):
     networks = CountingNetworks()
     memory = Memory(random_images(B, S), torch.arange(S).expand(B, -1))
-    memory.encode(networks)
+    memory.encode(networks, random_images(B))
     for twin in (copy.deepcopy(memory), pickle.loads(pickle.dumps(memory)), memory.to("cpu")):
         assert (twin.entries == memory.entries).all()
         assert (twin.labels == memory.labels).all()

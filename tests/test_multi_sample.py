@@ -93,6 +93,42 @@ def test_the_bound_does_not_depend_on_vectorisation(vectorize):
     assert abs(z) < 4
 
 
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_a_randomly_subsampled_plate_shows_all_particles_the_same_datapoints(vectorize):
+    full, size = 40, 4
+    x = 10 * torch.randn(full)
+
+    def model(x):
+        with pyro.plate("data", full, subsample_size=size) as rows:
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x[rows])
+
+    def guide(x):
+        with pyro.plate("data", full, subsample_size=size) as rows:
+            pyro.sample("z", dist.Normal(x[rows] / 2, 0.5**0.5))
+
+    # The guide is the posterior: every weight is the evidence of its datapoint, if it stays with its datapoint.
+    evidence = dist.Normal(0.0, 2**0.5).log_prob(x).sum().item()
+    elbo = MultiSampleELBO(3, max_plate_nesting=1, vectorize_particles=vectorize)
+    losses = torch.tensor([elbo.loss(model, guide, x) for _ in range(400)])
+    assert abs(losses.mean() + evidence) < 4 * losses.std() / 20
+
+
+def test_a_factor_in_the_guide_counts():
+    x = torch.randn(B)
+
+    def model(x):
+        with pyro.plate("data", B):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", B):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+            pyro.factor("entropy", torch.full((B,), 2.0), has_rsample=True)
+
+    evidence = dist.Normal(0.0, 2**0.5).log_prob(x).sum().item()
+    assert MultiSampleELBO(3).loss(model, guide, x) == pytest.approx(-evidence + 2 * B, rel=1e-5)
+
+
 def test_svi_learns_the_discrete_posterior():
     """SVI with a param store: the guide of a Bernoulli reaches the exact posterior, unlike with RenyiELBO."""
     x = torch.tensor([-2.0, 0.0, 3.0])

@@ -56,6 +56,13 @@ class Protocol(NamedTuple):
     seed: int = 0
 
 
+def check(protocol: Protocol) -> None:
+    """Refuse a protocol that measures nothing."""
+    for name in ("images", "samples", "queries", "classes", "shots"):
+        if getattr(protocol, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(protocol, name)}")
+
+
 class FewShotScores(NamedTuple):
     """Scores on unseen classes.
 
@@ -171,7 +178,7 @@ def generate(model: Program, entries: Tensor, *, num_samples: int, seed: int = 0
         E[x | z, m] for samples of z [N, num_samples, 1, 28, 28].
     """
     memory = Memory(entries.unsqueeze(1))
-    with undisturbed(model, seed=seed, device=entries.device):
+    with undisturbed(model, seed=seed):
         plate = pyro.plate("samples", num_samples, dim=-2)
         trace = poutine.trace(plate(model)).get_trace(memory)
     mean: Tensor = distribution_at(trace, "x").mean

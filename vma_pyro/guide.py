@@ -38,7 +38,7 @@ class Guide(PyroModule):
         """Sample `address` and `z` for images x [B, 1, 28, 28]; the arguments are the model's."""
         memory = Memory.of(memory)
         memory.check(x)
-        memory = memory.encode(self.networks)
+        memory = memory.encode(self.networks, x)
         query = self.networks.query(x)
         with pyro.plate("data", len(x), dim=-1):
             logits = self.similarity(query.key, memory.features.key)

@@ -42,7 +42,9 @@ class Memory:
     def __init__(self, entries: Tensor, labels: Tensor | None = None, event_dim: int = 3) -> None:
         self.entries, self.labels, self.event_dim = entries, labels, event_dim
         self.features: Any = None
-        self._last = _LastEncoding()
+        self._left: tuple[Encoder, Tensor, bool, Memory] | None = None  # by the guide, for the model
+        self._held: tuple[Encoder, Memory] | None = None
+        self._holding = False
         lead = self.entries.dim() - self.event_dim
         shape = list(self.entries.shape)
         if lead not in (1, 2):
@@ -88,6 +90,14 @@ class Memory:
         labels = None if self.labels is None else self.labels.to(device)
         return Memory(self.entries.to(device), labels, self.event_dim)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Entries and labels only: encodings belong to networks, and their graphs cannot be copied."""
+        return self.__dict__ | {"features": None, "_left": None, "_held": None, "_holding": False}
+
+    def __copy__(self) -> Memory:
+        """A memory that shares the tensors, without anything left or held."""
+        return Memory(self.entries, self.labels, self.event_dim)
+
     def datapoints(self, index: slice) -> Memory:
         """The memory of the datapoints in `index`: itself if shared, else a slice of dimension B."""
         if self.is_shared:
@@ -95,21 +105,49 @@ class Memory:
         labels = None if self.labels is None else self.labels[index]
         return Memory(self.entries[index], labels, self.event_dim)
 
-    def encode(self, networks: Encoder) -> Memory:
+    def encode(self, networks: Encoder, x: Tensor | None = None) -> Memory:
         """The same memory with `features` of every entry: [S, *F] or [B, S, *F] per tensor.
 
-        Model and guide both call this, and each entry is encoded once per update: the result is remembered
-        until a parameter changes, the gradient mode changes, or a backward pass has used up its graph.
+        The guide calls this. It leaves the result for the model, which runs next on the same x and picks it up
+        with `encoded`: each entry is encoded once per update.
+
+        Args:
+            networks: the encoder.
+            x: the datapoints for which the model may pick the result up; None leaves nothing.
         """
-        features = self._last.recall(networks)
-        if features is None:
-            flat = self.entries.reshape(-1, *self.entry_shape)
-            lead = self.entries.shape[: self.entries.dim() - self.event_dim]
-            features = map_tensors(lambda f: f.reshape(*lead, *f.shape[1:]), networks.encode(flat))
-            self._last.remember(networks, features)
-        encoded = copy.copy(self)  # shares `_last`, so that it need not be encoded again either
-        encoded.features = features
+        if self._held is not None and self._held[0] is networks:
+            return self._held[1]
+        flat = self.entries.reshape(-1, *self.entry_shape)
+        lead = self.entries.shape[: self.entries.dim() - self.event_dim]
+        encoded = copy.copy(self)
+        encoded.features = map_tensors(lambda f: f.reshape(*lead, *f.shape[1:]), networks.encode(flat))
+        if self._holding:
+            self._held = (networks, encoded)
+        if x is not None:
+            self._left = (networks, x, torch.is_grad_enabled(), encoded)
         return encoded
+
+    def encoded(self, networks: Encoder, x: Tensor | None = None) -> Memory:
+        """What the guide has just encoded for this very x, else a fresh encoding; the model calls this.
+
+        It is picked up once only: two losses of one memory have graphs of their own, and no result outlives a
+        change of the parameters.
+        """
+        left, self._left = self._left, None
+        if left is not None and x is not None:
+            by, for_x, with_grad, encoded = left
+            if by is networks and for_x is x and with_grad == torch.is_grad_enabled():
+                return encoded
+        return self.encode(networks)
+
+    def held(self) -> Memory:
+        """A copy that is encoded only once, for as long as it lives.
+
+        For evaluation: use it only while no parameter changes and no gradient is taken.
+        """
+        copy_ = Memory(self.entries, self.labels, self.event_dim)
+        copy_._holding = True
+        return copy_
 
     def read(self, address: Tensor) -> Any:
         """m_a: the features (or, if not encoded, the entries) at the addresses.
@@ -152,57 +190,6 @@ class Memory:
                 f"(memory {list(self.entries.shape)}, x {list(x.shape)})"
             )
         check_finite("x", x)
-
-
-class _LastEncoding:
-    """The features of one memory under one state of the networks; see `Memory.encode`."""
-
-    def __init__(self) -> None:
-        self.features: Any = None
-        self.key: tuple[Any, ...] = ()
-
-    def recall(self, networks: Encoder) -> Any:
-        """The features if nothing that they depend on has changed, else None."""
-        if self.features is None or not _same(self.key, _state_of(networks)):
-            return None
-        return self.features
-
-    def remember(self, networks: Encoder, features: Any) -> None:
-        self.features, self.key = features, _state_of(networks)
-        map_tensors(self._forget_after_backward, features)
-
-    def _forget_after_backward(self, feature: Tensor) -> Tensor:
-        # A backward pass through a feature frees its graph: the next update must encode anew.
-        if feature.requires_grad:
-            feature.register_hook(self._forget)
-        return feature
-
-    def _forget(self, gradient: Tensor) -> None:
-        self.features, self.key = None, ()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _LastEncoding:
-        return _LastEncoding()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_LastEncoding, ())
-
-
-def _state_of(networks: Encoder) -> tuple[Any, ...]:
-    """Everything that the features depend on besides the entries: in-place updates raise `_version`."""
-    parameters = tuple(networks.parameters())
-    modes = (torch.is_grad_enabled(), torch.is_autocast_enabled(), torch.is_autocast_enabled("cpu"))
-    return (
-        networks,
-        getattr(networks, "training", None),
-        modes,
-        parameters,
-        [p._version for p in parameters],
-    )
-
-
-def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    same_parameters = len(a[3]) == len(b[3]) and all(p is q for p, q in zip(a[3], b[3], strict=True))
-    return a[0] is b[0] and a[1:3] == b[1:3] and same_parameters and a[4] == b[4]
 
 
 def _select(rows: Tensor, index: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,12 @@ class Recorder:
     ) -> None:
         self.path = folder / "metrics.jsonl"
         kept = _lines_until(self.path, resume_at) if resume_at else []
-        self.path.write_text("".join(kept))
+        # Replaced as a whole: a crash while dropping lines must not lose the others.
+        temporary = folder / ".metrics.jsonl.tmp"
+        temporary.write_text("".join(kept))
+        os.replace(temporary, self.path)
         self._file = self.path.open("a", buffering=1)
-        self._writer = _tensorboard_writer(folder) if tensorboard else None
+        self._writer = _tensorboard_writer(folder, resume_at) if tensorboard else None
         self._bar = tqdm(
             desc=label, total=total, initial=resume_at, unit="update", disable=not show, dynamic_ncols=True
         )
@@ -50,7 +54,10 @@ class Recorder:
 
     def write(self, update: int, **figures: float) -> None:
         """Record figures at an update and show the main ones."""
-        self._file.write(json.dumps({"update": update, **figures}) + "\n")
+        try:
+            self._file.write(json.dumps({"update": update, **figures}) + "\n")
+        except OSError as error:  # a full disk must not end the run
+            self.note(f"warning: figures of update {update} not written ({error})")
         if self._writer is not None:
             for name, value in figures.items():
                 self._writer.add_scalar(name, value, update)
@@ -90,11 +97,11 @@ def _lines_until(path: Path, update: int | None) -> list[str]:
     return kept
 
 
-def _tensorboard_writer(folder: Path) -> Any:
+def _tensorboard_writer(folder: Path, resume_at: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError(
             "tensorboard: expected it installed, found none; pip install 'vma-pyro[track]'"
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=resume_at + 1)

@@ -7,6 +7,9 @@ original drawings in torchvision's folder `omniglot-py`, which is downloaded whe
 
 from __future__ import annotations
 
+import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +84,12 @@ def to_28x28(images: np.ndarray) -> np.ndarray:
 
 def _half(root: Path, half: str, download: bool) -> Characters:
     prepared = root / "omniglot" / f"{half}.npz"
-    if not prepared.exists():
-        _prepare(root, half, prepared, download)
-    arrays = read_npz(prepared, ("images", "alphabet", "character"))
+    if prepared.exists():
+        arrays = read_npz(prepared, ("images", "alphabet", "character"))
+    else:
+        arrays = _prepare(root, half, prepared, download)
+        with suppress(PermissionError):  # a folder that one may only read: prepare again next time
+            write_npz(prepared, **arrays)
     try:
         names, alphabets = (tuple(map(str, arrays[key].tolist())) for key in ("character", "alphabet"))
         return Characters(arrays["images"], names, alphabets)
@@ -91,8 +97,8 @@ def _half(root: Path, half: str, download: bool) -> Characters:
         raise ValueError(f"{prepared}: {error}") from error
 
 
-def _prepare(root: Path, half: str, prepared: Path, download: bool) -> None:
-    """Make the prepared file from the originals."""
+def _prepare(root: Path, half: str, prepared: Path, download: bool) -> dict[str, np.ndarray]:
+    """Make the arrays of the prepared file from the originals."""
     originals = root / "omniglot-py" / f"images_{half}"
     if not originals.is_dir():
         if not download:
@@ -116,18 +122,23 @@ def _prepare(root: Path, half: str, prepared: Path, download: bool) -> None:
                 images[row, column] = to_28x28(ink)
             except (OSError, ValueError) as error:
                 raise ValueError(f"{path}: expected a 105x105 drawing ({error})") from error
-    arrays = {
+    return {
+        "images": images,
         "alphabet": np.array([folder.parent.name for folder in characters]),
         "character": np.array([folder.name for folder in characters]),
     }
-    write_npz(prepared, images=images, **arrays)
 
 
 def _download(root: Path, half: str, prepared: Path, originals: Path) -> None:
     from torchvision.datasets import Omniglot  # seconds to import
 
     try:
-        Omniglot(str(root), background=half == "background", download=True)
+        root.mkdir(parents=True, exist_ok=True)
+        # Unpacked elsewhere and moved: an interrupted download must not look like a small data set.
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as unfinished:
+            Omniglot(unfinished, background=half == "background", download=True)
+            originals.parent.mkdir(exist_ok=True)
+            os.replace(Path(unfinished) / "omniglot-py" / originals.name, originals)
     except (OSError, RuntimeError) as error:  # URLError and a wrong checksum
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileNotFoundError(

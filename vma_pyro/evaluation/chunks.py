@@ -44,12 +44,14 @@ def datapoint_chunks(memory: Any, x: Tensor, *, reads_per_image: int) -> Iterato
         size = memory.size if isinstance(memory, Memory) else memory.shape[1]
         rows = max(1, min(rows, READS_PER_CHUNK // size))
     rows = min(rows, MAX_IMAGES_PER_CHUNK)
+    # Parameters do not change during an evaluation: encode each memory once, not once per chunk of samples.
+    held = memory.held() if isinstance(memory, Memory) and not own else memory
     for start in range(0, len(x), rows):
         part = slice(start, start + rows)
-        if isinstance(memory, Memory):
-            yield x[part], memory.datapoints(part)
+        if own:
+            yield x[part], memory.datapoints(part).held() if isinstance(memory, Memory) else memory[part]
         else:
-            yield x[part], memory[part] if own else memory
+            yield x[part], held
 
 
 def is_shared(memory: Any, x: Tensor) -> bool:

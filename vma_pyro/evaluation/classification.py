@@ -17,7 +17,7 @@ def address_posterior(guide: Callable[..., Any], memory: Any, x: Tensor) -> Tens
     """q(a | x, M), [B, S]."""
     check(memory, x)
     probs = []
-    with undisturbed(guide, seed=0, device=x.device):
+    with undisturbed(guide, seed=0):
         for part, part_memory in datapoint_chunks(memory, x, reads_per_image=1):
             trace = poutine.trace(guide).get_trace(part_memory, part)
             if "address" not in trace.nodes:

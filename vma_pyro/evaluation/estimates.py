@@ -39,20 +39,21 @@ class Estimate(NamedTuple):
 
 
 @contextmanager
-def undisturbed(*modules: Any, seed: int, device: torch.device) -> Iterator[None]:
+def undisturbed(*modules: Any, seed: int) -> Iterator[None]:
     """No gradients, evaluation mode and an own random stream; all is restored on leaving."""
-    modules = tuple(m for m in modules if isinstance(m, nn.Module))
-    training = [m.training for m in modules]
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    roots = [module for module in modules if isinstance(module, nn.Module)]
+    training = {module: module.training for root in roots for module in root.modules()}
+    # Seeding reaches every GPU, whatever the device of the evaluation.
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=gpus), torch.no_grad():
         torch.manual_seed(seed)
-        for module in modules:
-            module.eval()
+        for root in roots:
+            root.eval()
         try:
             yield
         finally:
-            for module, mode in zip(modules, training, strict=True):
-                module.train(mode)
+            for module, mode in training.items():
+                module.training = mode
 
 
 def distribution_at(trace: poutine.Trace, site: str) -> Any:

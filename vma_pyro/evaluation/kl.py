@@ -126,7 +126,7 @@ def kl_report(
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
     parts, log_ws = [], []
-    with undisturbed(model, guide, seed=seed, device=x.device):
+    with undisturbed(model, guide, seed=seed):
         for part, part_memory in datapoint_chunks(memory, x, reads_per_image=num_samples):
             parts.append(_split_in_chunks(model, guide, part_memory, part, num_samples))
             chunks = weight_chunks(model, guide, part_memory, part, num_samples, 1, "sampled")

@@ -54,7 +54,7 @@ def log_likelihood(
     if address not in ("sampled", "exact"):
         raise ValueError(f"address: expected 'sampled' or 'exact', got {address!r}")
     check(memory, x)
-    with undisturbed(model, guide, seed=seed, device=x.device):
+    with undisturbed(model, guide, seed=seed):
         size = _address_size(guide, memory, x) if address == "exact" else 1
         bounds = []
         for part, part_memory in datapoint_chunks(memory, x, reads_per_image=size):

@@ -8,7 +8,7 @@ refused by name.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
 
@@ -39,6 +39,14 @@ class Particles(NamedTuple):
     log_weights: Tensor
     score: Tensor
     scale: float
+
+
+class Traces(NamedTuple):
+    """One run of model and guide; `subsamples` holds the sites that chose the elements of their plates."""
+
+    model: poutine.Trace
+    guide: poutine.Trace
+    subsamples: poutine.Trace
 
 
 def draw_particles(
@@ -74,10 +82,14 @@ def draw_particles(
         nesting = max_plate_nesting + (num_particles > 1)
         traces = _trace(model, guide, args, kwargs, nesting)
         return _weigh(traces, batch_plates, max_plate_nesting)
-    runs = [
-        _weigh(_trace(model, guide, args, kwargs, max_plate_nesting), batch_plates, max_plate_nesting)
-        for _ in range(num_particles)
-    ]
+    runs = []
+    for _ in range(num_particles):
+        traces = _trace(model, guide, args, kwargs, max_plate_nesting)
+        runs.append(_weigh(traces, batch_plates, max_plate_nesting))
+        if len(runs) == 1:
+            # A randomly subsampled plate must show all particles the same datapoints.
+            guide = poutine.replay(guide, trace=traces.subsamples)
+            model = poutine.replay(model, trace=traces.subsamples)
     return Particles(
         torch.cat([run.log_weights for run in runs]), torch.cat([run.score for run in runs]), runs[0].scale
     )
@@ -128,7 +140,6 @@ def log_weights_given(
     plate = _particle_plate(num_particles, max_plate_nesting)
     lead = (1,) * (max_plate_nesting + 1)
     fixed = {name: value.reshape(-1, *lead) for name, value in values.items()}
-    # Conditioned sites count as observed in the guide's trace, so log q leaves them out.
     guide_trace = poutine.trace(plate(poutine.condition(guide, fixed))).get_trace(*args, **kwargs)
     model = poutine.replay(poutine.condition(model, fixed), trace=guide_trace)
     model_trace = poutine.trace(plate(model)).get_trace(*args, **kwargs)
@@ -138,10 +149,10 @@ def log_weights_given(
                 f"site '{name}': expected in both model and guide, guide has {sorted(guide_trace.nodes)}"
             )
     _check_same_latents(model_trace, guide_trace)
-    traces = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
-    traces[0].compute_log_prob()
-    traces[1].compute_score_parts()
-    return _weigh(traces, batch_plates, max_plate_nesting, leading=1).log_weights
+    traces = Traces(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace), poutine.Trace())
+    traces.model.compute_log_prob()
+    traces.guide.compute_score_parts()
+    return _weigh(traces, batch_plates, max_plate_nesting, given=fixed).log_weights
 
 
 def _particle_plate(num_particles: int, max_plate_nesting: int) -> Callable[[Program], Program]:
@@ -181,12 +192,15 @@ class PlateNesting:
         return nesting
 
 
-def _trace(
-    model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], nesting: int
-) -> tuple[poutine.Trace, poutine.Trace]:
+def _trace(model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], nesting: int) -> Traces:
     """Traces of the model, replayed against the guide, and of the guide, with their log probabilities."""
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    subsamples = poutine.Trace()
+    for trace in (guide_trace, model_trace):
+        for name, site in trace.nodes.items():
+            if site_is_subsample(site) and name not in subsamples:
+                subsamples.add_node(name, **site.copy())
     guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
     _check_same_latents(model_trace, guide_trace)
     _check_nesting(guide_trace, nesting)
@@ -196,7 +210,7 @@ def _trace(
     if is_validation_enabled():
         for site in [*_sample_sites(model_trace), *_sample_sites(guide_trace)]:
             check_site_shape(site, nesting)
-    return model_trace, guide_trace
+    return Traces(model_trace, guide_trace, subsamples)
 
 
 def _sample_sites(trace: poutine.Trace) -> Iterable[Site]:
@@ -237,20 +251,24 @@ def _check_nesting(trace: poutine.Trace, nesting: int) -> None:
 
 
 def _weigh(
-    traces: tuple[poutine.Trace, poutine.Trace],
+    traces: Traces,
     batch_plates: Sequence[str],
     max_plate_nesting: int,
     *,
-    leading: int = 0,
+    given: Collection[str] = (),
 ) -> Particles:
-    """Sum log p - log q and the scores over the sites of each datapoint, from the traces of model and guide."""
+    """Sum log p - log q and the scores over the sites of each datapoint.
+
+    Given sites take the leftmost dimension, and are left out of log q.
+    """
+    leading = int(bool(given))
     layout = _Layout(tuple(batch_plates), max_plate_nesting, leading)
     log_w: Tensor | float = 0.0
     score: Tensor | float = 0.0
     live: Tensor | None = None  # which datapoints have any site that is not masked; None: all
     masks: list[Tensor] = []
     scale: float | None = None
-    for sign, trace in zip((1, -1), traces, strict=True):
+    for sign, trace in ((1, traces.model), (-1, traces.guide)):
         for site in _sample_sites(trace):
             site_scale = layout.subsampling_scale(site)
             if scale is not None and abs(site_scale - scale) > 1e-9 * scale:
@@ -259,15 +277,15 @@ def _weigh(
                     f"other sites, got {site_scale}"
                 )
             scale = site_scale
-            latent_in_guide = sign == -1 and not site["is_observed"]
-            if sign == 1 or latent_in_guide:
-                # The handler's scale covers all enclosing plates: take the batch plates' share out again.
-                log_prob = layout.per_datapoint(site, site["log_prob"] / site_scale)
-                if is_validation_enabled() and bool(torch.isnan(log_prob).any()):
-                    raise ValueError(f"site '{site['name']}': expected a log probability, got NaN")
-                log_w = log_w + sign * log_prob
-                masks.append(layout.unmasked(site))
-            if latent_in_guide:
+            if sign == -1 and site["name"] in given:
+                continue
+            # The handler's scale covers all enclosing plates: take the batch plates' share out again.
+            log_prob = layout.per_datapoint(site, site["log_prob"] / site_scale)
+            if is_validation_enabled() and bool(torch.isnan(log_prob).any()):
+                raise ValueError(f"site '{site['name']}': expected a log probability, got NaN")
+            log_w = log_w + sign * log_prob
+            masks.append(layout.unmasked(site).to(log_prob.device))
+            if sign == -1:
                 score_function = site["score_parts"].score_function
                 if isinstance(score_function, Tensor):
                     score = score + layout.per_datapoint(site, score_function)
@@ -275,7 +293,7 @@ def _weigh(
         raise ValueError("model: expected at least one sample site in the batch plates, found none")
     shape = log_w.shape
     score = score.expand(shape) if isinstance(score, Tensor) else torch.zeros_like(log_w)
-    if any(mask.dim() for mask in masks):
+    if not all(mask.dim() == 0 and bool(mask) for mask in masks):
         live = torch.stack([mask.expand(shape) for mask in masks]).any(0)
         score = torch.where(live, score, 0.0)
     return Particles(log_w.flatten(1 + leading), score.flatten(1 + leading), scale or 1.0)

@@ -41,9 +41,9 @@ class TrainConfig:
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints."""
     accelerator: str = "auto"
-    """cpu, cuda, or auto: one GPU if there is one."""
+    """cpu, cuda, or auto: one NVIDIA GPU if there is one."""
     precision: str = "32-true"
-    """Fabric's name of the arithmetic: 32-true, or bf16-mixed."""
+    """Of the arithmetic: 32-true, or bf16-mixed (weights and likelihoods stay in 32 bits)."""
     seed: int = 0
     """Of the noise in training."""
 
@@ -56,11 +56,16 @@ class TrainConfig:
         for name in ("log_every", "validate_every", "validation_samples", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.accelerator not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"accelerator: expected auto, cpu or cuda, got {self.accelerator!r}")
+        if self.precision not in ("32-true", "bf16-mixed"):
+            raise ValueError(f"precision: expected 32-true or bf16-mixed, got {self.precision!r}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected 0 <= ema_decay < 1, got {self.ema_decay}")
 
 
-# What may differ between the sessions of one run, because it does not change its figures.
+# What may differ between the sessions of one run. Another accelerator rounds otherwise, but a run that began on a
+# GPU may have to end on a CPU.
 FREE_ON_RESUME = ("session_minutes", "checkpoint_seconds", "accelerator")
 
 

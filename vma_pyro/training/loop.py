@@ -99,8 +99,8 @@ def fit(
             try:
                 _train(run, validation, recorder, stop)
             except (RuntimeError, ValueError) as error:
-                # Sampling from NaN fails in many ways, none of which says what went wrong.
-                if "nan" not in str(error).lower():
+                # Sampling from NaN fails in many ways, none of which says what went wrong; NaN in the data does.
+                if "nan" not in str(error).lower() or str(error).startswith(("x:", "memory")):
                     raise
                 raise run.diverged("parameters", "NaN") from error
         run.finished = not stop.signal
@@ -136,11 +136,13 @@ def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: St
             speed = config.log_every / max(now - tick, 1e-9)
             recorder.write(run.update, **run.figures(episode, norm), seconds=run.seconds, updates_per_second=speed)
             tick = now
-        if validation and run.update % config.validate_every == 0:
+        now = time.monotonic()
+        run.seconds = run.seconds_before + now - session_start
+        # Also at the end: the last updates, at the smallest learning rate, are often the best.
+        if validation and (run.update % config.validate_every == 0 or run.progress() >= 1):
             nll = run.validate(validation)
             recorder.write(run.update, validation_nll=nll, best_validation_nll=run.best_nll)
         now = time.monotonic()
-        run.seconds = run.seconds_before + now - session_start
         if now - last_save > config.checkpoint_seconds:
             run.try_to_save(recorder)
             last_save = time.monotonic()

@@ -37,6 +37,8 @@ class Run:
         accelerator = config.accelerator
         if accelerator == "auto":
             accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        if accelerator == "cuda" and not torch.cuda.is_available():
+            raise ValueError("accelerator: expected a GPU for cuda, found none")
         self.fabric = Fabric(accelerator=accelerator, devices=1, precision=config.precision)  # type: ignore[arg-type]
         torch.manual_seed(config.seed)
         self.bare = elbo(model, guide).to(self.fabric.device)
@@ -73,7 +75,7 @@ class Run:
         self.bound_sum.zero_()
         self.bound_count = 0
         model, guide = self.bare.model, self.bare.guide
-        with undisturbed(model, guide, seed=self.update, device=self.fabric.device):
+        with undisturbed(model, guide, seed=self.update):
             split = split_bound(model, guide, episode.memory, episode.x)
         return {
             "bound": bound,
