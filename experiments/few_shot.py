@@ -76,6 +76,8 @@ class FewShotConfig:
     """Test images per likelihood; default 300 for glyphs, 500 for Omniglot."""
     eval_samples: int | None = None
     """Importance samples per test image; default 100 for glyphs, 1000 for Omniglot."""
+    eval_queries: int = 1000
+    """Test images per classification task."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs the extra `track`)."""
 
@@ -95,7 +97,7 @@ class FewShotConfig:
         """How much to measure."""
         assert self.eval_images is not None  # resolved
         assert self.eval_samples is not None
-        return few_shot.Protocol(images=self.eval_images, samples=self.eval_samples)
+        return few_shot.Protocol(images=self.eval_images, samples=self.eval_samples, queries=self.eval_queries)
 
 
 class Preset(NamedTuple):

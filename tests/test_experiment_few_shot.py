@@ -26,7 +26,7 @@ TINY = [
     "--particles=2",
     "--eval-images=6",
     "--eval-samples=3",
-    "--log-every=5",
+    "--eval-queries=20 --log-every=5",
     "--validate-every=10",
     "--validation-samples=1",
     "--accelerator=cpu",
@@ -239,13 +239,25 @@ class TestOneLineErrors:
             ("--eval-samples=0", "samples: expected at least 1, got 0"),
             ("--latent-dim=0", "networks: expected latent_dim >= 1"),
             ("--shots=25", "shots: expected at most 19"),
-            ("--precision=16-mixed", "precision: expected 32-true or bf16-mixed, got '16-mixed'"),
-            ("--ema-decay=2", "ema_decay: expected 0 <= ema_decay < 1, got 2.0"),
         ],
     )
     def test_bad_options_are_refused_before_anything_happens(self, tmp_path, option, message):
         assert message in self.fails("--updates=2", option, cwd=tmp_path)
         assert not (tmp_path / "runs").exists()
+
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [
+            ("--precision=16-mixed", "precision: expected 32-true or bf16-mixed"),
+            ("--ema-decay=2", "ema_decay: expected 0 <= ema_decay < 1, got 2.0"),
+            ("--patience=many", "--patience"),
+        ],
+    )
+    def test_values_that_the_command_line_itself_refuses(self, tmp_path, option, message):
+        code, output = run(*TINY, option, cwd=tmp_path, environment={"COLUMNS": "200"})
+        assert code == 2  # in tyro's own frame
+        assert message in output
+        assert "Traceback" not in output
 
     def test_an_output_folder_that_cannot_be_made(self, tmp_path):
         (tmp_path / "file").write_text("not a folder")
