@@ -50,7 +50,7 @@ class FewShotConfig:
     resume: bool = False
     """Go on with the run in the folder `out`."""
     width: float | None = None
-    """Factor on the paper's 48 and 64 maps per convolution; default 0.33 for glyphs, 0.5 for Omniglot."""
+    """Factor on the paper's 48 and 64 maps per convolution; default 0.25 for glyphs, 0.5 for Omniglot."""
     latent_dim: int = 64
     """Dimension of z."""
     classes: int = 16
@@ -71,11 +71,11 @@ class FewShotConfig:
     memoryless: bool = True
     """Also train the memoryless model, for as many updates, to know what the memory brings."""
     train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
-    """Training. Without a budget: 1.8 minutes for glyphs, 60 for Omniglot, for each of the two models."""
+    """Training. Without a budget: 2.3 minutes for glyphs, 60 for Omniglot, for each of the two models."""
     eval_images: int | None = None
-    """Test images per likelihood; default 300 for glyphs, 500 for Omniglot."""
+    """Test images per likelihood; default 800 for glyphs, 500 for Omniglot."""
     eval_samples: int | None = None
-    """Importance samples per test image; default 100 for glyphs, 1000 for Omniglot."""
+    """Importance samples per test image; default 50 for glyphs, 1000 for Omniglot."""
     eval_queries: int = 1000
     """Test images per classification task."""
     tensorboard: bool = False
@@ -109,7 +109,7 @@ class Preset(NamedTuple):
     eval_samples: int
 
 
-PRESETS = {"glyphs": Preset(0.33, 1.8, 300, 100), "omniglot": Preset(0.5, 60.0, 500, 1000)}
+PRESETS = {"glyphs": Preset(0.25, 2.3, 800, 50), "omniglot": Preset(0.5, 60.0, 500, 1000)}
 
 
 class Split(NamedTuple):

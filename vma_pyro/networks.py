@@ -6,6 +6,7 @@ One pyramid embeds the target x and the entries m (tied weights). All that depen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -121,6 +122,7 @@ class ConvNetworks(nn.Module):
         self.up28 = nn.ConvTranspose2d(high, low, 4, stride=2, padding=1)
         self.conv28 = nn.Conv2d(low, low, 3, padding=1)
         self.to_logits = nn.Conv2d(low, 1, 3, padding=1)
+        initialise(self, outputs=(self.to_key, self.hidden_to_posterior, self.to_prior[-1], self.to_logits))
         # Channels last is 2.4 times as fast as the default layout on two CPU cores (forward and backward).
         self.to(memory_format=torch.channels_last)
 
@@ -208,6 +210,7 @@ class MLPNetworks(nn.Module):
         self.entry_to_stem = nn.Linear(top, top, bias=False)
         self.stem = nn.Linear(latent_dim, top)
         self.to_logits = nn.Sequential(nn.Linear(top, bottom), nn.ReLU(), nn.Linear(bottom, pixels))
+        initialise(self, outputs=(self.to_key, self.hidden_to_posterior, self.to_prior[-1], self.to_logits[-1]))
 
     def encode(self, entries: Tensor) -> Entry:
         """See `Networks.encode`."""
@@ -238,6 +241,24 @@ class MLPNetworks(nn.Module):
         """See `Networks.decode`."""
         logits = self.to_logits(F.relu(self.stem(z) + m.stem)).float()
         return logits.reshape(*logits.shape[:-1], *self.image_shape)
+
+
+def initialise(networks: nn.Module, *, outputs: Sequence[nn.Module]) -> None:
+    """Keep the variance of activations through ReLU layers (He et al. 2015), and of layers without one.
+
+    With torch's default the signal of x dies out on its way through q(z | x, m): z starts as pure noise, the
+    decoder learns to ignore it, and KL(z) stays at zero for the first thousand updates.
+    """
+    for module in networks.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            fan_in = module.weight[0].numel()
+            if isinstance(module, nn.ConvTranspose2d):
+                # Each output pixel sees one in stride^2 taps.
+                fan_in = module.weight[:, 0].numel() // module.stride[0] ** 2
+            gain = 1.0 if module in outputs else 2.0
+            nn.init.normal_(module.weight, std=math.sqrt(gain / fan_in))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def gaussian(raw: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,13 @@ class Recorder:
         self._file = self.path.open("a", buffering=1)
         self._writer = _tensorboard_writer(folder, resume_at) if tensorboard else None
         self._bar = tqdm(
-            desc=label, total=total, initial=resume_at, unit="update", disable=not show, dynamic_ncols=True
+            desc=label,
+            total=total,
+            initial=resume_at,
+            unit="update",
+            disable=not show,
+            dynamic_ncols=True,
+            mininterval=1.0,
         )
 
     def advance(self) -> None:
