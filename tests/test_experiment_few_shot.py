@@ -73,6 +73,9 @@ def test_results(finished):
     for estimate in (*results["nll"].values(), *results["accuracy"].values(), results["nll_memoryless"]):
         assert set(estimate) == {"mean", "se", "n"}
     assert results["nll"]["1"]["n"] == 6
+    for shots in ("1", "19"):
+        difference = results["nll_memoryless"]["mean"] - results["nll"][shots]["mean"]
+        assert results["nll_gain"][shots]["mean"] == pytest.approx(difference)
     assert results["kl"]["kl_address"]["mean"] <= results["kl"]["log_memory"]
     assert results["kl"]["information_gained"]["n"] == 6
     assert results["training"]["memory"]["updates"] == results["training"]["memoryless"]["updates"] == 30

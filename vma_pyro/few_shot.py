@@ -68,12 +68,14 @@ class FewShotScores(NamedTuple):
 
     Attributes:
         nll: number of shots to the NLL in nats per image, an upper bound by importance sampling.
+        nll_of_images: the same before averaging, [images]; the images are the same at every number of shots.
         accuracy: "w-way s-shot" to the share of images whose most probable class is right.
         kl: the bound taken apart under the memory of the KL split, one memory per image.
         mutual_information: between x and the address under one memory shared by all images, in nats.
     """
 
     nll: dict[str, Estimate]
+    nll_of_images: dict[str, Tensor]
     accuracy: dict[str, Estimate]
     kl: KLReport
     mutual_information: Estimate
@@ -97,7 +99,7 @@ def score(
     """
     examples = characters.images.shape[1]
     nll = {
-        str(shots): Estimate.of(-log_likelihood(model, guide, e.memory, e.x, num_samples=protocol.samples))
+        str(shots): -log_likelihood(model, guide, e.memory, e.x, num_samples=protocol.samples)
         for shots in SHOTS
         if shots < examples
         for e in [_likelihood_episode(characters, protocol, shots).to(device)]
@@ -111,7 +113,8 @@ def score(
     shared = shared_episode(characters, protocol).to(device)
     information = kl_report(model, guide, shared.memory, shared.x, num_samples=1).mutual_information
     assert information is not None  # the memory is shared
-    return FewShotScores(nll, accuracy, kl, information)
+    means = {shots: Estimate.of(values) for shots, values in nll.items()}
+    return FewShotScores(means, nll, accuracy, kl, information)
 
 
 def split_of_memory(

@@ -124,7 +124,10 @@ def save_training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]],
     finite = [line["bound"] for lines in runs.values() for line in lines if "bound" in line]
     if finite:
         # The first updates are hundreds of nats away and would flatten the rest.
-        bound.set_ylim(np.quantile(finite, 0.05) - 10, max(finite) + 5)
+        validated = [
+            -line["validation_nll"] for lines in runs.values() for line in lines if "validation_nll" in line
+        ]
+        bound.set_ylim(np.quantile(finite, 0.05) - 10, max(finite + validated) + 5)
     kl_address.axhline(log_memory, color="black", linewidth=0.8, linestyle=":", label="log |M|")
     for axes, title in ((bound, "multi-sample bound"), (kl_address, "KL(a)"), (kl_z, "KL(z)")):
         axes.set(title=title, xlabel="updates", ylabel="nats per image")

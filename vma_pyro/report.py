@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+from torch import Tensor
 
 from vma_pyro.evaluation import Estimate
 from vma_pyro.few_shot import FewShotScores, Protocol
@@ -36,14 +37,21 @@ class Job(NamedTuple):
     protocol: Protocol
 
 
-def to_json(job: Job, scores: FewShotScores, memoryless: Estimate | None) -> str:
-    """Every figure with its standard error and number of images; NLL in nats per image, accuracy as a share."""
+def to_json(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> str:
+    """Every figure with its standard error and number of images; NLL in nats per image, accuracy as a share.
+
+    Args:
+        job: what was run.
+        scores: of the memory model.
+        memoryless: NLL of the same images without memory [images], if measured.
+    """
     kl = {name: _plain(value) for name, value in scores.kl._asdict().items()}
     results = {
         "command": job.command,
         "seconds": job.seconds,
         "nll": {shots: _plain(estimate) for shots, estimate in scores.nll.items()},
-        "nll_memoryless": _plain(memoryless),
+        "nll_memoryless": None if memoryless is None else Estimate.of(memoryless)._asdict(),
+        "nll_gain": {shots: gain._asdict() for shots, gain in gains(scores, memoryless).items()},
         "accuracy": {task: _plain(estimate) for task, estimate in scores.accuracy.items()},
         "kl": kl | {"mutual_information": _plain(scores.mutual_information)},
         "training": job.training,
@@ -60,14 +68,16 @@ def to_json(job: Job, scores: FewShotScores, memoryless: Estimate | None) -> str
     return json.dumps(results, indent=2, default=str) + "\n"
 
 
-def to_markdown(job: Job, scores: FewShotScores, memoryless: Estimate | None) -> str:
+def to_markdown(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> str:
     """The report: likelihood by number of examples, classification, and where the nats go."""
     protocol, kl = job.protocol, scores.kl
     likelihoods: list[tuple[str, Any]] = [
         (f"{shots} in memory", estimate) for shots, estimate in scores.nll.items()
     ]
     if memoryless is not None:
-        likelihoods.append(("no memory (the same networks)", memoryless))
+        likelihoods.append(("no memory (the same networks)", Estimate.of(memoryless)))
+        paired = gains(scores, memoryless).items()
+        likelihoods += [(f"gain of {shots} in memory over none, paired by image", gain) for shots, gain in paired]
     accuracies = [(task, f"{100 * e.mean:.1f} ± {100 * e.se:.1f}") for task, e in scores.accuracy.items()]
     split = [
         ("NLL", kl.nll),
@@ -112,6 +122,13 @@ image unless said otherwise.
 
 Pictures: `samples.png` (generated from one example), `posterior.png` (the address posterior), `training.png`.
 """
+
+
+def gains(scores: FewShotScores, memoryless: Tensor | None) -> dict[str, Estimate]:
+    """Number of shots to the memoryless NLL minus the NLL with memory, paired by image, in nats."""
+    if memoryless is None:
+        return {}
+    return {shots: Estimate.of(memoryless - nll) for shots, nll in scores.nll_of_images.items()}
 
 
 def _plain(value: Any) -> Any:
