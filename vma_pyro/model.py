@@ -69,7 +69,9 @@ class LearnedAddress(nn.Module):
 
     def __init__(self, networks: Networks, *, hidden_dim: int = 64) -> None:
         super().__init__()
-        self.score = nn.Sequential(nn.Linear(networks.key_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 1))
+        self.score = nn.Sequential(
+            nn.Linear(networks.key_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 1, bias=False)
+        )
 
     def forward(self, memory: Memory) -> Tensor:
         """Logits [S] or [B, S]."""
