@@ -131,7 +131,7 @@ class ConvNetworks(nn.Module):
         check_images("images", images, self.image_shape)
         maps = [images.float().contiguous(memory_format=torch.channels_last)]
         for layer in self.pyramid:
-            maps.append(F.relu(layer(maps[-1])))
+            maps.append(F.relu_(layer(maps[-1])))
         return maps[2], maps[4], maps[6].flatten(1)
 
     def encode(self, entries: Tensor) -> Entry:
@@ -168,12 +168,12 @@ class ConvNetworks(nn.Module):
         )  # [N, C, 7, 7] and [N, C, 14, 14], in memory as channels last
         h = F.relu(self.stem(z) + m.stem).expand(*batch, -1).reshape(-1, self.high, 4, 4)
         h = h.contiguous(memory_format=torch.channels_last)
-        h = F.relu(self.up7(h))
-        h = F.relu(self.conv7(h) + skip7)
-        h = F.relu(self.up14(h))
-        h = F.relu(self.conv14(h) + skip14)
-        h = F.relu(self.up28(h))
-        h = F.relu(self.conv28(h))
+        h = F.relu_(self.up7(h))
+        h = F.relu_(self.conv7(h) + skip7)
+        h = F.relu_(self.up14(h))
+        h = F.relu_(self.conv14(h) + skip14)
+        h = F.relu_(self.up28(h))
+        h = F.relu_(self.conv28(h))
         return self.to_logits(h).float().reshape(*batch, *self.image_shape)
 
 

@@ -20,7 +20,7 @@ class TrainConfig:
     """Budget in minutes of training, over all sessions of the run."""
     session_minutes: float | None = None
     """Leave with a checkpoint after so many minutes in this process; go on with resume."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     """Of Adam, after a linear warm-up; falls along a half cosine to `final_rate` of it."""
     final_rate: float = 0.02
     """Share of the learning rate that is left at the end."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from vma_pyro.data import Episode, EpisodeSampler
 from vma_pyro.record import Recorder
+from vma_pyro.training.allocator import keep_freed_memory
 from vma_pyro.training.config import TrainConfig, identity_of, learning_rate
 from vma_pyro.training.run import Run
 from vma_pyro.training.stopping import Stop, stop_signals
@@ -81,6 +82,7 @@ def fit(
     path = folder / "checkpoint.pt"
     if path.exists() and not resume:
         raise ValueError(f"folder: expected one without a run, found {path}; resume it or choose another folder")
+    keep_freed_memory()
     run = Run(model, guide, elbo, episodes, config, path)
     run.identity = identity_of(config) | (identity or {})
     run.architecture = architecture or {}
