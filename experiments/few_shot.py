@@ -23,12 +23,13 @@ import torch
 import tyro
 
 from vma_pyro import ConvNetworks, Guide, Model, checkpoint, few_shot, plots, report
+from vma_pyro.atomic import write_atomically
 from vma_pyro.baselines import MemorylessGuide, MemorylessModel
 from vma_pyro.data import Characters, EpisodeSampler, glyphs, omniglot
 from vma_pyro.data.episodes import Augmentation
 from vma_pyro.infer import MultiSampleELBO, loo, reinforce, vimco, vimco_geometric
-from vma_pyro.record import read_metrics
-from vma_pyro.training import TrainConfig, fit
+from vma_pyro.record import read_metrics, tensorboard_writer
+from vma_pyro.training import TrainConfig, device_of, fit
 
 BASELINES = {"vimco": vimco, "vimco-geometric": vimco_geometric, "loo": loo, "reinforce": reinforce}
 
@@ -37,8 +38,9 @@ BASELINES = {"vimco": vimco, "vimco-geometric": vimco_geometric, "loo": loo, "re
 class FewShotConfig:
     """Few-shot generation with a variational memory."""
 
-    data: Literal["glyphs", "omniglot"] = "glyphs"
-    """Procedural glyphs, made on the spot, or Omniglot (canonical split)."""
+    data: Literal["glyphs", "omniglot"] | None = None
+    """Procedural glyphs, made on the spot, or Omniglot (canonical split); default: what the loaded checkpoint was
+    trained on, else glyphs."""
     data_dir: Path | None = None
     """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder, where
     Omniglot is downloaded to."""
@@ -81,12 +83,16 @@ class FewShotConfig:
     """Also write TensorBoard events (needs the extra `track`)."""
 
     def resolved(self) -> FewShotConfig:
-        """The same configuration with the defaults of its data filled in."""
-        preset = PRESETS[self.data]
+        """The same configuration with the defaults of its data, or of the loaded checkpoint, filled in."""
+        loaded = {} if self.load is None else facts_of(checkpoint.load(self.load))
+        data = self.data or loaded.get("data", "glyphs")
+        preset = PRESETS[data]
         unlimited = self.train.updates is None and self.train.minutes is None
         return replace(
             self,
-            width=preset.width if self.width is None else self.width,
+            data=data,
+            width=loaded.get("width", preset.width if self.width is None else self.width),
+            latent_dim=loaded.get("latent_dim", self.latent_dim),
             eval_images=preset.eval_images if self.eval_images is None else self.eval_images,
             eval_samples=preset.eval_samples if self.eval_samples is None else self.eval_samples,
             train=replace(self.train, minutes=preset.minutes) if unlimited else self.train,
@@ -117,6 +123,12 @@ class Split(NamedTuple):
     train: Characters
     validation: Characters
     test: Characters
+
+
+def facts_of(content: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of itself: architecture, and data if it is known."""
+    data = content.get("data", content.get("identity", {}).get("data"))
+    return content.get("architecture", {}) | ({} if data is None else {"data": data})
 
 
 def load_data(config: FewShotConfig) -> Split:
@@ -197,7 +209,7 @@ def train(
     if result.interrupted:
         print(f"stopped at update {result.updates}; go on with: {command()} --resume")
         sys.exit(128 + result.interrupted)
-    weights = {"architecture": architecture, "weights": elbo(model, guide).state_dict()}
+    weights = {"architecture": architecture, "data": config.data, "weights": elbo(model, guide).state_dict()}
     checkpoint.save(folder / "model.pt", weights)
     facts = {
         "updates": result.updates,
@@ -228,7 +240,7 @@ def main(config: FewShotConfig) -> None:
     data = load_data(config)
     rehearse(config, data)
     make_room(config)
-    device = torch.device("cuda" if torch.cuda.is_available() and config.train.accelerator != "cpu" else "cpu")
+    device = device_of(config.train)
     protocol = config.protocol()
     training: dict[str, Any] = {}
     if config.load is None:
@@ -247,8 +259,7 @@ def main(config: FewShotConfig) -> None:
         memoryless = tuple(module.to(device) for module in memoryless)
         print("scoring the memoryless model on unseen classes ...")
         nll = few_shot.memoryless_nll(memoryless, data.test, protocol, device=device)
-        kl = few_shot.split_of_memory(model, guide, data.test, protocol, device=device, memoryless=memoryless)
-        scores = scores._replace(kl=kl)
+        scores = few_shot.information_gained(scores, memoryless, data.test, protocol, device=device)
         write(config, scores, nll, training, time.monotonic() - start)
     print((config.out / "report.md").read_text())
 
@@ -258,7 +269,7 @@ def memoryless_pair(config: FewShotConfig, data: Split, training: dict[str, Any]
     if not config.memoryless:
         return None
     if config.load is not None:
-        path = config.load.parent / "memoryless" / config.load.name
+        path = beside(config.load)
         return load(path, memory=False) if path.exists() else None
     *pair, training["memoryless"] = train(
         config, data, config.out / "memoryless", memory=False, updates=training["memory"]["updates"]
@@ -266,12 +277,23 @@ def memoryless_pair(config: FewShotConfig, data: Split, training: dict[str, Any]
     return pair
 
 
+def beside(path: Path) -> Path:
+    """Where the memoryless model's checkpoint is, if it was trained with this one."""
+    return path.parent / "memoryless" / path.name
+
+
 def rehearse(config: FewShotConfig, data: Split) -> None:
     """Try every option at once: a bad one must not cost a training run, nor move an earlier one aside."""
     few_shot.check(config.protocol())
     objective(config)
+    device_of(config.train)
+    if config.tensorboard:
+        tensorboard_writer()
     if config.load is not None:
+        if config.resume:
+            raise ValueError(f"resume: expected no load beside it, as nothing is trained, got {config.load}")
         load(config.load, memory=True)
+        memoryless_pair(config, data, {})
     else:
         build({"latent_dim": config.latent_dim, "width": config.width}, memory=True)
         samplers(config, data)
@@ -280,7 +302,12 @@ def rehearse(config: FewShotConfig, data: Split) -> None:
 def make_room(config: FewShotConfig) -> None:
     """Make the folder of results; an earlier run in it is moved aside, and nothing else is touched."""
     out = config.out
-    if out.exists() and any(out.iterdir()) and not config.resume:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: expected a folder, got the file {out}")
+    run_in_it = any((out / name).exists() for name in ("checkpoint.pt", "metrics.jsonl"))
+    if config.resume and not run_in_it:
+        print(f"no run to resume in {out}: a new one begins")
+    if out.exists() and any(out.iterdir()) and not (config.resume and run_in_it):
         if config.load is not None or not any((out / name).exists() for name in ("metrics.jsonl", "results.json")):
             raise ValueError(f"out: expected a new or empty folder, or one with an earlier run to move, got {out}")
         number = 1
@@ -288,7 +315,10 @@ def make_room(config: FewShotConfig) -> None:
             number += 1
         out.rename(aside)
         print(f"moved the earlier run in {out} to {aside}")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"out: expected a folder that can be made, got {out} ({error.strerror})") from error
     if not os.access(out, os.W_OK):
         raise PermissionError(f"out: expected a folder that can be written, got {out}")
 
@@ -305,13 +335,15 @@ def write(
         command=command(),
         data=config.data,
         seconds=round(seconds, 1),
+        device="cpu" if device_of(config.train).type == "cpu" else torch.cuda.get_device_name(),
         seed=config.train.seed,
         training=training,
-        config=asdict(config),
+        config=asdict(config) | ({} if config.load is None else {"train": None}),
         protocol=config.protocol(),
     )
-    (config.out / "results.json").write_text(report.to_json(job, scores, memoryless))
-    (config.out / "report.md").write_text(report.to_markdown(job, scores, memoryless))
+    for name, render in (("results.json", report.to_json), ("report.md", report.to_markdown)):
+        text = render(job, scores, memoryless).encode()
+        write_atomically(config.out / name, lambda file, text=text: file.write(text))
     runs = {
         label: read_metrics(folder / "metrics.jsonl")
         for label, folder in (("memory", config.out), ("memoryless", config.out / "memoryless"))

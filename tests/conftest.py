@@ -1,4 +1,4 @@
-"""Shared set-up: one thread per worker, parameters local to modules, small networks."""
+"""Shared set-up: one thread per worker, parameters local to modules, small networks, shapes checked."""
 
 import os
 
@@ -6,6 +6,13 @@ import matplotlib
 import pyro
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# Before the package is imported: the shapes in these signatures are checked at every call in the tests.
+install_import_hook(
+    [f"vma_pyro.{name}" for name in ("infer", "evaluation.kl", "networks", "guide", "model")],
+    "beartype.beartype",
+)
 
 matplotlib.use("Agg")
 

@@ -18,6 +18,9 @@ def test_round_trip(tmp_path):
     assert (loaded["weights"]["a"] == torch.arange(3)).all()
     assert loaded["progress"] == content["progress"]
     assert os.listdir(tmp_path) == ["c.pt"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "c.pt").stat().st_mode & 0o777 == 0o666 & ~mask  # as any new file
 
 
 def test_missing(tmp_path):
@@ -71,7 +74,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"^checkpoint: expected to be able to write .*c.pt, got 'No space left"):
         checkpoint.save(path, {"update": 2})
     assert checkpoint.load(path)["update"] == 1
     assert os.listdir(tmp_path) == ["c.pt"]

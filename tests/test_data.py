@@ -1,6 +1,8 @@
 """Data sets: real preparation code on small files made here, and damaged files refused."""
 
+import errno
 import time
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -108,6 +110,17 @@ class TestOmniglot:
             omniglot.load(tmp_path, split="background", download=False)
         assert not (tmp_path / "omniglot").exists()
 
+    def test_a_disk_that_cannot_keep_the_prepared_file(self, tmp_path, monkeypatch):
+        draw_originals(tmp_path, "background", alphabets=["Greek"])
+
+        def read_only(path, write):
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr("vma_pyro.data.records.write_atomically", read_only)
+        with pytest.warns(UserWarning, match=r"background.npz: prepared data not kept \(Read-only file system\)"):
+            characters = omniglot.load(tmp_path, split="background", download=False)
+        assert characters.images.any()
+
     def test_a_broken_drawing_is_named(self, tmp_path):
         draw_originals(tmp_path, "background", alphabets=["Greek"])
         broken = next((tmp_path / "omniglot-py").glob("*/*/character02/*.png"))
@@ -128,6 +141,22 @@ class TestPreparedFiles:
             with pytest.raises(ValueError, match=r"background.npz: expected a prepared npz file") as caught:
                 self.load(tmp_path)
             assert "\n" not in str(caught.value)
+
+    def test_a_changed_byte(self, tmp_path):
+        images = np.random.default_rng(0).integers(0, 2, (2, 3, 28, 28)).astype(np.uint8)
+        path = prepared(tmp_path, images=images) / "omniglot" / "background.npz"
+        whole = path.read_bytes()
+        for place in range(100, 500, 40):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+            with pytest.raises(ValueError, match=r"background.npz: expected a prepared npz file"):
+                self.load(tmp_path)
+
+    def test_a_single_array(self, tmp_path):
+        path = prepared(tmp_path) / "omniglot" / "background.npz"
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+        with pytest.raises(ValueError, match=r"background.npz: expected a prepared npz file"):
+            self.load(tmp_path)
 
     def test_missing_array(self, tmp_path):
         with pytest.raises(ValueError, match=r"background.npz: expected arrays .* got \['images', 'character'\]$"):
@@ -166,6 +195,20 @@ class TestPreparedFiles:
             self.load(tmp_path)
 
 
+GREY = np.random.default_rng(0).integers(0, 256, (4, 28, 28)).astype(np.uint8)
+
+
+def write_originals(root):
+    """Four digits in MNIST's own format."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    header = lambda magic, *shape: b"".join(n.to_bytes(4, "big") for n in (magic, *shape))  # noqa: E731
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header(0x803, 4, 28, 28) + GREY.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header(0x801, 4) + bytes([7, 1, 2, 3]))
+    return raw
+
+
 class TestMNIST:
     def test_prepared_file(self, tmp_path):
         images = np.zeros((5, 28, 28), np.uint8)
@@ -177,21 +220,38 @@ class TestMNIST:
     def test_originals_are_binarised_once(self, tmp_path):
         from torchvision.datasets.mnist import MNIST
 
-        raw = tmp_path / "MNIST" / "raw"
-        raw.mkdir(parents=True)
-        grey = np.random.default_rng(0).integers(0, 256, (4, 28, 28)).astype(np.uint8)
-        header = lambda magic, *shape: b"".join(n.to_bytes(4, "big") for n in (magic, *shape))  # noqa: E731
-        for part, count in (("train", 4), ("t10k", 4)):
-            (raw / f"{part}-images-idx3-ubyte").write_bytes(header(0x803, count, 28, 28) + grey.tobytes())
-            (raw / f"{part}-labels-idx1-ubyte").write_bytes(header(0x801, count) + bytes([7, 1, 2, 3]))
+        write_originals(tmp_path)
         assert MNIST(str(tmp_path), train=True).data.shape == (4, 28, 28)
         digits = mnist.load(tmp_path, split="train", download=False)
         assert digits.labels.tolist() == [7, 1, 2, 3]
-        assert (digits.images == mnist.binarise(grey, seed=0)).all()
-        assert digits.images[grey == 0].max() == 0
-        assert digits.images[grey == 255].min() == 1
-        assert digits.images.mean() == pytest.approx(grey.mean() / 255, abs=0.05)
+        assert (digits.images == mnist.binarise(GREY, seed=0)).all()
+        assert digits.images[GREY == 0].max() == 0
+        assert digits.images[GREY == 255].min() == 1
+        assert digits.images.mean() == pytest.approx(GREY.mean() / 255, abs=0.05)
         assert (mnist.load(tmp_path, split="train").images == digits.images).all()
+
+    @pytest.mark.parametrize(
+        ("damaged", "length"),
+        [("images-idx3", 0), ("images-idx3", 3), ("images-idx3", 100), ("labels-idx1", 0), ("labels-idx1", 9)],
+    )
+    def test_damaged_originals(self, tmp_path, damaged, length):
+        raw = write_originals(tmp_path)
+        path = raw / f"train-{damaged}-ubyte"
+        path.write_bytes(path.read_bytes()[:length])
+        with pytest.raises(
+            ValueError, match="raw: expected MNIST's files, got some that cannot be read"
+        ) as caught:
+            mnist.load(tmp_path, split="train", download=False)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "mnist").exists()
+
+    def test_without_a_network(self, tmp_path, monkeypatch):
+        def unreachable(*args, **options):
+            raise URLError("no route to host")
+
+        monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", unreachable)
+        with pytest.raises(FileNotFoundError, match="^data_dir: expected .*train.npz or .*raw, found neither"):
+            mnist.load(tmp_path, split="train")
 
     def test_missing(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="^data_dir: expected .*train.npz or .*raw, found neither"):

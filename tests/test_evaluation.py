@@ -111,6 +111,8 @@ class TestErrors:
             kl_report(model, guide, memory, x, labels=torch.zeros(3))
         with pytest.raises(ValueError, match=r"^memoryless_nll: expected shape \[4\]"):
             kl_report(model, guide, memory, x, memoryless_nll=torch.zeros(3))
+        with pytest.raises(ValueError, match=r"^memoryless_nll: expected shape \[4\]"):
+            kl_report(model, guide, memory, x).gained_over(torch.zeros(3))
         unlabelled = Memory(memory.entries)
         with pytest.raises(ValueError, match="^memory.labels: expected labels of the entries, got None$"):
             classify(guide, unlabelled, x)

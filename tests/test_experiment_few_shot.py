@@ -3,10 +3,12 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import torch
 from vma_pyro import checkpoint
 from vma_pyro.data.records import write_npz
 from vma_pyro.record import read_metrics
+from vma_pyro.training import TrainConfig
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "few_shot.py"
 TINY = [
@@ -109,7 +112,24 @@ def test_load_reports_without_training(finished, tmp_path):
         trained = json.loads((out / "results.json").read_text())
         assert results["nll"] == trained["nll"]
         assert results["nll_memoryless"] == trained["nll_memoryless"]
+        assert results["kl"]["information_gained"] == trained["kl"]["information_gained"]
+        assert results["config"]["train"] is None
         assert not (tmp_path / name / "metrics.jsonl").exists()
+
+
+def test_load_takes_size_and_data_from_the_checkpoint(finished, tmp_path):
+    """Without the options of training: a model is scored on the data that it was trained on."""
+    root = small_omniglot(tmp_path / "data")
+    small = ["--eval-images=6", "--eval-samples=3", "--eval-queries=20", "--no-memoryless"]
+    for name, data in (("model.pt", "data"), ("checkpoint.pt", "identity")):
+        content = checkpoint.load(finished[0] / name)
+        content[data] = "omniglot" if data == "data" else content[data] | {"data": "omniglot"}
+        checkpoint.save(tmp_path / name, content)
+        load, out = f"--load={tmp_path / name}", f"--out={tmp_path / 'out' / name}"
+        code, output = run(load, out, f"--data-dir={root}", *small, cwd=tmp_path)
+        assert code == 0, output
+        config = json.loads((tmp_path / "out" / name / "results.json").read_text())["config"]
+        assert (config["data"], config["width"], config["latent_dim"]) == ("omniglot", 0.1, 4)
 
 
 def test_an_earlier_run_is_moved_aside(finished, tmp_path):
@@ -132,7 +152,7 @@ def wait_for_update(path, update, process):
 
 def test_sigterm_then_sigkill_then_resume(tmp_path):
     """A run stopped by SIGTERM, killed between checkpoints and resumed gives the figures of a whole one."""
-    arguments = [*TINY, "--updates=120", "--no-memoryless", "--checkpoint-seconds=0.3"]
+    arguments = [*TINY, "--updates=300", "--no-memoryless", "--checkpoint-seconds=0.3"]
     code, output = run(*arguments, "--out=whole", cwd=tmp_path)
     assert code == 0, output
     metrics = tmp_path / "parts" / "metrics.jsonl"
@@ -145,18 +165,30 @@ def test_sigterm_then_sigkill_then_resume(tmp_path):
     assert "go on with: uv run experiments/few_shot.py" in output
     assert "Traceback" not in output
     stopped = checkpoint.load(tmp_path / "parts" / "checkpoint.pt")["progress"]["update"]
-    assert 20 <= stopped < 120
+    assert 20 <= stopped < 250
 
     process = start(*arguments, "--out=parts", "--resume", cwd=tmp_path)
     wait_for_update(metrics, stopped + 15, process)
     process.kill()
     process.communicate()
+    assert process.returncode == -signal.SIGKILL  # it was still training
+    saved = checkpoint.load(tmp_path / "parts" / "checkpoint.pt")["progress"]["update"]
+    assert saved < read_metrics(metrics)[-1]["update"] or saved > stopped
 
     code, output = run(*arguments, "--out=parts", "--resume", cwd=tmp_path)
     assert code == 0, output
     assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
     whole, parts = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "parts"))
     assert whole["nll"] == parts["nll"]
+
+
+def load_script(monkeypatch):
+    """The script as a module."""
+    specification = importlib.util.spec_from_file_location("few_shot_script", SCRIPT)
+    script = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "few_shot_script", script)
+    specification.loader.exec_module(script)
+    return script
 
 
 def small_omniglot(root):
@@ -266,24 +298,47 @@ class TestOneLineErrors:
     def test_an_output_folder_that_cannot_be_made(self, tmp_path):
         (tmp_path / "file").write_text("not a folder")
         line = self.fails("--updates=2", "--out=file/out", cwd=tmp_path)
-        assert "file" in line
+        assert "out: expected a folder that can be made, got file/out (Not a directory)" in line
+        assert "out: expected a folder, got the file file" in self.fails("--out=file", cwd=tmp_path)
+        assert (tmp_path / "file").read_text() == "not a folder"
+
+    def test_resume_goes_on_with_a_run_and_with_nothing_else(self, finished, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.txt").write_text("mine")
+        code, output = run(*TINY, "--updates=2", "--out=out", "--resume", cwd=tmp_path)
+        assert code == 1
+        assert "error: out: expected a new or empty folder" in output
+        assert os.listdir(tmp_path / "out") == ["thesis.txt"]
+        line = self.fails(f"--load={finished[0] / 'model.pt'}", "--resume", "--out=new", cwd=tmp_path)
+        assert "resume: expected no load beside it, as nothing is trained, got" in line
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+    def test_an_earlier_run_stays_where_it_is(self, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "results.json").write_text("mine")
+        options = [option for option in TINY if "accelerator" not in option]
+        code, output = run(*options, "--updates=2", "--out=out", "--accelerator=cuda", cwd=tmp_path)
+        assert (code, output.strip()) == (1, "error: accelerator: expected a GPU for cuda, found none")
+        assert (tmp_path / "out" / "results.json").read_text() == "mine"
 
     def test_an_unwritable_output_folder(self, tmp_path, monkeypatch):
         # In this process and with a stand-in, as root may write everywhere.
-        specification = importlib.util.spec_from_file_location("few_shot_script", SCRIPT)
-        script = importlib.util.module_from_spec(specification)
-        monkeypatch.setitem(sys.modules, "few_shot_script", script)
-        specification.loader.exec_module(script)
+        script = load_script(monkeypatch)
         monkeypatch.setattr(os, "access", lambda path, mode: False)
         with pytest.raises(SystemExit, match="^error: out: expected a folder that can be written, got "):
             script.cli(["--updates=2", f"--out={tmp_path / 'out'}"])
 
 
-def test_help_explains_every_option():
-    code, output = run("--help", cwd=Path.cwd(), environment={"COLUMNS": "200"})
+def test_help_explains_every_option(monkeypatch):
+    code, output = run("--help", cwd=Path.cwd(), environment={"COLUMNS": "400"})
     assert code == 0
-    for option in ("--data-dir", "--minutes", "--resume", "--load", "--particles", "--ema-decay"):
-        assert option in output
+    text = "\n".join(line.strip("│ ").strip() for line in output.splitlines())
+    script = load_script(monkeypatch)
+    options = [f.name for kind in (script.FewShotConfig, TrainConfig) for f in fields(kind) if f.name != "train"]
+    for option in options:
+        # The option and its values, then the explanation after two spaces or on the next line.
+        pattern = rf"^--{option.replace('_', '-')}(?:, --no-\S+)?(?: \S+)?(?:\n| {{2,}})([A-Z][^\n]{{8,}})"
+        assert re.search(pattern, text, re.MULTILINE), option
 
 
 def test_checkpoints_hold_no_code(finished):

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.infer import SVI, config_enumerate
 from torch import nn
 
-from vma_pyro.infer import MultiSampleELBO, log_weights, loo, reinforce, vimco
+from vma_pyro.infer import MultiSampleELBO, log_weights, loo, reinforce, vimco, vimco_geometric
 
 B, C = 5, 3
 
@@ -78,6 +78,40 @@ def test_loss_agrees_with_differentiable_loss_and_loss_and_grads():
         torch.manual_seed(0)
         values.append(float(torch.as_tensor(evaluate(two_plates, two_plates_guide, x)).detach()))
     assert values[0] == pytest.approx(values[1]) == pytest.approx(values[2])
+
+
+@pytest.mark.parametrize("baseline", [reinforce, vimco, vimco_geometric, loo])
+def test_a_single_particle_with_any_weight(baseline):
+    """Addresses that cannot explain x weigh nothing; one that can keeps bound and gradient finite."""
+    logits = torch.zeros(3, requires_grad=True)
+    possible = torch.tensor([0.0, -math.inf, -math.inf])
+
+    def model():
+        with pyro.plate("data", 1):
+            a = pyro.sample("a", dist.Categorical(logits=torch.zeros(3)))
+            pyro.factor("x", possible[a])
+
+    def guide():
+        with pyro.plate("data", 1):
+            pyro.sample("a", dist.Categorical(logits=logits))
+
+    elbo = MultiSampleELBO(4, baseline=baseline, max_plate_nesting=1)
+    seen = set()
+    for seed in range(60):
+        torch.manual_seed(seed)
+        live = int((log_weights(model, guide, num_particles=4) > -math.inf).sum())
+        torch.manual_seed(seed)
+        loss = elbo.differentiable_loss(model, guide)
+        if live == 0:
+            assert loss == math.inf
+            continue
+        seen.add(live)
+        # Uniform q and p: each live particle weighs p(x | a) = 1.
+        assert loss.item() == pytest.approx(math.log(4 / live), abs=1e-6)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert gradient.isfinite().all()
+        assert gradient.abs().sum() > 0
+    assert {1, 2, 3} <= seen
 
 
 @pytest.mark.parametrize("vectorize", [True, False])

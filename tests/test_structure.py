@@ -12,7 +12,7 @@ LAYERS = [
     {"training"},
     {"evaluation", "plots", "record", "checkpoint"},
     {"model", "guide", "baselines", "data", "infer"},
-    {"memory", "networks"},
+    {"memory", "networks", "atomic"},
 ]
 
 

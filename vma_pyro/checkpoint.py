@@ -7,14 +7,14 @@ that reading a stranger's file is safe.
 from __future__ import annotations
 
 import io
-import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from vma_pyro.atomic import write_atomically
 
 FORMAT = "vma_pyro.checkpoint"
 VERSION = 1
@@ -30,18 +30,13 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: the folder cannot be written or the disk is full; a previous checkpoint is untouched.
     """
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # torch.save itself reports a full disk as a RuntimeError
     torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"checkpoint: expected to be able to write {path}, got '{reason}'") from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -56,6 +51,8 @@ def load(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"checkpoint: expected a file, found none at {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise PermissionError(f"checkpoint: expected a file that can be read, got {path}") from error
     except pickle.UnpicklingError as error:
         raise ValueError(f"checkpoint {path}: expected tensors and plain values, refused other content") from error
     except Exception as error:  # torch raises many kinds for truncated files

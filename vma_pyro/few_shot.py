@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
@@ -75,7 +76,7 @@ class FewShotScores(NamedTuple):
     """
 
     nll: dict[str, Estimate]
-    nll_of_images: dict[str, Tensor]
+    nll_of_images: dict[str, Float[Tensor, " images"]]
     accuracy: dict[str, Estimate]
     kl: KLReport
     mutual_information: Estimate
@@ -109,7 +110,8 @@ def score(
         for ways, shots in WAYS_AND_SHOTS
         if ways <= len(characters) and shots < examples
     }
-    kl = split_of_memory(model, guide, characters, protocol, device=device)
+    e = _split_episode(characters, protocol).to(device)
+    kl = kl_report(model, guide, e.memory, e.x, labels=e.labels, num_samples=protocol.samples)
     shared = shared_episode(characters, protocol).to(device)
     information = kl_report(model, guide, shared.memory, shared.x, num_samples=1).mutual_information
     assert information is not None  # the memory is shared
@@ -117,33 +119,19 @@ def score(
     return FewShotScores(means, nll, accuracy, kl, information)
 
 
-def split_of_memory(
-    model: Program,
-    guide: Program,
+def information_gained(
+    scores: FewShotScores,
+    memoryless: Sequence[Program],
     characters: Characters,
     protocol: Protocol,
     *,
     device: torch.device,
-    memoryless: Sequence[Program] = (),
-) -> KLReport:
-    """The bound taken apart under the memory of the KL split.
-
-    With a model and a guide without memory, the report has the information gained.
-    """
-    episode = _episode(characters, protocol, protocol.classes, protocol.shots, protocol.images).to(device)
-    paired = None
-    if memoryless:
-        model_0, guide_0 = memoryless
-        paired = -log_likelihood(model_0, guide_0, episode.memory, episode.x, num_samples=protocol.samples)
-    return kl_report(
-        model,
-        guide,
-        episode.memory,
-        episode.x,
-        labels=episode.labels,
-        num_samples=protocol.samples,
-        memoryless_nll=paired,
-    )
+) -> FewShotScores:
+    """The same scores, whose KL split has the information gained over a model and guide without memory."""
+    episode = _split_episode(characters, protocol).to(device)
+    model, guide = memoryless
+    nll = -log_likelihood(model, guide, episode.memory, episode.x, num_samples=protocol.samples)
+    return scores._replace(kl=scores.kl.gained_over(nll))
 
 
 def memoryless_nll(
@@ -246,3 +234,7 @@ def _episode(characters: Characters, protocol: Protocol, classes: int, shots: in
 def _likelihood_episode(characters: Characters, protocol: Protocol, shots: int) -> Episode:
     # The sampler nests the memories of one seed: all numbers of shots score the same images.
     return _episode(characters, protocol, 1, shots, protocol.images)
+
+
+def _split_episode(characters: Characters, protocol: Protocol) -> Episode:
+    return _episode(characters, protocol, protocol.classes, protocol.shots, protocol.images)

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -64,7 +65,7 @@ class CosineSimilarity(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.centred = centred
 
-    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
+    def forward(self, query: Float[Tensor, "B E"], keys: Float[Tensor, "*own S E"]) -> Float[Tensor, "B S"]:
         """Logits [B, S] from [B, E] and [S, E] or [B, S, E]."""
         if self.centred:
             centre = keys.mean(-2, keepdim=True)  # [1, E] or [B, 1, E]
@@ -79,12 +80,12 @@ class InnerProduct(nn.Module):
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
-    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
+    def forward(self, query: Float[Tensor, "B E"], keys: Float[Tensor, "*own S E"]) -> Float[Tensor, "B S"]:
         """Logits [B, S] from [B, E] and [S, E] or [B, S, E]."""
         return self.log_scale.exp() * inner(query, keys)
 
 
-def inner(query: Tensor, keys: Tensor) -> Tensor:
+def inner(query: Float[Tensor, "B E"], keys: Float[Tensor, "*own S E"]) -> Float[Tensor, "B S"]:
     """Inner products [B, S], in float32 or better: a cosine rounded to bfloat16 ties entries."""
     with torch.autocast(query.device.type, enabled=False):
         if keys.dim() == 2:

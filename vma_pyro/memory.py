@@ -130,8 +130,8 @@ class Memory:
     def encoded(self, networks: Encoder, x: Tensor | None = None) -> Memory:
         """What the guide has just encoded for this very x, else a fresh encoding; the model calls this.
 
-        It is picked up once only: two losses of one memory have graphs of their own, and no result outlives a
-        change of the parameters.
+        It is picked up once only: two losses of one memory have graphs of their own. Where the guide runs without
+        the model and the parameters change before the model runs alone, give the model another `Memory`.
         """
         left, self._left = self._left, None
         if left is not None and x is not None:
@@ -208,7 +208,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
 def check_finite(name: str, values: Tensor) -> None:
     """Refuse NaN and infinity, with their number.
 
-    Only on the CPU, as the next one: on a GPU every look at the values would stall the queue.
+    Only on the CPU, as `check_binary` does: on a GPU every look at the values would stall the queue.
     """
     if values.device.type == "cpu" and values.is_floating_point():
         bad = int((~torch.isfinite(values)).sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -59,7 +60,7 @@ class Model(PyroModule):
 class UniformAddress(nn.Module):
     """p(a | M) = 1 / |M|."""
 
-    def forward(self, memory: Memory) -> Tensor:
+    def forward(self, memory: Memory) -> Float[Tensor, " S"]:
         """Logits [S]."""
         return torch.zeros(memory.size, device=memory.entries.device)
 
@@ -73,6 +74,6 @@ class LearnedAddress(nn.Module):
             nn.Linear(networks.key_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 1, bias=False)
         )
 
-    def forward(self, memory: Memory) -> Tensor:
+    def forward(self, memory: Memory) -> Float[Tensor, "*own S"]:
         """Logits [S] or [B, S]."""
         return self.score(memory.features.key).squeeze(-1).float()

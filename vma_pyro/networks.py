@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 MIN_SCALE = 1e-3  # keeps log q(z | x, m) finite when the posterior collapses on a point
@@ -25,8 +26,8 @@ class Query(NamedTuple):
         hidden: share of x in the hidden layer of q(z | x, m) [B, H].
     """
 
-    key: Tensor
-    hidden: Tensor
+    key: Float[Tensor, "B E"]
+    hidden: Float[Tensor, "B H"]
 
 
 class Entry(NamedTuple):
@@ -40,11 +41,11 @@ class Entry(NamedTuple):
         skips: shares of m in later layers of the decoder, channels last [..., height, width, C].
     """
 
-    key: Tensor
-    prior: Tensor
-    hidden: Tensor
-    stem: Tensor
-    skips: tuple[Tensor, ...] = ()
+    key: Float[Tensor, "... E"]
+    prior: Float[Tensor, "... loc_and_scale"]
+    hidden: Float[Tensor, "... H"]
+    stem: Float[Tensor, "... D"]
+    skips: tuple[Float[Tensor, "... height width C"], ...] = ()
 
 
 class Networks(Protocol):
@@ -60,13 +61,13 @@ class Networks(Protocol):
     def query(self, x: Tensor) -> Query:
         """Features of targets [B, 1, 28, 28]."""
 
-    def prior(self, m: Any) -> tuple[Tensor, Tensor]:
+    def prior(self, m: Any) -> tuple[Float[Tensor, "... Z"], Float[Tensor, "... Z"]]:
         """Location and scale of p(z | m), each [..., Z]."""
 
-    def posterior(self, query: Query, m: Any) -> tuple[Tensor, Tensor]:
+    def posterior(self, query: Query, m: Any) -> tuple[Float[Tensor, "... Z"], Float[Tensor, "... Z"]]:
         """Location and scale of q(z | x, m), each [..., B, Z]."""
 
-    def decode(self, z: Tensor, m: Any) -> Tensor:
+    def decode(self, z: Float[Tensor, "... Z"], m: Any) -> Float[Tensor, "... C height width"]:
         """Logits of p(x | z, m), [..., B, 1, 28, 28], for z [..., B, Z]."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -150,15 +151,15 @@ class ConvNetworks(nn.Module):
         _, _, top = self._climb(x)
         return Query(key=self.to_key(top).float(), hidden=self.to_hidden(top))
 
-    def prior(self, m: Entry) -> tuple[Tensor, Tensor]:
+    def prior(self, m: Entry) -> tuple[Float[Tensor, "... Z"], Float[Tensor, "... Z"]]:
         """See `Networks.prior`."""
         return gaussian(m.prior)
 
-    def posterior(self, query: Query, m: Entry) -> tuple[Tensor, Tensor]:
+    def posterior(self, query: Query, m: Entry) -> tuple[Float[Tensor, "... Z"], Float[Tensor, "... Z"]]:
         """See `Networks.posterior`."""
         return gaussian(self.hidden_to_posterior(F.relu(query.hidden + m.hidden)))
 
-    def decode(self, z: Tensor, m: Entry) -> Tensor:
+    def decode(self, z: Float[Tensor, "... Z"], m: Entry) -> Float[Tensor, "... C height width"]:
         """See `Networks.decode`."""
         # z and m may broadcast against each other (enumeration): flatten to one batch of images.
         batch = torch.broadcast_shapes(z.shape[:-1], m.stem.shape[:-1])
@@ -229,15 +230,15 @@ class MLPNetworks(nn.Module):
         top = self.pyramid(x.float())
         return Query(key=self.to_key(top).float(), hidden=self.to_hidden(top))
 
-    def prior(self, m: Entry) -> tuple[Tensor, Tensor]:
+    def prior(self, m: Entry) -> tuple[Float[Tensor, "... Z"], Float[Tensor, "... Z"]]:
         """See `Networks.prior`."""
         return gaussian(m.prior)
 
-    def posterior(self, query: Query, m: Entry) -> tuple[Tensor, Tensor]:
+    def posterior(self, query: Query, m: Entry) -> tuple[Float[Tensor, "... Z"], Float[Tensor, "... Z"]]:
         """See `Networks.posterior`."""
         return gaussian(self.hidden_to_posterior(F.relu(query.hidden + m.hidden)))
 
-    def decode(self, z: Tensor, m: Entry) -> Tensor:
+    def decode(self, z: Float[Tensor, "... Z"], m: Entry) -> Float[Tensor, "... C height width"]:
         """See `Networks.decode`."""
         logits = self.to_logits(F.relu(self.stem(z) + m.stem)).float()
         return logits.reshape(*logits.shape[:-1], *self.image_shape)
@@ -261,7 +262,7 @@ def initialise(networks: nn.Module, *, outputs: Sequence[nn.Module]) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def gaussian(raw: Tensor) -> tuple[Tensor, Tensor]:
+def gaussian(raw: Float[Tensor, "... loc_and_scale"]) -> tuple[Float[Tensor, "... Z"], Float[Tensor, "... Z"]]:
     """Location and positive scale, each [..., Z], from a layer's output [..., 2 Z]; scale 1 at 0."""
     loc, raw_scale = raw.float().chunk(2, dim=-1)
     return loc, F.softplus(raw_scale + 0.5413) + MIN_SCALE  # softplus(0.5413) = 1

@@ -43,7 +43,7 @@ class Recorder:
         temporary.write_text("".join(kept))
         os.replace(temporary, self.path)
         self._file = self.path.open("a", buffering=1)
-        self._writer = _tensorboard_writer(folder, resume_at) if tensorboard else None
+        self._writer = _open_tensorboard(folder, resume_at) if tensorboard else None
         self._bar = tqdm(
             desc=label,
             total=total,
@@ -103,11 +103,20 @@ def _lines_until(path: Path, update: int | None) -> list[str]:
     return kept
 
 
-def _tensorboard_writer(folder: Path, resume_at: int) -> Any:
+def tensorboard_writer() -> Any:
+    """TensorBoard's writer class.
+
+    Raises:
+        ValueError: TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError(
             "tensorboard: expected it installed, found none; pip install 'vma-pyro[track]'"
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=resume_at + 1)
+    return SummaryWriter
+
+
+def _open_tensorboard(folder: Path, resume_at: int) -> Any:
+    return tensorboard_writer()(str(folder / "tensorboard"), purge_step=resume_at + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ class Job(NamedTuple):
     Attributes:
         command: with which everything can be repeated.
         data: name of the data set.
-        seconds: of the whole job, wall clock.
+        seconds: of the whole job, wall clock; of its last session if it was interrupted.
+        device: on which it ran.
         seed: of training.
         training: name of a model to facts about its training (updates, seconds, ...).
         config: all options.
@@ -31,6 +33,7 @@ class Job(NamedTuple):
     command: str
     data: str
     seconds: float
+    device: str
     seed: int
     training: dict[str, dict[str, Any]]
     config: dict[str, Any]
@@ -45,7 +48,7 @@ def to_json(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> str:
         scores: of the memory model.
         memoryless: NLL of the same images without memory [images], if measured.
     """
-    kl = {name: _plain(value) for name, value in scores.kl._asdict().items()}
+    kl = {name: _plain(value) for name, value in scores.kl._asdict().items() if name != "nll_of_images"}
     results = {
         "command": job.command,
         "seconds": job.seconds,
@@ -62,10 +65,10 @@ def to_json(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> str:
             "pyro": pyro.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "device": job.device,
         },
     }
-    return json.dumps(results, indent=2, default=str) + "\n"
+    return json.dumps(_finite(results), indent=2, default=str, allow_nan=False) + "\n"
 
 
 def to_markdown(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> str:
@@ -129,6 +132,15 @@ def gains(scores: FewShotScores, memoryless: Tensor | None) -> dict[str, Estimat
     if memoryless is None:
         return {}
     return {shots: Estimate.of(memoryless - nll) for shots, nll in scores.nll_of_images.items()}
+
+
+def _finite(value: Any) -> Any:
+    """The same tree with null for NaN and infinity, which JSON lacks: one image has no standard error."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:

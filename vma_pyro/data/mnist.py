@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vma_pyro.data.records import LabelledImages, data_root, read_npz, write_npz
+from vma_pyro.data.records import LabelledImages, data_root, keep_npz, read_npz
 
 SPLITS = ("train", "test")
 BINARISATION_SEED = {"train": 0, "test": 1}
@@ -28,16 +28,18 @@ def load(root: str | Path | None = None, *, split: str, download: bool = True) -
         Images uint8 {0, 1} [N, 28, 28] with labels.
 
     Raises:
-        ValueError: unknown split, or a prepared file that is damaged.
+        ValueError: unknown split, or a file that is damaged.
         FileNotFoundError: no data, and downloading is not wanted or failed.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     root = data_root(root)
     prepared = root / "mnist" / f"{split}.npz"
-    if not prepared.exists():
-        _prepare(root, split, prepared, download)
-    arrays = read_npz(prepared, ("images", "labels"))
+    if prepared.exists():
+        arrays = read_npz(prepared, ("images", "labels"))
+    else:
+        arrays = _prepare(root, split, prepared, download)
+        keep_npz(prepared, **arrays)
     try:
         return LabelledImages(arrays["images"], arrays["labels"])
     except ValueError as error:
@@ -57,15 +59,17 @@ def binarise(grey: np.ndarray, *, seed: int) -> np.ndarray:
     return (np.random.default_rng(seed).random(grey.shape, np.float32) < grey / np.float32(255)).astype(np.uint8)
 
 
-def _prepare(root: Path, split: str, prepared: Path, download: bool) -> None:
+def _prepare(root: Path, split: str, prepared: Path, download: bool) -> dict[str, np.ndarray]:
     from torchvision.datasets import MNIST  # seconds to import
 
     try:
         originals = MNIST(str(root), train=split == "train", download=download)
-    except (OSError, RuntimeError) as error:  # absent, URLError or a wrong checksum
+    # Absent, URLError or a wrong checksum; torchvision reads damaged files with assertions.
+    except (OSError, RuntimeError, AssertionError, TypeError, ValueError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileNotFoundError(
-            f"data_dir: expected {prepared} or {root / 'MNIST' / 'raw'}, found neither ({reason})"
-        ) from error
+        raw = root / "MNIST" / "raw"
+        if (raw / f"{'train' if split == 'train' else 't10k'}-images-idx3-ubyte").exists():
+            raise ValueError(f"{raw}: expected MNIST's files, got some that cannot be read ({reason})") from error
+        raise FileNotFoundError(f"data_dir: expected {prepared} or {raw}, found neither ({reason})") from error
     images = binarise(originals.data.numpy(), seed=BINARISATION_SEED[split])
-    write_npz(prepared, images=images, labels=originals.targets.numpy().astype(np.uint8))
+    return {"images": images, "labels": originals.targets.numpy().astype(np.uint8)}

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from vma_pyro.data.records import Characters, data_root, read_npz, write_npz
+from vma_pyro.data.records import Characters, data_root, keep_npz, read_npz
 
 SPLITS = ("background", "evaluation", "train", "validation", "45", "5")
 
@@ -88,8 +87,7 @@ def _half(root: Path, half: str, download: bool) -> Characters:
         arrays = read_npz(prepared, ("images", "alphabet", "character"))
     else:
         arrays = _prepare(root, half, prepared, download)
-        with suppress(PermissionError):  # a folder that one may only read: prepare again next time
-            write_npz(prepared, **arrays)
+        keep_npz(prepared, **arrays)
     try:
         names, alphabets = (tuple(map(str, arrays[key].tolist())) for key in ("character", "alphabet"))
         return Characters(arrays["images"], names, alphabets)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import warnings
 import zipfile
+import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from vma_pyro.atomic import write_atomically
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +118,15 @@ def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
             if missing:
                 raise ValueError(f"{path}: expected arrays {list(keys)}, got {file.files}")
             return {key: file[key] for key in keys}
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        OSError,
+        TypeError,
+        ValueError,
+        NotImplementedError,
+    ) as error:
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
         raise ValueError(f"{path}: expected a prepared npz file, got one that cannot be read ({error})") from error
@@ -124,11 +135,12 @@ def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
     """Write a prepared file so that a reader sees the whole of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz.tmp")
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+
+
+def keep_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write a prepared file if that is possible; else warn, as it will be prepared again the next time."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        write_npz(path, **arrays)
+    except OSError as error:
+        warnings.warn(f"{path}: prepared data not kept ({error.strerror or error})", stacklevel=2)

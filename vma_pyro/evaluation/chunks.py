@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vma_pyro.infer import log_weights, log_weights_given
@@ -24,7 +25,7 @@ def weight_chunks(
     num_samples: int,
     size: int,
     address: str,
-) -> Iterator[Tensor]:
+) -> Iterator[Float[Tensor, "*S K B"]]:
     """Log weights [..., B] of at most about READS_PER_CHUNK decoder evaluations at a time."""
     for k in sample_chunks(num_samples, images=size * len(x)):
         if address == "sampled":

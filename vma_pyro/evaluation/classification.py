@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from vma_pyro.evaluation.chunks import check, datapoint_chunks, labels_of
 from vma_pyro.evaluation.estimates import distribution_at, undisturbed
 
 
-def address_posterior(guide: Callable[..., Any], memory: Any, x: Tensor) -> Tensor:
+def address_posterior(guide: Callable[..., Any], memory: Any, x: Tensor) -> Float[Tensor, "B S"]:
     """q(a | x, M), [B, S]."""
     check(memory, x)
     probs = []
@@ -26,7 +27,9 @@ def address_posterior(guide: Callable[..., Any], memory: Any, x: Tensor) -> Tens
     return torch.cat(probs)
 
 
-def classify(guide: Callable[..., Any], memory: Any, x: Tensor, *, num_classes: int | None = None) -> Tensor:
+def classify(
+    guide: Callable[..., Any], memory: Any, x: Tensor, *, num_classes: int | None = None
+) -> Float[Tensor, "B C"]:
     """p(c | x) = sum of q(a | x, M) over the entries a of class c; no fine-tuning (section 4.2 of the paper).
 
     Args:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+from jaxtyping import Float, Shaped
 from pyro import poutine
 from torch import Tensor
 
@@ -25,10 +26,10 @@ class Split(NamedTuple):
         address_probs: q(a | x, M) [B, S].
     """
 
-    reconstruction: Tensor
-    kl_address: Tensor
-    kl_z: Tensor
-    address_probs: Tensor
+    reconstruction: Float[Tensor, " B"]
+    kl_address: Float[Tensor, " B"]
+    kl_z: Float[Tensor, " B"]
+    address_probs: Float[Tensor, "B S"]
 
 
 @torch.no_grad()
@@ -77,6 +78,7 @@ class KLReport(NamedTuple):
         information_gained: the memoryless model's NLL minus this one's, paired by image; None without it.
         log_memory: log|M| in nats.
         samples: per image.
+        nll_of_images: `nll` before averaging [B].
     """
 
     nll: Estimate
@@ -92,6 +94,20 @@ class KLReport(NamedTuple):
     information_gained: Estimate | None
     log_memory: float
     samples: int
+    nll_of_images: Float[Tensor, " B"]
+
+    def gained_over(self, memoryless_nll: Tensor) -> KLReport:
+        """The same report with the information gained over a model without memory.
+
+        Args:
+            memoryless_nll: its NLL of the same images [B].
+
+        Raises:
+            ValueError: another number of images.
+        """
+        _check_one_per_image("memoryless_nll", memoryless_nll, len(self.nll_of_images))
+        gained = memoryless_nll.double() - self.nll_of_images
+        return self._replace(information_gained=Estimate.of(gained))
 
 
 def kl_report(
@@ -121,8 +137,8 @@ def kl_report(
     """
     check(memory, x)
     for name, value in (("labels", labels), ("memoryless_nll", memoryless_nll)):
-        if value is not None and value.shape != x.shape[:1]:
-            raise ValueError(f"{name}: expected shape [{len(x)}], one per image, got {list(value.shape)}")
+        if value is not None:
+            _check_one_per_image(name, value, len(x))
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
     parts, log_ws = [], []
@@ -137,7 +153,7 @@ def kl_report(
     entropy = torch.special.entr(q).sum(-1)
     nll = math.log(num_samples) - log_w.logsumexp(0)
     log_memory = math.log(q.shape[-1])
-    return KLReport(
+    report = KLReport(
         nll=Estimate.of(nll),
         reconstruction=Estimate.of(-split.reconstruction),
         kl_address=Estimate.of(split.kl_address),
@@ -148,10 +164,17 @@ def kl_report(
         perplexity=Estimate.of(entropy.exp()),
         right_class=None if labels is None else Estimate.of(_share_of_class(q, memory, labels)),
         effective_samples=Estimate.of((2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()),
-        information_gained=None if memoryless_nll is None else Estimate.of(memoryless_nll.double() - nll),
+        information_gained=None,
         log_memory=log_memory,
         samples=num_samples,
+        nll_of_images=nll,
     )
+    return report if memoryless_nll is None else report.gained_over(memoryless_nll)
+
+
+def _check_one_per_image(name: str, values: Tensor, images: int) -> None:
+    if values.shape != (images,):
+        raise ValueError(f"{name}: expected shape [{images}], one per image, got {list(values.shape)}")
 
 
 def _split_in_chunks(
@@ -167,12 +190,12 @@ def _split_in_chunks(
     return total
 
 
-def _mutual_information(q: Tensor) -> Estimate:
+def _mutual_information(q: Float[Tensor, "B S"]) -> Estimate:
     """Mean over images of KL(q(a|x) || mean of q(a|x)), [B, S] to an estimate."""
     marginal = q.mean(0)
     return Estimate.of(torch.where(q > 0, q * (q / marginal).log(), 0.0).sum(-1))
 
 
-def _share_of_class(q: Tensor, memory: Any, labels: Tensor) -> Tensor:
+def _share_of_class(q: Float[Tensor, "B S"], memory: Any, labels: Shaped[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Probability of the entries of each image's class [B]."""
     return (q * (labels_of(memory) == labels[:, None])).sum(-1)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
@@ -23,7 +24,7 @@ def log_likelihood(
     num_samples: int = 1000,
     address: Literal["sampled", "exact"] = "sampled",
     seed: int = 0,
-) -> Tensor:
+) -> Float[Tensor, " B"]:
     r"""A lower bound of log p(x | M) per image.
 
     .. math:: \log \frac1N \sum_n w_n, \qquad

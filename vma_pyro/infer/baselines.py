@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 ScoreBaseline = Callable[[Tensor], Tensor]
@@ -31,19 +32,19 @@ def needs_particles(least: int) -> Callable[[_F], _F]:
 
 
 @needs_particles(1)
-def reinforce(log_weights: Tensor) -> Tensor:
+def reinforce(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
     """c_k = 0: no baseline, the reference for how noisy it gets (Williams 1992)."""
     return torch.zeros_like(log_weights)
 
 
 @needs_particles(2)
-def vimco(log_weights: Tensor) -> Tensor:
+def vimco(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
     r"""c_k = log 1/(K-1) S_-k, the arithmetic mean of the others (Mnih & Rezende 2016, section 3.2)."""
     return leave_one_out_logsumexp(log_weights) - math.log(len(log_weights) - 1)
 
 
 @needs_particles(2)
-def vimco_geometric(log_weights: Tensor) -> Tensor:
+def vimco_geometric(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
     r"""c_k = log 1/K [S_-k + g_k], with g_k the geometric mean of the others (Mnih & Rezende 2016, eq. 9-10).
 
     The form that the VIMCO paper prefers; at K = 2 it is `vimco`.
@@ -54,7 +55,7 @@ def vimco_geometric(log_weights: Tensor) -> Tensor:
 
 
 @needs_particles(2)
-def loo(log_weights: Tensor) -> Tensor:
+def loo(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
     r"""c_k = log 1/K S_-k: leave particle k out of the bound (Lievin et al. 2020, OVIS at gamma = 0).
 
     The coefficient less the derivative inside w_k is -log(1 - v_k) - v_k >= 0, with v_k the normalised weight:
@@ -63,7 +64,7 @@ def loo(log_weights: Tensor) -> Tensor:
     return leave_one_out_logsumexp(log_weights) - math.log(len(log_weights))
 
 
-def leave_one_out_logsumexp(log_weights: Tensor) -> Tensor:
+def leave_one_out_logsumexp(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
     """log S_-k for every k, [K, B] to [K, B].
 
     From the particles before and after k, not as log(exp(total) - w_k): in float32 that difference is zero or
@@ -75,12 +76,12 @@ def leave_one_out_logsumexp(log_weights: Tensor) -> Tensor:
     )
 
 
-def leave_one_out_sum(values: Tensor) -> Tensor:
+def leave_one_out_sum(values: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
     """Sum over l != k for every k, [K, B] to [K, B], without subtraction: -inf elsewhere than at k survives."""
     return _shifted(values, torch.cumsum, 0.0) + _shifted(values.flip(0), torch.cumsum, 0.0).flip(0)
 
 
-def _shifted(values: Tensor, cumulate: Callable[..., Tensor], empty: float) -> Tensor:
+def _shifted(values: Float[Tensor, "K B"], cumulate: Callable[..., Tensor], empty: float) -> Float[Tensor, "K B"]:
     """The cumulative value of the particles strictly before k, `empty` at k = 0."""
     first = torch.full_like(values[:1], empty)
     return torch.cat([first, cumulate(values[:-1], dim=0)])

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+from jaxtyping import Float
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
@@ -36,8 +37,8 @@ class Particles(NamedTuple):
         scale: full size over subsample size of the batch plates, which multiplies the bound.
     """
 
-    log_weights: Tensor
-    score: Tensor
+    log_weights: Float[Tensor, "K B"]
+    score: Float[Tensor, "K B"]
     scale: float
 
 
@@ -104,7 +105,7 @@ def log_weights(
     num_particles: int,
     batch_plates: Sequence[str] = ("data",),
     max_plate_nesting: int = 1,
-) -> Tensor:
+) -> Float[Tensor, "K B"]:
     """log w [K, B] of K draws from the guide; see `draw_particles`."""
     return draw_particles(
         model,
@@ -127,7 +128,7 @@ def log_weights_given(
     num_particles: int,
     batch_plates: Sequence[str] = ("data",),
     max_plate_nesting: int = 1,
-) -> Tensor:
+) -> Float[Tensor, "S K B"]:
     """log w [S, K, B] with some latent sites fixed to S values each, instead of drawn.
 
     log w = log p(x, values, rest) - log q(rest | values): summed over all values of a discrete site, w estimates
@@ -265,8 +266,7 @@ def _weigh(
     layout = _Layout(tuple(batch_plates), max_plate_nesting, leading)
     log_w: Tensor | float = 0.0
     score: Tensor | float = 0.0
-    live: Tensor | None = None  # which datapoints have any site that is not masked; None: all
-    masks: list[Tensor] = []
+    masks: list[Tensor | bool] = []
     scale: float | None = None
     for sign, trace in ((1, traces.model), (-1, traces.guide)):
         for site in _sample_sites(trace):
@@ -284,7 +284,7 @@ def _weigh(
             if is_validation_enabled() and bool(torch.isnan(log_prob).any()):
                 raise ValueError(f"site '{site['name']}': expected a log probability, got NaN")
             log_w = log_w + sign * log_prob
-            masks.append(layout.unmasked(site).to(log_prob.device))
+            masks.append(layout.unmasked(site))
             if sign == -1:
                 score_function = site["score_parts"].score_function
                 if isinstance(score_function, Tensor):
@@ -293,9 +293,9 @@ def _weigh(
         raise ValueError("model: expected at least one sample site in the batch plates, found none")
     shape = log_w.shape
     score = score.expand(shape) if isinstance(score, Tensor) else torch.zeros_like(log_w)
-    if not all(mask.dim() == 0 and bool(mask) for mask in masks):
-        live = torch.stack([mask.expand(shape) for mask in masks]).any(0)
-        score = torch.where(live, score, 0.0)
+    if not any(mask is True for mask in masks):
+        live = [torch.as_tensor(mask, device=log_w.device).expand(shape) for mask in masks]
+        score = torch.where(torch.stack(live).any(0), score, 0.0)
     return Particles(log_w.flatten(1 + leading), score.flatten(1 + leading), scale or 1.0)
 
 
@@ -328,11 +328,11 @@ class _Layout:
         """Sum over all but [leading, particle, batch plates]; returns [..., K, *batch]."""
         return self._kept(site, log_prob, lambda value, dims: value.sum(dims) if dims else value)
 
-    def unmasked(self, site: Site) -> Tensor:
-        """Whether any part of the site counts: a boolean that broadcasts to [..., K, *batch]."""
+    def unmasked(self, site: Site) -> Tensor | bool:
+        """Whether any part of the site counts: a boolean, or one that broadcasts to [..., K, *batch]."""
         mask = site["mask"]
         if not isinstance(mask, Tensor):
-            return torch.tensor(mask is not False)
+            return mask is not False
         return self._kept(site, mask, lambda value, dims: value.amax(dims) if dims else value)
 
     def _kept(self, site: Site, value: Tensor, reduce: Callable[[Tensor, list[int]], Tensor]) -> Tensor:

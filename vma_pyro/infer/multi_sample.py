@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
@@ -78,15 +79,17 @@ class MultiSampleELBO(ELBO):
         self.batch_plates = tuple(batch_plates)
         self._guess_plate_nesting = PlateNesting()
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
         """Minus the bound in nats, summed over datapoints; its gradient is the estimator's."""
         particles = self._draw(model, guide, args, kwargs)
         bound = log_mean_exp(particles.log_weights)  # [B]
         with torch.no_grad():
-            coefficient = bound - self.baseline(particles.log_weights.detach())  # [K, B]
+            c = self.baseline(particles.log_weights.detach())
+            # If all other particles weigh nothing their mean is no baseline; 0 is one that depends on them alone.
+            coefficient = bound - torch.where(c == -math.inf, 0.0, c)  # [K, B]
         learning_signal = (coefficient * particles.score).sum()
         # The score part has a gradient but no value: the loss stays the bound.
-        surrogate = bound.sum() + learning_signal - learning_signal.detach()
+        surrogate = bound.sum() + (learning_signal - learning_signal.detach())
         return -particles.scale * surrogate
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
@@ -122,6 +125,6 @@ class MultiSampleELBO(ELBO):
         raise NotImplementedError("MultiSampleELBO draws with vma_pyro.infer.draw_particles")
 
 
-def log_mean_exp(log_weights: Tensor) -> Tensor:
+def log_mean_exp(log_weights: Float[Tensor, " K *B"]) -> Float[Tensor, "*B"]:
     """log 1/K sum_k exp, over the first dimension."""
     return torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))

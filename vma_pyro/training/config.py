@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -41,7 +43,7 @@ class TrainConfig:
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints."""
     accelerator: str = "auto"
-    """cpu, cuda, or auto: one NVIDIA GPU if there is one."""
+    """Where to train: cpu, cuda, or auto, which is one NVIDIA GPU if there is one."""
     precision: str = "32-true"
     """Of the arithmetic: 32-true, or bf16-mixed (weights and likelihoods stay in 32 bits)."""
     seed: int = 0
@@ -67,6 +69,17 @@ class TrainConfig:
 # What may differ between the sessions of one run. Another accelerator rounds otherwise, but a run that began on a
 # GPU may have to end on a CPU.
 FREE_ON_RESUME = ("session_minutes", "checkpoint_seconds", "accelerator")
+
+
+def device_of(config: TrainConfig) -> torch.device:
+    """Where to train.
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
+    if config.accelerator == "cuda" and not torch.cuda.is_available():
+        raise ValueError("accelerator: expected a GPU for cuda, found none")
+    return torch.device("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def identity_of(config: TrainConfig) -> dict[str, Any]:

@@ -102,7 +102,9 @@ def fit(
                 _train(run, validation, recorder, stop)
             except (RuntimeError, ValueError) as error:
                 # Sampling from NaN fails in many ways, none of which says what went wrong; NaN in the data does.
-                if "nan" not in str(error).lower() or str(error).startswith(("x:", "memory")):
+                # On a GPU all one learns is that an assertion failed.
+                told = str(error).lower()
+                if str(error).startswith(("x:", "memory")) or not ("nan" in told or "device-side" in told):
                     raise
                 raise run.diverged("parameters", "NaN") from error
         run.finished = not stop.signal
@@ -127,6 +129,7 @@ def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: St
         run.optimizer.zero_grad()
         fabric.backward(loss)
         norm = nn.utils.clip_grad_norm_(run.loss_fn.parameters(), config.clip_norm)
+        run.check_gradient(norm)
         run.optimizer.step()
         run.average.update_parameters(run.bare)
         run.update += 1

@@ -16,7 +16,7 @@ from vma_pyro import checkpoint
 from vma_pyro.data import Episode, EpisodeSampler
 from vma_pyro.evaluation import log_likelihood, split_bound, undisturbed
 from vma_pyro.record import Recorder
-from vma_pyro.training.config import TrainConfig, check_identity
+from vma_pyro.training.config import TrainConfig, check_identity, device_of
 
 
 class Run:
@@ -34,12 +34,7 @@ class Run:
         from lightning_fabric import Fabric  # seconds to import
 
         self.config, self.episodes, self.path = config, episodes, path
-        accelerator = config.accelerator
-        if accelerator == "auto":
-            accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-        if accelerator == "cuda" and not torch.cuda.is_available():
-            raise ValueError("accelerator: expected a GPU for cuda, found none")
-        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=config.precision)  # type: ignore[arg-type]
+        self.fabric = Fabric(accelerator=device_of(config).type, devices=1, precision=config.precision)  # type: ignore[arg-type]
         torch.manual_seed(config.seed)
         self.bare = elbo(model, guide).to(self.fabric.device)
         optimizer = torch.optim.Adam(self.bare.parameters(), config.learning_rate, fused=True)
@@ -60,6 +55,14 @@ class Run:
             f"training: expected finite {what}, got {got} at update {self.update}; "
             f"lower the learning rate (now {self.config.learning_rate})"
         )
+
+    def check_gradient(self, norm: Tensor) -> None:
+        """Refuse a gradient that is not finite before it reaches the weights.
+
+        Not on a GPU, where each look at a value would stall the queue; there `save` refuses the weights.
+        """
+        if norm.device.type == "cpu" and not bool(norm.isfinite()):
+            raise self.diverged("gradients", f"a norm of {norm.item()}")
 
     def progress(self) -> float:
         """Share of the budget that is used, 0 to 1."""
@@ -111,7 +114,9 @@ class Run:
         self.bare.load_state_dict(self.best if self.best is not None else self.average.module.state_dict())
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint; never over a good one with weights that are lost."""
+        if not all(bool(p.isfinite().all()) for p in self.bare.parameters()):
+            raise self.diverged("weights", "NaN or infinity")
         cuda = torch.cuda.get_rng_state(self.fabric.device) if self.fabric.device.type == "cuda" else None
         content = {
             "architecture": self.architecture,
