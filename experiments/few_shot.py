@@ -23,7 +23,7 @@ import torch
 import tyro
 
 from vma_pyro import ConvNetworks, Guide, Model, checkpoint, few_shot, plots, report
-from vma_pyro.atomic import write_atomically
+from vma_pyro.atomic import write_text
 from vma_pyro.baselines import MemorylessGuide, MemorylessModel
 from vma_pyro.data import Characters, EpisodeSampler, glyphs, omniglot
 from vma_pyro.data.episodes import Augmentation
@@ -333,7 +333,7 @@ def write(
     """results.json, report.md and training.png."""
     job = report.Job(
         command=command(),
-        data=config.data,
+        data=str(config.data),
         seconds=round(seconds, 1),
         device="cpu" if device_of(config.train).type == "cpu" else torch.cuda.get_device_name(),
         seed=config.train.seed,
@@ -342,8 +342,7 @@ def write(
         protocol=config.protocol(),
     )
     for name, render in (("results.json", report.to_json), ("report.md", report.to_markdown)):
-        text = render(job, scores, memoryless).encode()
-        write_atomically(config.out / name, lambda file, text=text: file.write(text))
+        write_text(config.out / name, render(job, scores, memoryless))
     runs = {
         label: read_metrics(folder / "metrics.jsonl")
         for label, folder in (("memory", config.out), ("memoryless", config.out / "memoryless"))

@@ -159,7 +159,8 @@ class TestTheAddressGradient:
     baseline near the mean of log w.
     """
 
-    TRIALS = 400
+    TRIALS = 60
+    COPIES = 400  # of each image in one trial
 
     def projections(self, parameters, backward):
         """Gradients along six random directions, [trials, 6]."""
@@ -180,12 +181,12 @@ class TestTheAddressGradient:
     def test_enumeration_agrees_with_the_score_function(self, random_images):
         pyro.enable_validation(False)
         model, guide = build()
-        memory, x = Memory(random_images(S)), random_images(B)
+        memory, x = Memory(random_images(S)), random_images(B).repeat(self.COPIES, 1, 1, 1)
         parameters = [*guide.networks.to_key.parameters(), *guide.similarity.parameters()]
-        typical = log_weights(model, guide, (memory, x), num_particles=200).mean().item()
+        typical = log_weights(model, guide, (memory, x), num_particles=2).mean().item()
         ours = MultiSampleELBO(1, baseline=lambda log_w: torch.full_like(log_w, typical), max_plate_nesting=1)
         # Pyro's score term has the same log p(x | z, m) and KL terms in it, hence the same constant.
-        baseline = {"baseline": {"baseline_value": torch.tensor(typical)}}
+        baseline = {"baseline": {"baseline_value": torch.full((len(x),), typical)}}
         guided = poutine.infer_config(guide, lambda site: baseline if site["name"] == "address" else {})
         graph, enumeration = TraceGraph_ELBO(max_plate_nesting=1), TraceEnum_ELBO(max_plate_nesting=1)
 
@@ -200,8 +201,8 @@ class TestTheAddressGradient:
         for name, backward in samplers.items():
             sampled = self.projections(parameters, backward)
             assert self.z_scores(enumerated, sampled).abs().max() < 4, name
-            # The comparison has power: half or twice the gradient would not pass.
-            for wrong in (0.5, 2.0, -1.0):
+            # The comparison has power: half the gradient, none, or one of the other sign would not pass.
+            for wrong in (0.5, 0.0, -1.0):
                 assert self.z_scores(enumerated, wrong * sampled).abs().max() > 5, (name, wrong)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,7 @@ class Entry(NamedTuple):
     skips: tuple[Float[Tensor, "... height width C"], ...] = ()
 
 
+@runtime_checkable
 class Networks(Protocol):
     """The interface between the networks and the two files that users edit, model.py and guide.py."""
 

@@ -87,6 +87,7 @@ class MultiSampleELBO(ELBO):
             c = self.baseline(particles.log_weights.detach())
             # If all other particles weigh nothing their mean is no baseline; 0 is one that depends on them alone.
             coefficient = bound - torch.where(c == -math.inf, 0.0, c)  # [K, B]
+            coefficient = torch.where(bound == -math.inf, 0.0, coefficient)  # all weigh nothing: the loss is inf
         learning_signal = (coefficient * particles.score).sum()
         # The score part has a gradient but no value: the loss stays the bound.
         surrogate = bound.sum() + (learning_signal - learning_signal.detach())
