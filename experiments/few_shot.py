@@ -55,8 +55,8 @@ class FewShotConfig:
     latent_dim: int = 64
     """Dimension of z."""
     classes: int | None = None
-    """Classes in the training memory; default 16 for glyphs, 12 for Omniglot. The paper has 8 classes x 4 examples;
-    on held-out alphabets more examples of fewer classes serve many shots, and fewer of more classes one shot."""
+    """Classes in the training memory; default 16 for glyphs, 12 for Omniglot. The paper has 8 classes x 4
+    examples; on held-out alphabets more examples of fewer classes serve many shots, fewer of more classes one."""
     shots: int | None = None
     """Examples of each class in the training memory; default 2 for glyphs, 3 for Omniglot."""
     queries: int = 32
@@ -356,7 +356,9 @@ def write(
         if (folder / "metrics.jsonl").exists()
     }
     if runs:
-        entries = (config.classes or 1) * (config.shots or 1)  # resolved
+        assert config.classes is not None  # resolved
+        assert config.shots is not None
+        entries = config.classes * config.shots
         plots.save_training(config.out / "training.png", runs, log_memory=math.log(entries))
 
 
