@@ -72,11 +72,11 @@ class FewShotConfig:
     memoryless: bool = True
     """Also train the memoryless model, for as many updates, to know what the memory brings."""
     train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
-    """Training. Without a budget: 2.3 minutes for glyphs, 60 for Omniglot, for each of the two models."""
+    """Training. Without a budget: 2.2 minutes for glyphs, 60 for Omniglot, for each of the two models."""
     eval_images: int | None = None
     """Test images per likelihood; default 2000 for glyphs, 500 for Omniglot."""
     eval_samples: int | None = None
-    """Importance samples per test image; default 40 for glyphs, 1000 for Omniglot."""
+    """Importance samples per test image; default 20 for glyphs, 1000 for Omniglot."""
     eval_queries: int = 1000
     """Test images per classification task."""
     tensorboard: bool = False
@@ -119,7 +119,7 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    "glyphs": Preset(0.25, 16, 2, 2.3, 2000, 40),
+    "glyphs": Preset(0.25, 16, 2, 2.2, 2000, 20),
     "omniglot": Preset(0.33, 12, 3, 60.0, 500, 1000),
 }
 
