@@ -4,46 +4,54 @@ The score part of the gradient of L = log 1/K sum_k w_k is E sum_k (L - c_k) gra
 also differentiated inside w_k. It is unbiased for every c_k that does not depend on particle k. Below,
 S_-k = sum of w_l over l != k.
 
-A baseline is a function from log weights [K, B] to c [K, B]; `needs_particles` declares the least K.
+A baseline is a function from log weights [K, B] to c [K, B] that for each k ignores particle k;
+`score_baseline` declares the least K, and whether the gradient is unbiased.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-ScoreBaseline = Callable[[Tensor], Tensor]
+ScoreBaseline = Callable[..., Tensor]
 _F = TypeVar("_F", bound=ScoreBaseline)
 
 
-def needs_particles(least: int) -> Callable[[_F], _F]:
-    """Declare the least K of a baseline; `MultiSampleELBO` refuses fewer by the baseline's name."""
+def score_baseline(*, min_particles: int = 2, unbiased: bool = True) -> Callable[[_F], _F]:
+    """Declare what a baseline needs; `MultiSampleELBO` refuses fewer particles by the baseline's name."""
 
     def mark(function: _F) -> _F:
-        function.min_particles = least  # type: ignore[attr-defined]
+        function.min_particles = min_particles  # type: ignore[attr-defined]
+        function.unbiased = unbiased  # type: ignore[attr-defined]
         return function
 
     return mark
 
 
-@needs_particles(1)
+def baseline_name(baseline: Any) -> str:
+    """For errors and tables."""
+    return getattr(baseline, "__name__", None) or type(baseline).__name__
+
+
+@score_baseline(min_particles=1)
 def reinforce(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
     """c_k = 0: no baseline, the reference for how noisy it gets (Williams 1992)."""
     return torch.zeros_like(log_weights)
 
 
-@needs_particles(2)
+@score_baseline()
 def vimco(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
     r"""c_k = log 1/(K-1) S_-k, the arithmetic mean of the others (Mnih & Rezende 2016, section 3.2)."""
     return leave_one_out_logsumexp(log_weights) - math.log(len(log_weights) - 1)
 
 
-@needs_particles(2)
+@score_baseline()
 def vimco_geometric(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
     r"""c_k = log 1/K [S_-k + g_k], with g_k the geometric mean of the others (Mnih & Rezende 2016, eq. 9-10).
 
@@ -54,7 +62,7 @@ def vimco_geometric(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
     return total - math.log(len(log_weights))
 
 
-@needs_particles(2)
+@score_baseline()
 def loo(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
     r"""c_k = log 1/K S_-k: leave particle k out of the bound (Lievin et al. 2020, OVIS at gamma = 0).
 
@@ -62,6 +70,68 @@ def loo(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
     near the posterior its signal-to-noise ratio grows like sqrt(K), where that of `vimco` falls.
     """
     return leave_one_out_logsumexp(log_weights) - math.log(len(log_weights))
+
+
+@dataclass(frozen=True)
+class OVIS:
+    r"""c_k = log 1/(K-1) S_-k - gamma v_k + (1 - gamma) log(1 - 1/K) (Lievin et al. 2020, section 4.2).
+
+    Gamma = 0 is `loo`, and unbiased. Gamma > 0 depends on particle k, and is biased: its coefficient near the
+    posterior is that of wake-phi for gamma = 1. For low effective sample sizes.
+
+    Args:
+        gamma: from 0 to 1.
+    """
+
+    gamma: float = 1.0
+    min_particles = 2
+
+    def __post_init__(self) -> None:
+        """Refuse another range."""
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma: expected 0 <= gamma <= 1, got {self.gamma}")
+
+    @property
+    def unbiased(self) -> bool:
+        """Only at gamma = 0."""
+        return self.gamma == 0
+
+    def __call__(self, log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
+        """c [K, B]."""
+        K = len(log_weights)
+        v = torch.nan_to_num(log_weights.softmax(0), nan=0.0)
+        return vimco(log_weights) - self.gamma * v + (1 - self.gamma) * math.log(1 - 1 / K)
+
+
+@dataclass(frozen=True)
+class OVISMonteCarlo:
+    r"""c_k = 1/S sum_s log 1/K [S_-k + w'_s]: fresh particles w' take the place of particle k (Lievin et al. 2020).
+
+    An estimate of E[L | the other particles], the baseline that leaves out particle k alone. Costs S more runs of the
+    model per update.
+
+    Args:
+        samples: S.
+    """
+
+    samples: int = 1
+    min_particles = 2
+    unbiased = True
+
+    def __post_init__(self) -> None:
+        """Refuse none."""
+        if self.samples < 1:
+            raise ValueError(f"samples: expected at least 1, got {self.samples}")
+
+    @property
+    def fresh_particles(self) -> int:
+        """Particles that are drawn for the baseline alone."""
+        return self.samples
+
+    def __call__(self, log_weights: Float[Tensor, "K B"], fresh: Float[Tensor, "S B"]) -> Float[Tensor, "K B"]:
+        """c [K, B] from the particles' and the fresh ones' log weights."""
+        others = leave_one_out_logsumexp(log_weights)
+        return torch.logaddexp(others, fresh[:, None]).mean(0) - math.log(len(log_weights))
 
 
 def leave_one_out_logsumexp(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:

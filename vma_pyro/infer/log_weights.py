@@ -7,47 +7,99 @@ refused by name.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
-import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pyro import poutine
+from pyro.distributions.util import detach, is_identically_zero
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
 
-Program = Callable[..., Any]
-Site = Any  # a node of a trace; Pyro's own type leaves most of its fields open
+from vma_pyro.infer.handlers import ChooseValues, fixed
+from vma_pyro.infer.pathwise import Gate, PathwiseRule, iwae
+from vma_pyro.infer.plates import Layout, Program, Site, particle_plate, sample_sites
+
+Handler = Callable[[Program], Program]
+
+
+class SiteScore(NamedTuple):
+    """log q of one guide site that is not reparameterised.
+
+    Attributes:
+        name: of the site.
+        log_prob: [*S, K, B]; zero for a datapoint whose sites are all masked. Neither masks of single sites nor
+            scales enter: they change the weight of a draw, not the probability of drawing it.
+        estimator: the score baseline that the site asks for, `infer={"estimator": ...}`; None: the objective's.
+    """
+
+    name: str
+    log_prob: Float[Tensor, "*S K B"]
+    estimator: Callable[..., Tensor] | None
+
+
+class SiteGate(NamedTuple):
+    """The gate of a reparameterised site in the particles start ... start + count."""
+
+    start: int
+    count: int
+    gate: Gate
 
 
 class Particles(NamedTuple):
-    """K weighted draws of the guide for each of B datapoints.
+    """K weighted draws of the guide for each of B datapoints; `*S` are dimensions of sites with given values.
 
     Attributes:
-        log_weights: log w [K, B], differentiable in the parameters of the model, in those of the guide inside
-            log q, and through reparameterised values.
-        score: sum of log q over the guide's sites that are not reparameterised [K, B]; zero for a datapoint whose
-            sites are all masked. Neither masks of single sites nor scales enter: they change the weight of a
-            draw, not the probability of drawing it.
+        log_weights: log w, differentiable in the parameters of the model, in those of the guide inside log q, and
+            through reparameterised values. With given values: log of q(values) w.
+        log_p: log p(x, latents) alone.
+        scores: of the guide's sites that are not reparameterised.
+        given: log q of the sites with given values, as `SiteScore.log_prob`; zero without any.
+        live: whether any site of the datapoint counts.
         scale: full size over subsample size of the batch plates, which multiplies the bound.
+        batch_shape: sizes of the batch plates; B is their product.
+        gates: of reparameterised sites under another pathwise rule than `iwae`; see `open_gates`.
     """
 
-    log_weights: Float[Tensor, "K B"]
-    score: Float[Tensor, "K B"]
+    log_weights: Float[Tensor, "*S K B"]
+    log_p: Float[Tensor, "*S K B"]
+    scores: tuple[SiteScore, ...]
+    given: Float[Tensor, "*S K B"]
+    live: Bool[Tensor, "*S K B"]
     scale: float
+    batch_shape: torch.Size
+    gates: tuple[SiteGate, ...] = ()
+
+    @property
+    def score(self) -> Float[Tensor, "*S K B"]:
+        """Sum of log q over the sites that are not reparameterised."""
+        return sum((site.log_prob for site in self.scores), torch.zeros_like(self.log_weights))
+
+    def open_gates(self, normalised_weights: Float[Tensor, "*S K B"]) -> None:
+        """Fix the factors on the gradients through reparameterised values; needed before the backward pass."""
+        for start, count, gate in self.gates:
+            v = normalised_weights.detach().narrow(-2, start, count)
+            gate.open(v.reshape(*v.shape[:-1], *self.batch_shape))
 
 
 class Traces(NamedTuple):
-    """One run of model and guide; `subsamples` holds the sites that chose the elements of their plates."""
+    """One run of model and guide.
+
+    Attributes:
+        model, guide: with log probabilities.
+        subsamples: the sites that chose the elements of their plates.
+        gates: of the guide's reparameterised sites.
+        chosen: names of the sites with given values.
+    """
 
     model: poutine.Trace
     guide: poutine.Trace
     subsamples: poutine.Trace
+    gates: tuple[Gate, ...]
+    chosen: frozenset[str]
 
 
 def draw_particles(
@@ -60,6 +112,9 @@ def draw_particles(
     batch_plates: Sequence[str] = ("data",),
     max_plate_nesting: int,
     vectorize: bool = True,
+    pathwise: PathwiseRule = iwae,
+    handlers: Sequence[Handler] = (),
+    given: Sequence[ChooseValues] = (),
 ) -> Particles:
     """Run the guide K times and the model against it.
 
@@ -70,29 +125,59 @@ def draw_particles(
         batch_plates: names of the plates whose elements are the datapoints, outermost dimension of B first.
         max_plate_nesting: number of plate dimensions that model and guide use.
         vectorize: run once, with a particle plate at dimension -max_plate_nesting - 1; else K times.
+        pathwise: rule of reparameterised sites that name none with `infer={"estimator": ...}`.
+        handlers: effect handlers around the guide, which see its sites with all plates.
+        given: sites whose values are chosen instead of drawn; the first is at the leftmost dimension. Their weight
+            is q w, so that a sum over all values is an expectation under q.
 
     Raises:
         ValueError: a site outside the batch plates, a site of the model that the guide lacks or the reverse, a
-            site left for enumeration, NaN in a weight.
+            site left for enumeration, an estimator that does not fit its site, NaN in a weight.
     """
     kwargs = kwargs or {}
+    handlers = [*handlers, *given]
+    layout = Layout(tuple(batch_plates), max_plate_nesting, len(given))
     if vectorize or num_particles == 1:
         if num_particles > 1:
-            plate = _particle_plate(num_particles, max_plate_nesting)
+            plate = particle_plate(num_particles, max_plate_nesting)
             model, guide = plate(model), plate(guide)
-        nesting = max_plate_nesting + (num_particles > 1)
-        traces = _trace(model, guide, args, kwargs, nesting)
-        return _weigh(traces, batch_plates, max_plate_nesting)
+        traces = _trace(model, guide, args, kwargs, layout, pathwise, handlers, vectorized=num_particles > 1)
+        return _weigh(traces, layout)
     runs = []
     for _ in range(num_particles):
-        traces = _trace(model, guide, args, kwargs, max_plate_nesting)
-        runs.append(_weigh(traces, batch_plates, max_plate_nesting))
+        traces = _trace(model, guide, args, kwargs, layout, pathwise, handlers, vectorized=False)
+        runs.append(_weigh(traces, layout))
         if len(runs) == 1:
             # A randomly subsampled plate must show all particles the same datapoints.
             guide = poutine.replay(guide, trace=traces.subsamples)
             model = poutine.replay(model, trace=traces.subsamples)
-    return Particles(
-        torch.cat([run.log_weights for run in runs]), torch.cat([run.score for run in runs]), runs[0].scale
+    return concatenate(runs)
+
+
+def concatenate(runs: Sequence[Particles]) -> Particles:
+    """The particles of several runs on the same datapoints."""
+
+    def cat(tensors: list[Tensor]) -> Tensor:
+        return torch.cat(tensors, dim=-2)
+
+    starts = [0]
+    for run in runs:
+        starts.append(starts[-1] + run.log_weights.shape[-2])
+    first = runs[0]
+    return first._replace(
+        log_weights=cat([run.log_weights for run in runs]),
+        log_p=cat([run.log_p for run in runs]),
+        scores=tuple(
+            site._replace(log_prob=cat([run.scores[i].log_prob for run in runs]))
+            for i, site in enumerate(first.scores)
+        ),
+        given=cat([run.given for run in runs]),
+        live=cat([run.live for run in runs]),
+        gates=tuple(
+            gate._replace(start=start + gate.start)
+            for run, start in zip(runs, starts[:-1], strict=True)
+            for gate in run.gates
+        ),
     )
 
 
@@ -129,111 +214,79 @@ def log_weights_given(
     batch_plates: Sequence[str] = ("data",),
     max_plate_nesting: int = 1,
 ) -> Float[Tensor, "S K B"]:
-    """log w [S, K, B] with some latent sites fixed to S values each, instead of drawn.
+    """log q(values) w [S, K, B] with one latent site fixed to S values, instead of drawn.
 
-    log w = log p(x, values, rest) - log q(rest | values): summed over all values of a discrete site, w estimates
+    q(values) w = p(x, values, rest) / q(rest | values): summed over all values of a discrete site, it estimates
     the marginal likelihood with that site summed exactly and the rest drawn.
 
     Args:
-        values: name of a latent site to its values [S]; the other arguments are those of `draw_particles`.
+        values: name of a latent site to its values [S]; several sites are fixed together, value by value. The
+            other arguments are those of `draw_particles`.
     """
-    kwargs = kwargs or {}
-    plate = _particle_plate(num_particles, max_plate_nesting)
-    lead = (1,) * (max_plate_nesting + 1)
-    fixed = {name: value.reshape(-1, *lead) for name, value in values.items()}
-    guide_trace = poutine.trace(plate(poutine.condition(guide, fixed))).get_trace(*args, **kwargs)
-    model = poutine.replay(poutine.condition(model, fixed), trace=guide_trace)
-    model_trace = poutine.trace(plate(model)).get_trace(*args, **kwargs)
-    for name in fixed:
-        if name not in guide_trace.nodes or name not in model_trace.nodes:
-            raise ValueError(
-                f"site '{name}': expected in both model and guide, guide has {sorted(guide_trace.nodes)}"
-            )
-    _check_same_latents(model_trace, guide_trace)
-    traces = Traces(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace), poutine.Trace())
-    traces.model.compute_log_prob()
-    traces.guide.compute_score_parts()
-    return _weigh(traces, batch_plates, max_plate_nesting, given=fixed).log_weights
+    together = [ChooseValues(name, fixed(value), max_plate_nesting + 1) for name, value in values.items()]
+    layout = Layout(tuple(batch_plates), max_plate_nesting, 1)
+    plate = particle_plate(num_particles, max_plate_nesting)
+    traces = _trace(plate(model), plate(guide), args, kwargs or {}, layout, iwae, together, vectorized=True)
+    return _weigh(traces, layout).log_weights
 
 
-def _particle_plate(num_particles: int, max_plate_nesting: int) -> Callable[[Program], Program]:
-    return pyro.plate("num_particles_vectorized", num_particles, dim=-max_plate_nesting - 1)
-
-
-class PlateNesting:
-    """Guesses the number of plate dimensions by one run of model and guide, which leaves no trace behind.
-
-    The guess is kept per pair of programs, not per objective: one objective may serve several programs.
-    """
-
-    def __init__(self) -> None:
-        self._known: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], int]] = weakref.WeakKeyDictionary()
-
-    def __call__(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-        """The largest plate dimension, counted from the right, over the sites of both programs."""
-        try:
-            guide_ref, nesting = self._known[model]
-            if guide_ref() is guide:
-                return nesting
-        except (KeyError, TypeError):
-            pass
-        with torch.random.fork_rng(), torch.no_grad(), poutine.block():
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        frames = (
-            frame
-            for trace in (model_trace, guide_trace)
-            for site in _sample_sites(prune_subsample_sites(trace))
-            for frame in site["cond_indep_stack"]
-            if frame.vectorized
-        )
-        nesting = max((-frame.dim for frame in frames), default=0)
-        with suppress(TypeError):  # a callable without weak references is guessed anew each time
-            self._known[model] = (weakref.ref(guide), nesting)
-        return nesting
-
-
-def _trace(model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], nesting: int) -> Traces:
+def _trace(
+    model: Program,
+    guide: Program,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    layout: Layout,
+    pathwise: PathwiseRule,
+    handlers: Sequence[Handler],
+    *,
+    vectorized: bool,
+) -> Traces:
     """Traces of the model, replayed against the guide, and of the guide, with their log probabilities."""
+    nesting = layout.nesting + vectorized
+    for handler in handlers:
+        guide = handler(guide)
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    chosen = {h.site: h for h in handlers if isinstance(h, ChooseValues)}
+    pruned_guide = prune_subsample_sites(guide_trace)
+    _check_no_enumeration(pruned_guide)
+    for name in chosen:
+        if name not in _latents(pruned_guide):
+            found = sorted(_latents(pruned_guide))
+            raise ValueError(f"site '{name}': expected among the latent sites of the guide, found {found}")
+    _check_nesting(pruned_guide, nesting)
+    pruned_guide.compute_score_parts()
+    gates = _set_gates(pruned_guide, layout, pathwise, chosen)  # the model sees the values behind the gates
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     subsamples = poutine.Trace()
     for trace in (guide_trace, model_trace):
         for name, site in trace.nodes.items():
             if site_is_subsample(site) and name not in subsamples:
                 subsamples.add_node(name, **site.copy())
-    guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
-    _check_same_latents(model_trace, guide_trace)
-    _check_nesting(guide_trace, nesting)
+    model_trace = prune_subsample_sites(model_trace)
+    _check_same_latents(model_trace, pruned_guide)
     _check_nesting(model_trace, nesting)
     model_trace.compute_log_prob()
-    guide_trace.compute_score_parts()
     if is_validation_enabled():
-        for site in [*_sample_sites(model_trace), *_sample_sites(guide_trace)]:
+        for site in [*sample_sites(model_trace), *sample_sites(pruned_guide)]:
             check_site_shape(site, nesting)
-    return Traces(model_trace, guide_trace, subsamples)
-
-
-def _sample_sites(trace: poutine.Trace) -> Iterable[Site]:
-    """The random sites, observed or not; `pyro.deterministic` is not random."""
-    nodes: Iterable[Site] = trace.nodes.values()
-    for site in nodes:
-        if site["type"] == "sample" and not site["infer"].get("_deterministic"):
-            yield site
+    return Traces(model_trace, pruned_guide, subsamples, gates, frozenset(chosen))
 
 
 def _latents(trace: poutine.Trace) -> set[str]:
-    return {site["name"] for site in _sample_sites(trace) if not site["is_observed"]}
+    return {site["name"] for site in sample_sites(trace) if not site["is_observed"]}
 
 
-def _check_same_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
-    for site in _sample_sites(guide_trace):
+def _check_no_enumeration(guide_trace: poutine.Trace) -> None:
+    for site in sample_sites(guide_trace):
         if site["infer"].get("enumerate"):
             raise ValueError(
                 f"site '{site['name']}': expected a site to sample, but it is marked for enumeration "
                 f"({site['infer']['enumerate']!r}); remove the mark or use TraceEnum_ELBO"
             )
-    auxiliary = {s["name"] for s in _sample_sites(guide_trace) if s["infer"].get("is_auxiliary")}
+
+
+def _check_same_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+    auxiliary = {s["name"] for s in sample_sites(guide_trace) if s["infer"].get("is_auxiliary")}
     in_model, in_guide = _latents(model_trace), _latents(guide_trace)
     for name in sorted(in_model - in_guide):
         raise ValueError(f"site '{name}': expected in the guide as in the model, guide has {sorted(in_guide)}")
@@ -242,7 +295,7 @@ def _check_same_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) 
 
 
 def _check_nesting(trace: poutine.Trace, nesting: int) -> None:
-    for site in _sample_sites(trace):
+    for site in sample_sites(trace):
         for frame in site["cond_indep_stack"]:
             if frame.vectorized and -frame.dim > nesting:
                 raise ValueError(
@@ -251,95 +304,135 @@ def _check_nesting(trace: poutine.Trace, nesting: int) -> None:
                 )
 
 
-def _weigh(
-    traces: Traces,
-    batch_plates: Sequence[str],
-    max_plate_nesting: int,
-    *,
-    given: Collection[str] = (),
-) -> Particles:
-    """Sum log p - log q and the scores over the sites of each datapoint.
+def _set_gates(
+    guide_trace: poutine.Trace, layout: Layout, default: PathwiseRule, chosen: Collection[str]
+) -> tuple[Gate, ...]:
+    """Check what the sites ask for, and put reparameterised values under a detached rule behind gates."""
+    gates = []
+    latents = [s for s in sample_sites(guide_trace) if not s["is_observed"] and s["name"] not in chosen]
+    for position, site in enumerate(latents):
+        asked = site["infer"].get("estimator")
+        if is_reparameterised(site):
+            if asked is not None and not isinstance(asked, PathwiseRule):
+                raise ValueError(
+                    f"site '{site['name']}': expected a pathwise rule (iwae, dreg, stl), as it is reparameterised, "
+                    f"got the score baseline {name_of(asked)}"
+                )
+            rule = asked or default
+            if rule.detached and site["value"].requires_grad:
+                _check_nothing_depends_on(site, latents[position + 1 :], rule)
+                gates.append(_gate(guide_trace, site, rule, layout))
+        elif isinstance(asked, PathwiseRule):
+            raise ValueError(
+                f"site '{site['name']}': expected a score baseline, as it is not reparameterised, "
+                f"got the pathwise rule '{asked.name}'"
+            )
+    return tuple(gates)
 
-    Given sites take the leftmost dimension, and are left out of log q.
-    """
-    leading = int(bool(given))
-    layout = _Layout(tuple(batch_plates), max_plate_nesting, leading)
-    log_w: Tensor | float = 0.0
-    score: Tensor | float = 0.0
+
+def is_reparameterised(site: Site) -> bool:
+    """Whether gradients reach the guide through the value alone; told by the score parts, not by the family."""
+    return is_identically_zero(site["score_parts"].score_function)
+
+
+def name_of(estimator: Any) -> str:
+    """The name of a baseline or rule, for tables and errors."""
+    return repr(getattr(estimator, "name", None) or getattr(estimator, "__name__", None) or estimator)
+
+
+def _gate(guide_trace: poutine.Trace, site: Site, rule: PathwiseRule, layout: Layout) -> Gate:
+    """Put the site's value behind a gate, and hold the parameters of its log q fixed."""
+    gate = Gate(site, rule, layout, power_of(site, layout))
+    site["value"] = gate.pass_through(site["value"])
+    site["fn"] = detach(site["fn"])
+    for stale in ("log_prob", "log_prob_sum", "unscaled_log_prob", "score_parts"):
+        site.pop(stale, None)
+    guide_trace.compute_score_parts()
+    return gate
+
+
+def _check_nothing_depends_on(site: Site, later: Sequence[Site], rule: PathwiseRule) -> None:
+    for other in later:
+        log_prob = other["fn"].log_prob(other["value"].detach()).sum()
+        if log_prob.requires_grad:
+            (gradient,) = torch.autograd.grad(log_prob, site["value"], retain_graph=True, allow_unused=True)
+            if gradient is not None:
+                raise ValueError(
+                    f"site '{site['name']}': expected no latent site of the guide to depend on it under the rule "
+                    f"'{rule.name}', but '{other['name']}' does; use iwae there"
+                )
+
+
+def _weigh(traces: Traces, layout: Layout) -> Particles:
+    """Sum log p - log q and the scores over the sites of each datapoint."""
+    log_p: Tensor | float = 0.0
+    log_q: Tensor | float = 0.0
+    given: Tensor | float = 0.0
+    scores: list[SiteScore] = []
     masks: list[Tensor | bool] = []
     scale: float | None = None
-    for sign, trace in ((1, traces.model), (-1, traces.guide)):
-        for site in _sample_sites(trace):
-            site_scale = layout.subsampling_scale(site)
-            if scale is not None and abs(site_scale - scale) > 1e-9 * scale:
-                raise ValueError(
-                    f"site '{site['name']}': expected subsampling scale {scale} in its batch plates as at the "
-                    f"other sites, got {site_scale}"
-                )
-            scale = site_scale
-            if sign == -1 and site["name"] in given:
-                continue
+    for trace in (traces.model, traces.guide):
+        for site in sample_sites(trace):
+            scale = _same_scale(site, layout.subsampling_scale(site), scale)
             # The handler's scale covers all enclosing plates: take the batch plates' share out again.
-            log_prob = layout.per_datapoint(site, site["log_prob"] / site_scale)
+            log_prob = layout.per_datapoint(site, site["log_prob"] / scale)
             if is_validation_enabled() and bool(torch.isnan(log_prob).any()):
                 raise ValueError(f"site '{site['name']}': expected a log probability, got NaN")
-            log_w = log_w + sign * log_prob
             masks.append(layout.unmasked(site))
-            if sign == -1:
-                score_function = site["score_parts"].score_function
-                if isinstance(score_function, Tensor):
-                    score = score + layout.per_datapoint(site, score_function)
-    if not isinstance(log_w, Tensor):
+            if trace is traces.model:
+                log_p = log_p + log_prob
+            elif site["name"] in traces.chosen:
+                sampled = layout.per_datapoint(site, site["fn"].log_prob(site["value"]))
+                given = given + sampled
+                log_q = log_q + _but_sampled(site, layout, scale)
+            else:
+                log_q = log_q + log_prob
+                if not is_reparameterised(site):
+                    score = layout.per_datapoint(site, site["score_parts"].score_function)
+                    scores.append(SiteScore(site["name"], score, site["infer"].get("estimator")))
+    if not isinstance(log_p, Tensor) and not isinstance(log_q, Tensor):
         raise ValueError("model: expected at least one sample site in the batch plates, found none")
+    log_w = torch.as_tensor(log_p - log_q)
     shape = log_w.shape
-    score = score.expand(shape) if isinstance(score, Tensor) else torch.zeros_like(log_w)
-    if not any(mask is True for mask in masks):
-        live = [torch.as_tensor(mask, device=log_w.device).expand(shape) for mask in masks]
-        score = torch.where(torch.stack(live).any(0), score, 0.0)
-    return Particles(log_w.flatten(1 + leading), score.flatten(1 + leading), scale or 1.0)
+    batch = shape[layout.leading + 1 :]
+    live = torch.zeros(shape, dtype=torch.bool, device=log_w.device)
+    for mask in masks:
+        live = live | torch.as_tensor(mask, device=log_w.device)
+
+    def flat(values: Tensor | float) -> Tensor:
+        values = torch.as_tensor(values, dtype=log_w.dtype, device=log_w.device)
+        return values.expand(shape).flatten(layout.leading + 1)
+
+    return Particles(
+        flat(log_w),
+        flat(log_p),
+        tuple(s._replace(log_prob=flat(torch.where(live, s.log_prob, 0.0))) for s in scores),
+        flat(torch.where(live, given, 0.0)),
+        live.flatten(layout.leading + 1),
+        scale or 1.0,
+        batch,
+        tuple(SiteGate(0, log_w.shape[layout.leading], gate) for gate in traces.gates),
+    )
 
 
-class _Layout:
-    """Where a site's log probability holds particles, datapoints, and everything to be summed."""
+def _same_scale(site: Site, its_scale: float, scale: float | None) -> float:
+    if scale is not None and abs(its_scale - scale) > 1e-9 * scale:
+        raise ValueError(
+            f"site '{site['name']}': expected subsampling scale {scale} in its batch plates as at the other sites, "
+            f"got {its_scale}"
+        )
+    return its_scale
 
-    def __init__(self, batch_plates: tuple[str, ...], max_plate_nesting: int, leading: int) -> None:
-        self.batch_plates, self.nesting, self.leading = batch_plates, max_plate_nesting, leading
 
-    def _frames(self, site: Site) -> list[Any]:
-        """The frames of the batch plates, in the order in which they were named."""
-        frames = {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
-        missing = [name for name in self.batch_plates if name not in frames]
-        if missing:
-            inside = sorted(set(frames) - {"num_particles_vectorized"})
-            raise ValueError(
-                f"site '{site['name']}': expected inside the batch plates {list(self.batch_plates)}, "
-                f"found in {inside}; its log weight belongs to no single datapoint"
-            )
-        return [frames[name] for name in self.batch_plates]
+def power_of(site: Site, layout: Layout) -> Tensor:
+    """The power to which q stands in w at each element of a site: its scale without the subsampling, and its mask."""
+    power = torch.as_tensor(site["scale"], dtype=site["log_prob"].dtype, device=site["log_prob"].device)
+    power = power / layout.subsampling_scale(site)
+    return power if site["mask"] is None else power * site["mask"]
 
-    def subsampling_scale(self, site: Site) -> float:
-        """Full size over subsample size, over the batch plates."""
-        scale = 1.0
-        for frame in self._frames(site):
-            scale *= (frame.full_size or frame.size) / frame.size
-        return scale
 
-    def per_datapoint(self, site: Site, log_prob: Tensor) -> Tensor:
-        """Sum over all but [leading, particle, batch plates]; returns [..., K, *batch]."""
-        return self._kept(site, log_prob, lambda value, dims: value.sum(dims) if dims else value)
-
-    def unmasked(self, site: Site) -> Tensor | bool:
-        """Whether any part of the site counts: a boolean, or one that broadcasts to [..., K, *batch]."""
-        mask = site["mask"]
-        if not isinstance(mask, Tensor):
-            return mask is not False
-        return self._kept(site, mask, lambda value, dims: value.amax(dims) if dims else value)
-
-    def _kept(self, site: Site, value: Tensor, reduce: Callable[[Tensor, list[int]], Tensor]) -> Tensor:
-        dims = [frame.dim for frame in self._frames(site)]
-        rank = self.nesting + 1 + self.leading  # [leading, particle, plates]
-        value = value.reshape((1,) * (rank - value.dim()) + value.shape)
-        lead = list(range(1 + self.leading))
-        batch = [rank + dim for dim in dims]
-        rest = [d for d in range(1 + self.leading, rank) if d not in batch]
-        return reduce(value.permute(*lead, *batch, *rest), list(range(len(lead) + len(batch), rank)))
+def _but_sampled(site: Site, layout: Layout, scale: float) -> Tensor:
+    """log q^s - log q of a site with given values: nothing for s = 1, even where q is zero."""
+    power = power_of(site, layout)
+    log_q = site["fn"].log_prob(site["value"])
+    return layout.per_datapoint(site, torch.where(power == 1, 0.0, (power - 1) * log_q))

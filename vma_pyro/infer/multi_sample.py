@@ -1,21 +1,26 @@
-"""The multi-sample bound with a pluggable score baseline."""
+"""The multi-sample bound, with a pluggable score baseline and a pluggable pathwise rule."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pyro.infer.elbo import ELBO
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from vma_pyro.infer.baselines import ScoreBaseline, vimco
-from vma_pyro.infer.log_weights import Particles, PlateNesting, Program, draw_particles
+from vma_pyro.infer.baselines import ScoreBaseline, baseline_name, vimco
+from vma_pyro.infer.estimator import Estimate, Estimator, log_mean_exp, normalised
+from vma_pyro.infer.handlers import CommonNoise, ShareDiscrete
+from vma_pyro.infer.learned_baseline import LearnedBaseline
+from vma_pyro.infer.log_weights import Particles, SiteScore, concatenate
+from vma_pyro.infer.pathwise import PathwiseRule, iwae
+from vma_pyro.infer.plates import Program
 
 
-class MultiSampleELBO(ELBO):
+class MultiSampleELBO(Estimator):
     r"""The importance-weighted bound, one per datapoint, for guides with discrete and continuous sites.
 
     .. math::
@@ -29,103 +34,197 @@ class MultiSampleELBO(ELBO):
         \sum_k (L - c_k) \nabla \log q(a_k) + \nabla L
 
     where a are the sites that are not reparameterised, c_k is the score baseline (Mnih & Rezende 2016), and
-    the second term differentiates L through the log probabilities and the reparameterised sites. With
-    subsampled batch plates the bounds are multiplied by full size over subsample size, outside the logarithm.
+    the second term differentiates L through the log probabilities and, by the pathwise rule, through the
+    reparameterised sites. With subsampled batch plates the bounds are multiplied by full size over subsample size,
+    outside the logarithm. A guide site may ask for another baseline or rule: `infer={"estimator": loo}`.
 
     Args:
         num_particles: K. Default 2; the paper trains with 4.
-        baseline: c, a function of log weights [K, B]: `vimco` (default), `vimco_geometric`, `loo`, `reinforce`, or
-            your own; see `vma_pyro.infer.baselines`.
-        batch_plates: plates whose elements are the datapoints. Every site must lie inside them.
-        max_plate_nesting: number of plate dimensions in the programs; None runs them once more to find out.
-        vectorize_particles: run all particles at once (default) or one after the other.
-        retain_graph: keep the graph after `loss_and_grads`.
+        baseline: c, a function of log weights [K, B]: `vimco` (default), `vimco_geometric`, `loo`, `reinforce`,
+            `OVIS(gamma)`, `OVISMonteCarlo(samples)`, `NVIL(network)`, or your own; see `vma_pyro.infer.baselines`.
+        pathwise: `iwae` (default), `dreg` or `stl`; see `vma_pyro.infer.pathwise`.
+        noise: "independent" (default), or "common": the particles share the noise of their reparameterised sites.
+        draws_per_score: Z; each of the K draws of the discrete sites comes with so many of the reparameterised ones:
+            K Z particles, whose mean weight over Z takes the place of w_k. Default 1.
+        chunk_size: particles at a time; memory no longer grows with K, at the price of a second forward pass, in which
+            the weights of all particles are known. The gradient is the same. Default None: all at once.
+        batch_plates, max_plate_nesting, vectorize_particles, retain_graph: see `Estimator`.
 
     Raises:
-        ValueError: K below 1, or below what the baseline needs.
+        ValueError: K below 1, or below what the baseline needs; options that exclude each other.
 
     Example::
 
-        elbo = MultiSampleELBO(num_particles=4, baseline=loo, max_plate_nesting=1)
+        elbo = MultiSampleELBO(num_particles=4, baseline=loo, pathwise=dreg, max_plate_nesting=1)
         loss = elbo(model, guide)(memory, x)       # minus the bound in nats, summed over datapoints
         loss.backward()
     """
+
+    objective = "iwae"
+    unbiased = True
 
     def __init__(
         self,
         num_particles: int = 2,
         *,
         baseline: ScoreBaseline = vimco,
+        pathwise: PathwiseRule = iwae,
+        noise: Literal["independent", "common"] = "independent",
+        draws_per_score: int = 1,
+        chunk_size: int | None = None,
         batch_plates: Sequence[str] = ("data",),
         max_plate_nesting: int | None = None,
         vectorize_particles: bool = True,
         retain_graph: bool | None = None,
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles: expected at least 1, got {num_particles}")
-        name, least = getattr(baseline, "__name__", repr(baseline)), getattr(baseline, "min_particles", 1)
-        if num_particles < least:
-            raise ValueError(
-                f"num_particles: expected at least {least} for baseline '{name}', got {num_particles}"
-            )
-        if isinstance(batch_plates, str) or not batch_plates:
-            raise ValueError(f"batch_plates: expected a sequence of plate names, got {batch_plates!r}")
+        self.baseline, self.pathwise = baseline, pathwise
+        self.noise, self.draws_per_score, self.chunk_size = noise, draws_per_score, chunk_size
+        self.min_particles = getattr(baseline, "min_particles", 1)
         super().__init__(
-            num_particles=num_particles, vectorize_particles=vectorize_particles, retain_graph=retain_graph
+            num_particles,
+            batch_plates=batch_plates,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+            retain_graph=retain_graph,
         )
-        # The base class would add one for the particle plate and overwrite a guess in place.
-        self.max_plate_nesting = max_plate_nesting
-        self.baseline = baseline
-        self.batch_plates = tuple(batch_plates)
-        self._guess_plate_nesting = PlateNesting()
+        self._check_options()
+        single = num_particles * draws_per_score == 1
+        self.unbiased = getattr(baseline, "unbiased", True) and (pathwise.unbiased or single)
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
-        """Minus the bound in nats, summed over datapoints; its gradient is the estimator's."""
-        particles = self._draw(model, guide, args, kwargs)
-        bound = log_mean_exp(particles.log_weights)  # [B]
-        with torch.no_grad():
-            c = self.baseline(particles.log_weights.detach())
-            # If all other particles weigh nothing their mean is no baseline; 0 is one that depends on them alone.
-            coefficient = bound - torch.where(c == -math.inf, 0.0, c)  # [K, B]
-            coefficient = torch.where(bound == -math.inf, 0.0, coefficient)  # all weigh nothing: the loss is inf
-        learning_signal = (coefficient * particles.score).sum()
-        # The score part has a gradient but no value: the loss stays the bound.
-        surrogate = bound.sum() + (learning_signal - learning_signal.detach())
-        return -particles.scale * surrogate
+    def _check_options(self) -> None:
+        if self.noise not in ("independent", "common"):
+            raise ValueError(f"noise: expected 'independent' or 'common', got {self.noise!r}")
+        if self.draws_per_score < 1:
+            raise ValueError(f"draws_per_score: expected at least 1, got {self.draws_per_score}")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"chunk_size: expected at least 1, got {self.chunk_size}")
+        if self.noise == "common" and self.pathwise.detached:
+            raise ValueError(
+                f"pathwise: expected iwae with common noise, as '{self.pathwise.name}' takes the particles for "
+                f"independent, got {self.pathwise.name}"
+            )
+        if self.chunk_size is not None and (self.noise == "common" or self.draws_per_score > 1):
+            raise ValueError("chunk_size: expected None where particles share draws, got a number")
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Minus the bound; accumulates gradients in the parameters. `pyro.infer.SVI` calls it."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        return loss.item()
+    def learned_parts(self) -> dict[str, nn.Module]:
+        """The baseline, if it has parameters."""
+        return {"baseline": self.baseline} if isinstance(self.baseline, nn.Module) else {}
 
-    @torch.no_grad()
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Minus the bound in nats, summed over datapoints, without gradients."""
-        particles = self._draw(model, guide, args, kwargs)
-        return -particles.scale * log_mean_exp(particles.log_weights).sum().item()
+    def _what(self) -> str:
+        return f"baseline {baseline_name(self.baseline)!r}"
 
-    def _draw(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Particles:
-        nesting = self.max_plate_nesting
-        if nesting is None:
-            nesting = self._guess_plate_nesting(model, guide, args, kwargs)
-        return draw_particles(
-            model,
-            guide,
-            args,
-            kwargs,
-            num_particles=self.num_particles,
-            batch_plates=self.batch_plates,
-            max_plate_nesting=nesting,
-            vectorize=self.vectorize_particles,
+    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
+        fresh = getattr(self.baseline, "fresh_particles", 0)
+        particles = self._particles(model, guide, args, kwargs, self.num_particles + fresh)
+        log_w = particles.log_weights[: self.num_particles * self.draws_per_score]
+        bound = log_mean_exp(log_w).detach()  # [B]
+        v = normalised(log_w)
+        particles.open_gates(torch.cat([v, torch.zeros_like(particles.log_weights[len(v) :])]))
+        surrogate = weighted(v, log_w).sum()
+        grouped = _groups(particles.log_weights.detach(), self.draws_per_score)  # [K + fresh, B]
+        for score in particles.scores:
+            log_q = _first_of_groups(score, self.draws_per_score)[: self.num_particles]
+            c = self._baseline(score, grouped, args, kwargs)
+            coefficient = learning_signal(bound, c.detach())
+            surrogate = surrogate + (coefficient * log_q).sum()
+            if c.requires_grad:  # a learned baseline is trained to predict the bound
+                surrogate = surrogate - _finite_square(bound - c).sum()
+        return Estimate(bound, surrogate, particles.scale)
+
+    def _particles(
+        self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], num_scores: int
+    ) -> Particles:
+        nesting = self._nesting(model, guide, args, kwargs)
+        handlers: list[Any] = []
+        if self.noise == "common":
+            handlers.append(CommonNoise(nesting))
+        if self.draws_per_score > 1:
+            handlers.append(ShareDiscrete(self.draws_per_score, nesting))
+        total = num_scores * self.draws_per_score
+        options: dict[str, Any] = {"pathwise": self.pathwise, "handlers": handlers}
+        if self.chunk_size is None or not torch.is_grad_enabled():
+            return self._draw(model, guide, args, kwargs, total, **options)
+        chunks: list[Particles] = []
+        for start in range(0, total, self.chunk_size):
+            size = min(self.chunk_size, total - start)
+            chunks.append(self._forgetful_draw(model, guide, args, kwargs, size, options))
+        return concatenate(chunks)
+
+    def _forgetful_draw(
+        self,
+        model: Program,
+        guide: Program,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        num_particles: int,
+        options: dict[str, Any],
+    ) -> Particles:
+        """A draw that keeps no intermediate values: the backward pass draws the same particles once more."""
+        first: list[Particles] = []
+
+        def draw() -> tuple[Tensor, ...]:
+            particles = self._draw(model, guide, args, kwargs, num_particles, **options)
+            first.append(particles)
+            return (particles.log_weights, particles.log_p, *(s.log_prob for s in particles.scores))
+
+        log_w, log_p, *log_q = checkpoint(draw, use_reentrant=False)
+        scores = tuple(s._replace(log_prob=q) for s, q in zip(first[0].scores, log_q, strict=True))
+        return first[0]._replace(log_weights=log_w, log_p=log_p, scores=scores)
+
+    def _baseline(
+        self, score: SiteScore, log_weights: Float[Tensor, "K B"], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Float[Tensor, "K B"]:
+        """c of one site, from the weights of all particles [K + fresh, B]."""
+        baseline = self.baseline if score.estimator is None else score.estimator
+        least = getattr(baseline, "min_particles", 1)
+        if self.num_particles < least:
+            raise ValueError(
+                f"site '{score.name}': expected at least {least} particles for its baseline "
+                f"{baseline_name(baseline)!r}, got {self.num_particles}"
+            )
+        own = log_weights[: self.num_particles]
+        if isinstance(baseline, LearnedBaseline):
+            return baseline(own, *args, **kwargs)
+        if getattr(baseline, "fresh_particles", 0):
+            return baseline(own, log_weights[self.num_particles :])
+        return baseline(own)
+
+
+def learning_signal(bound: Float[Tensor, " B"], c: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
+    """L - c_k, finite where weights are zero.
+
+    If all other particles weigh nothing their mean is no baseline; 0 is one that depends on them alone. If all
+    weigh nothing, nothing is learned (the loss is infinite).
+    """
+    coefficient = bound - torch.where(c == -math.inf, 0.0, c)
+    return torch.where(bound == -math.inf, 0.0, coefficient)
+
+
+def weighted(v: Float[Tensor, "K B"], log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
+    """v_k log w_k, whose gradient is that of the bound; nothing from particles that weigh nothing."""
+    return v * torch.where(v > 0, log_weights, 0.0)
+
+
+def _groups(log_weights: Float[Tensor, "N B"], size: int) -> Float[Tensor, "K B"]:
+    """Log mean weight of each `size` consecutive particles."""
+    if size == 1:
+        return log_weights
+    groups = log_weights.reshape(-1, size, log_weights.shape[-1])
+    return groups.logsumexp(1) - math.log(size)
+
+
+def _first_of_groups(score: SiteScore, size: int) -> Float[Tensor, "K B"]:
+    """log q [K, B] of a site that the particles of a group share."""
+    if size == 1:
+        return score.log_prob
+    groups = score.log_prob.reshape(-1, size, score.log_prob.shape[-1])
+    if not bool(torch.isclose(groups, groups[:, :1], rtol=1e-4, atol=1e-6, equal_nan=True).all()):
+        raise ValueError(
+            f"site '{score.name}': expected the same distribution for all draws_per_score = {size} particles that "
+            "share its value, but it depends on a reparameterised site"
         )
-
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        """Pyro's abstract hook; this objective draws its particles in `vma_pyro.infer.log_weights`."""
-        raise NotImplementedError("MultiSampleELBO draws with vma_pyro.infer.draw_particles")
+    return groups[:, 0]
 
 
-def log_mean_exp(log_weights: Float[Tensor, " K *B"]) -> Float[Tensor, "*B"]:
-    """log 1/K sum_k exp, over the first dimension."""
-    return torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))
+def _finite_square(difference: Tensor) -> Tensor:
+    return torch.where(difference.isfinite(), difference, 0.0) ** 2

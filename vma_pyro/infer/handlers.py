@@ -1,0 +1,155 @@
+"""Effect handlers that choose how a guide's sites are drawn; each leaves every single particle's distribution right.
+
+They stand outside the particle plate, so that a site's distribution has all its plate dimensions when they see it.
+Sites whose value is already decided (observed, replayed, conditioned) are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.infer.util import is_identically_zero
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+Message = Any  # what Pyro passes to handlers at a site
+Chooser = Callable[[Any], Tensor]
+LOCATION_SCALE = (
+    torch.distributions.Normal,
+    torch.distributions.Laplace,
+    torch.distributions.Cauchy,
+    torch.distributions.StudentT,
+)
+
+
+def is_open(msg: Message) -> bool:
+    """Whether this site still waits for a random value."""
+    return (
+        not msg["done"]
+        and msg["value"] is None
+        and not msg["is_observed"]
+        and hasattr(msg["fn"], "batch_shape")
+        and not msg["infer"].get("_deterministic")
+        and type(msg["fn"]).__name__ != "_Subsample"
+    )
+
+
+def decide(msg: Message, value: Tensor) -> None:
+    """Give the site its value; handlers further out and Pyro's own sampling then leave it."""
+    msg["value"], msg["done"] = value, True
+
+
+class ChooseValues(Messenger):
+    """Give one site chosen values, in a new dimension left of the particles'.
+
+    Args:
+        site: its name.
+        choose: from the site's distribution, with batch shape [K, plates], to values [S, *batch, *event], where
+            batch broadcasts to the distribution's.
+        dims: number of dimensions right of the new one: plates, particles, and those of sites chosen later.
+    """
+
+    def __init__(self, site: str, choose: Chooser, dims: int) -> None:
+        super().__init__()
+        self.site, self.choose, self.dims = site, choose, dims
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["name"] == self.site and is_open(msg):
+            value = self.choose(msg["fn"])
+            shape = value.shape[: value.dim() - msg["fn"].event_dim]
+            event = value.shape[len(shape) :]
+            padding = (1,) * (self.dims + 1 - len(shape))
+            decide(msg, value.reshape(shape[0], *padding, *shape[1:], *event))
+
+
+def fixed(values: Tensor) -> Chooser:
+    """The same values [S] for every particle and datapoint."""
+    return lambda fn: values
+
+
+def whole_support(fn: Any) -> Tensor:
+    """All values of a distribution with finite support [S, 1, ..., 1, *event]."""
+    return fn.enumerate_support(expand=False)
+
+
+class DetachValues(Messenger):
+    """Draw every site without a gradient through its value, as wake-sleep needs."""
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["type"] == "sample" and is_open(msg):
+            with torch.no_grad():
+                decide(msg, msg["fn"](*msg["args"], **msg["kwargs"]))
+
+
+class CommonNoise(Messenger):
+    """All particles of a datapoint share the base noise of their reparameterised sites (common random numbers).
+
+    Each particle keeps its own distribution, so the multi-sample bound stays a bound: E log mean w <= log E mean w.
+    Differences between the particles' weights then tell of their discrete sites, less of their noise.
+
+    Args:
+        max_plate_nesting: number of plate dimensions; the particles are left of them.
+
+    Raises:
+        ValueError: a reparameterised site of another kind than a location-scale family.
+    """
+
+    def __init__(self, max_plate_nesting: int) -> None:
+        super().__init__()
+        self.particle_dim = -max_plate_nesting - 1
+        self.noise: dict[str, Tensor] = {}  # of the particles before, when they run one after the other
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["type"] != "sample" or not is_open(msg) or not msg["fn"].has_rsample:
+            return
+        base = msg["fn"]
+        while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
+            base = base.base_dist  # Independent, masked, expanded
+        if not isinstance(base, LOCATION_SCALE):
+            raise ValueError(
+                f"site '{msg['name']}': expected a location-scale family for common noise "
+                f"({', '.join(f.__name__ for f in LOCATION_SCALE)}), got {type(base).__name__}"
+            )
+        event = len(base.batch_shape) - len(msg["fn"].batch_shape)
+        if msg["name"] not in self.noise:
+            self.noise[msg["name"]] = _base_noise(base, self.particle_dim - event)
+        decide(msg, base.loc + base.scale * self.noise[msg["name"]])
+
+
+def _base_noise(fn: Any, particle_dim: int) -> Tensor:
+    """A draw of the standardised distribution, the same for all particles."""
+    with torch.no_grad():
+        noise: Tensor = (fn.sample() - fn.loc) / fn.scale
+    if noise.dim() < -particle_dim:  # a single particle has no dimension
+        return noise
+    return noise.narrow(particle_dim, 0, 1)
+
+
+class ShareDiscrete(Messenger):
+    """Consecutive particles, `group` at a time, share the values of the sites that are not reparameterised.
+
+    Args:
+        group: particles per value.
+        max_plate_nesting: number of plate dimensions; the particles are left of them.
+    """
+
+    def __init__(self, group: int, max_plate_nesting: int) -> None:
+        super().__init__()
+        self.group, self.particle_dim = group, -max_plate_nesting - 1
+        self.values: dict[str, tuple[int, Tensor]] = {}  # when particles run one after the other: uses, value
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["type"] != "sample" or not is_open(msg) or msg["fn"].has_rsample:
+            return
+        value = msg["fn"](*msg["args"], **msg["kwargs"])
+        dim = value.dim() - msg["fn"].event_dim + self.particle_dim
+        if dim >= 0 and value.shape[dim] > 1:
+            first = value.index_select(dim, torch.arange(0, value.shape[dim], self.group, device=value.device))
+            decide(msg, first.repeat_interleave(self.group, dim))
+            return
+        uses, earlier = self.values.get(msg["name"], (0, value))
+        value = value if uses % self.group == 0 else earlier
+        self.values[msg["name"]] = (uses + 1, value)
+        decide(msg, value)
