@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyro
 import torch
@@ -13,8 +13,11 @@ from jaxtyping import Float
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import Tensor, nn
 
-from vma_pyro.infer.log_weights import Particles, draw_particles
+from vma_pyro.infer.handlers import CommonNoise
+from vma_pyro.infer.log_weights import Handler, Particles, draw_particles
 from vma_pyro.infer.plates import PlateNesting, Program
+
+Noise = Literal["independent", "common"]
 
 
 class Estimate(NamedTuple):
@@ -47,6 +50,8 @@ class Estimator(ELBO):
 
     Args:
         num_particles: K.
+        noise: "independent" (default), or "common": the particles of a datapoint share the base noise of their
+            reparameterised sites.
         batch_plates: plates whose elements are the datapoints. Every site must lie inside them.
         max_plate_nesting: number of plate dimensions in the programs; None runs them once more to find out.
         vectorize_particles: run all particles at once (default) or one after the other.
@@ -65,6 +70,7 @@ class Estimator(ELBO):
         self,
         num_particles: int = 2,
         *,
+        noise: Noise = "independent",
         batch_plates: Sequence[str] = ("data",),
         max_plate_nesting: int | None = None,
         vectorize_particles: bool = True,
@@ -78,11 +84,14 @@ class Estimator(ELBO):
             )
         if isinstance(batch_plates, str) or not batch_plates:
             raise ValueError(f"batch_plates: expected a sequence of plate names, got {batch_plates!r}")
+        if noise not in ("independent", "common"):
+            raise ValueError(f"noise: expected 'independent' or 'common', got {noise!r}")
         super().__init__(
             num_particles=num_particles, vectorize_particles=vectorize_particles, retain_graph=retain_graph
         )
         # The base class would add one for the particle plate and overwrite a guess in place.
         self.max_plate_nesting = max_plate_nesting
+        self.noise = noise
         self.batch_plates = tuple(batch_plates)
         self._guess_plate_nesting = PlateNesting()
 
@@ -138,9 +147,14 @@ class Estimator(ELBO):
         args: Sequence[Any],
         kwargs: dict[str, Any],
         num_particles: int,
+        *,
+        handlers: Sequence[Handler] = (),
         **options: Any,
     ) -> Particles:
-        """`draw_particles` with this objective's plates."""
+        """`draw_particles` with this objective's plates and noise."""
+        nesting = self._nesting(model, guide, args, kwargs)
+        if self.noise == "common":
+            handlers = [CommonNoise(nesting), *handlers]
         return draw_particles(
             model,
             guide,
@@ -148,8 +162,9 @@ class Estimator(ELBO):
             kwargs,
             num_particles=num_particles,
             batch_plates=self.batch_plates,
-            max_plate_nesting=self._nesting(model, guide, args, kwargs),
+            max_plate_nesting=nesting,
             vectorize=self.vectorize_particles,
+            handlers=handlers,
             **options,
         )
 
@@ -167,3 +182,11 @@ def normalised(log_weights: Float[Tensor, "K *B"]) -> Float[Tensor, "K *B"]:
     """v_k = w_k / sum_l w_l without gradient; zero where all weigh nothing."""
     with torch.no_grad():
         return torch.nan_to_num(log_weights.softmax(0), nan=0.0)
+
+
+def weighted(v: Float[Tensor, "K B"], log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
+    """v_k log w_k; exactly nothing where v_k is zero, whatever the weight.
+
+    With v the normalised weights its gradient is that of log mean w.
+    """
+    return v * torch.where(v == 0, 0.0, log_weights)

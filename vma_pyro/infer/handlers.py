@@ -6,11 +6,12 @@ Sites whose value is already decided (observed, replayed, conditioned) are left 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from pyro.infer.util import is_identically_zero
+from pyro.distributions import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -83,6 +84,51 @@ class DetachValues(Messenger):
                 decide(msg, msg["fn"](*msg["args"], **msg["kwargs"]))
 
 
+class Defended(TorchDistribution):  # type: ignore[misc]
+    """(1 - share) q + share * uniform, over the finite support of q (a defensive mixture)."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_enumerate_support = True
+
+    def __init__(self, guide: Any, share: float) -> None:
+        self.guide, self.share = guide, share
+        self.size = len(guide.enumerate_support(expand=False))
+        super().__init__(guide.batch_shape, guide.event_shape, validate_args=False)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """From q, or from the uniform distribution."""
+        values = self.guide.enumerate_support(expand=False)
+        pick = torch.randint(self.size, self.batch_shape, device=values.device)
+        uniform = values.flatten(1, len(self.batch_shape))[:, 0][pick]  # [*batch, *event]
+        lucky = torch.rand(self.batch_shape, device=values.device) < self.share
+        lucky = lucky.reshape(*lucky.shape, *(1 for _ in self.event_shape))
+        return torch.where(lucky, uniform, self.guide.sample(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Of the mixture."""
+        return torch.logaddexp(
+            self.guide.log_prob(value) + math.log(1 - self.share),
+            torch.tensor(math.log(self.share / self.size), device=value.device),
+        )
+
+
+class Defensive(Messenger):
+    """Draw the discrete sites with finite support from `Defended`."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["type"] == "sample" and is_open(msg) and not msg["fn"].has_rsample:
+            if not msg["fn"].has_enumerate_support:
+                raise ValueError(
+                    f"site '{msg['name']}': expected a finite support for a defensive proposal, "
+                    f"got {type(msg['fn']).__name__}"
+                )
+            msg["fn"] = Defended(msg["fn"], self.share)
+
+
 class CommonNoise(Messenger):
     """All particles of a datapoint share the base noise of their reparameterised sites (common random numbers).
 
@@ -119,12 +165,12 @@ class CommonNoise(Messenger):
 
 
 def _base_noise(fn: Any, particle_dim: int) -> Tensor:
-    """A draw of the standardised distribution, the same for all particles."""
+    """A draw of the standardised distribution, the same for all particles and all values of chosen sites."""
     with torch.no_grad():
         noise: Tensor = (fn.sample() - fn.loc) / fn.scale
-    if noise.dim() < -particle_dim:  # a single particle has no dimension
-        return noise
-    return noise.narrow(particle_dim, 0, 1)
+    for dim in range(noise.dim() + particle_dim + 1):  # none for a single particle
+        noise = noise.narrow(dim, 0, 1)
+    return noise
 
 
 class ShareDiscrete(Messenger):

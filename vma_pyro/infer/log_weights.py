@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from pyro import poutine
-from pyro.distributions.util import detach, is_identically_zero
+from pyro.distributions.util import detach, is_identically_zero, scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
 
-from vma_pyro.infer.handlers import ChooseValues, fixed
+from vma_pyro.infer.handlers import ChooseValues, Defended, fixed
 from vma_pyro.infer.pathwise import Gate, PathwiseRule, iwae
 from vma_pyro.infer.plates import Layout, Program, Site, particle_plate, sample_sites
 
@@ -56,6 +56,7 @@ class Particles(NamedTuple):
         log_weights: log w, differentiable in the parameters of the model, in those of the guide inside log q, and
             through reparameterised values. With given values: log of q(values) w.
         log_p: log p(x, latents) alone.
+        log_q: log q(latents) of the guide itself; the weights have that of the proposal, which a handler may widen.
         scores: of the guide's sites that are not reparameterised.
         given: log q of the sites with given values, as `SiteScore.log_prob`; zero without any.
         live: whether any site of the datapoint counts.
@@ -66,6 +67,7 @@ class Particles(NamedTuple):
 
     log_weights: Float[Tensor, "*S K B"]
     log_p: Float[Tensor, "*S K B"]
+    log_q: Float[Tensor, "*S K B"]
     scores: tuple[SiteScore, ...]
     given: Float[Tensor, "*S K B"]
     live: Bool[Tensor, "*S K B"]
@@ -167,6 +169,7 @@ def concatenate(runs: Sequence[Particles]) -> Particles:
     return first._replace(
         log_weights=cat([run.log_weights for run in runs]),
         log_p=cat([run.log_p for run in runs]),
+        log_q=cat([run.log_q for run in runs]),
         scores=tuple(
             site._replace(log_prob=cat([run.scores[i].log_prob for run in runs]))
             for i, site in enumerate(first.scores)
@@ -228,6 +231,22 @@ def log_weights_given(
     plate = particle_plate(num_particles, max_plate_nesting)
     traces = _trace(plate(model), plate(guide), args, kwargs or {}, layout, iwae, together, vectorized=True)
     return _weigh(traces, layout).log_weights
+
+
+def guide_log_prob(
+    guide: Program,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    batch_plates: Sequence[str],
+    max_plate_nesting: int,
+) -> Float[Tensor, "1 B"]:
+    """log q of the latents of one run of the guide, which may be replayed."""
+    layout = Layout(tuple(batch_plates), max_plate_nesting)
+    trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+    trace.compute_score_parts()
+    empty = poutine.Trace()
+    return _weigh(Traces(empty, trace, empty, (), frozenset()), layout).log_q
 
 
 def _trace(
@@ -366,7 +385,8 @@ def _check_nothing_depends_on(site: Site, later: Sequence[Site], rule: PathwiseR
 def _weigh(traces: Traces, layout: Layout) -> Particles:
     """Sum log p - log q and the scores over the sites of each datapoint."""
     log_p: Tensor | float = 0.0
-    log_q: Tensor | float = 0.0
+    log_q: Tensor | float = 0.0  # of the proposal
+    log_guide: Tensor | float = 0.0
     given: Tensor | float = 0.0
     scores: list[SiteScore] = []
     masks: list[Tensor | bool] = []
@@ -387,6 +407,7 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
                 log_q = log_q + _but_sampled(site, layout, scale)
             else:
                 log_q = log_q + log_prob
+                log_guide = log_guide + _of_the_guide(site, layout, log_prob, scale)
                 if not is_reparameterised(site):
                     score = layout.per_datapoint(site, site["score_parts"].score_function)
                     scores.append(SiteScore(site["name"], score, site["infer"].get("estimator")))
@@ -406,6 +427,7 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
     return Particles(
         flat(log_w),
         flat(log_p),
+        flat(log_guide),
         tuple(s._replace(log_prob=flat(torch.where(live, s.log_prob, 0.0))) for s in scores),
         flat(torch.where(live, given, 0.0)),
         live.flatten(layout.leading + 1),
@@ -413,6 +435,14 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
         batch,
         tuple(SiteGate(0, log_w.shape[layout.leading], gate) for gate in traces.gates),
     )
+
+
+def _of_the_guide(site: Site, layout: Layout, log_prob: Tensor, scale: float) -> Tensor:
+    """log q of a guide's site, also where it was drawn from a proposal around q."""
+    if not isinstance(site["fn"], Defended):
+        return log_prob
+    own = scale_and_mask(site["fn"].guide.log_prob(site["value"]), site["scale"], site["mask"])
+    return layout.per_datapoint(site, own / scale)
 
 
 def _same_scale(site: Site, its_scale: float, scale: float | None) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vma_pyro.infer.baselines import ScoreBaseline, baseline_name, vimco
-from vma_pyro.infer.estimator import Estimate, Estimator, log_mean_exp, normalised
-from vma_pyro.infer.handlers import CommonNoise, ShareDiscrete
+from vma_pyro.infer.estimator import Estimate, Estimator, Noise, log_mean_exp, normalised, weighted
+from vma_pyro.infer.handlers import ShareDiscrete
 from vma_pyro.infer.learned_baseline import LearnedBaseline
 from vma_pyro.infer.log_weights import Particles, SiteScore, concatenate
 from vma_pyro.infer.pathwise import PathwiseRule, iwae
@@ -43,12 +43,11 @@ class MultiSampleELBO(Estimator):
         baseline: c, a function of log weights [K, B]: `vimco` (default), `vimco_geometric`, `loo`, `reinforce`,
             `OVIS(gamma)`, `OVISMonteCarlo(samples)`, `NVIL(network)`, or your own; see `vma_pyro.infer.baselines`.
         pathwise: `iwae` (default), `dreg` or `stl`; see `vma_pyro.infer.pathwise`.
-        noise: "independent" (default), or "common": the particles share the noise of their reparameterised sites.
         draws_per_score: Z; each of the K draws of the discrete sites comes with so many of the reparameterised ones:
             K Z particles, whose mean weight over Z takes the place of w_k. Default 1.
         chunk_size: particles at a time; memory no longer grows with K, at the price of a second forward pass, in which
             the weights of all particles are known. The gradient is the same. Default None: all at once.
-        batch_plates, max_plate_nesting, vectorize_particles, retain_graph: see `Estimator`.
+        noise, batch_plates, max_plate_nesting, vectorize_particles, retain_graph: see `Estimator`.
 
     Raises:
         ValueError: K below 1, or below what the baseline needs; options that exclude each other.
@@ -69,19 +68,20 @@ class MultiSampleELBO(Estimator):
         *,
         baseline: ScoreBaseline = vimco,
         pathwise: PathwiseRule = iwae,
-        noise: Literal["independent", "common"] = "independent",
         draws_per_score: int = 1,
         chunk_size: int | None = None,
+        noise: Noise = "independent",
         batch_plates: Sequence[str] = ("data",),
         max_plate_nesting: int | None = None,
         vectorize_particles: bool = True,
         retain_graph: bool | None = None,
     ) -> None:
         self.baseline, self.pathwise = baseline, pathwise
-        self.noise, self.draws_per_score, self.chunk_size = noise, draws_per_score, chunk_size
+        self.draws_per_score, self.chunk_size = draws_per_score, chunk_size
         self.min_particles = getattr(baseline, "min_particles", 1)
         super().__init__(
             num_particles,
+            noise=noise,
             batch_plates=batch_plates,
             max_plate_nesting=max_plate_nesting,
             vectorize_particles=vectorize_particles,
@@ -92,8 +92,6 @@ class MultiSampleELBO(Estimator):
         self.unbiased = getattr(baseline, "unbiased", True) and (pathwise.unbiased or single)
 
     def _check_options(self) -> None:
-        if self.noise not in ("independent", "common"):
-            raise ValueError(f"noise: expected 'independent' or 'common', got {self.noise!r}")
         if self.draws_per_score < 1:
             raise ValueError(f"draws_per_score: expected at least 1, got {self.draws_per_score}")
         if self.chunk_size is not None and self.chunk_size < 1:
@@ -134,12 +132,9 @@ class MultiSampleELBO(Estimator):
     def _particles(
         self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], num_scores: int
     ) -> Particles:
-        nesting = self._nesting(model, guide, args, kwargs)
-        handlers: list[Any] = []
-        if self.noise == "common":
-            handlers.append(CommonNoise(nesting))
+        handlers = []
         if self.draws_per_score > 1:
-            handlers.append(ShareDiscrete(self.draws_per_score, nesting))
+            handlers.append(ShareDiscrete(self.draws_per_score, self._nesting(model, guide, args, kwargs)))
         total = num_scores * self.draws_per_score
         options: dict[str, Any] = {"pathwise": self.pathwise, "handlers": handlers}
         if self.chunk_size is None or not torch.is_grad_enabled():
@@ -198,11 +193,6 @@ def learning_signal(bound: Float[Tensor, " B"], c: Float[Tensor, "K B"]) -> Floa
     """
     coefficient = bound - torch.where(c == -math.inf, 0.0, c)
     return torch.where(bound == -math.inf, 0.0, coefficient)
-
-
-def weighted(v: Float[Tensor, "K B"], log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
-    """v_k log w_k, whose gradient is that of the bound; nothing from particles that weigh nothing."""
-    return v * torch.where(v > 0, log_weights, 0.0)
 
 
 def _groups(log_weights: Float[Tensor, "N B"], size: int) -> Float[Tensor, "K B"]:

@@ -1,0 +1,114 @@
+"""Wake-sleep, one datapoint at a time: the model follows the bound, the guide the posterior."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import nn
+
+from vma_pyro.infer.estimator import Estimate, Estimator, log_mean_exp, normalised, weighted
+from vma_pyro.infer.handlers import Defensive, DetachValues
+from vma_pyro.infer.log_weights import guide_log_prob
+from vma_pyro.infer.plates import Program
+
+
+class WakeWake(Estimator):
+    r"""Reweighted wake-sleep: no gradient passes through a sample, so discrete and continuous sites are alike.
+
+    .. math::
+        \nabla_\theta = \sum_k v_k \nabla_\theta \log p(x, h_k), \qquad
+        \nabla_\phi = \sum_k (v_k - \tfrac1K) \nabla_\phi \log q(h_k \mid x), \qquad
+        v_k = \frac{w_k}{\sum_l w_l}
+
+    (Bornschein & Bengio 2015, equations 10 and 13; Le et al. 2018.) The model ascends the K-sample bound; the guide
+    descends KL(p(h|x) || q(h|x)), estimated with self-normalised weights. Biased for both: there is no single
+    objective, and the guide's gradient is a ratio of averages. The weights are of one datapoint each (Pyro's
+    `ReweightedWakeSleep` sums over the minibatch first).
+
+    Args:
+        num_particles: K, at least 2.
+        centred: subtract 1/K, which has no expectation and takes much of the variance out.
+        insomnia: share of the wake update in the guide's gradient; the rest is sleep: E_p grad log q(h | x') on
+            dreamed data x' (Hinton et al. 1995). Default 1: no sleep. 0 is wake-sleep.
+        dreams: for sleep, name of each observed site to the name of the programs' argument that holds its data; by
+            default the same name.
+        defensive: share of a uniform distribution in the proposal of each discrete site with finite support (Le et
+            al. 2018, section 4), so that no weight is unbounded. Default 0.
+        batch_plates, max_plate_nesting, vectorize_particles, retain_graph: see `Estimator`.
+
+    Raises:
+        ValueError: shares outside 0 to 1; an observed site for which the programs have no argument.
+    """
+
+    objective = "wake-sleep"
+    unbiased = False
+    min_particles = 2
+
+    def __init__(
+        self,
+        num_particles: int = 4,
+        *,
+        centred: bool = True,
+        insomnia: float = 1.0,
+        dreams: Mapping[str, str] | None = None,
+        defensive: float = 0.0,
+        batch_plates: Sequence[str] = ("data",),
+        max_plate_nesting: int | None = None,
+        vectorize_particles: bool = True,
+        retain_graph: bool | None = None,
+    ) -> None:
+        super().__init__(
+            num_particles,
+            batch_plates=batch_plates,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+            retain_graph=retain_graph,
+        )
+        if not 0 <= insomnia <= 1:
+            raise ValueError(f"insomnia: expected 0 <= insomnia <= 1, got {insomnia}")
+        if not 0 <= defensive < 1:
+            raise ValueError(f"defensive: expected 0 <= defensive < 1, got {defensive}")
+        self.centred, self.insomnia, self.dreams, self.defensive = centred, insomnia, dreams or {}, defensive
+
+    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
+        handlers = [Defensive(self.defensive)] if self.defensive else []
+        handlers.append(DetachValues())
+        particles = self._draw(model, guide, args, kwargs, self.num_particles, handlers=handlers)
+        v = normalised(particles.log_weights)  # [K, B]
+        surrogate = weighted(v, particles.log_p).sum()
+        if self.insomnia > 0:
+            coefficient = v - 1 / self.num_particles if self.centred else v
+            surrogate = surrogate + self.insomnia * weighted(coefficient, particles.log_q).sum()
+        if self.insomnia < 1:
+            surrogate = surrogate + (1 - self.insomnia) * self._sleep(model, guide, args, kwargs).sum()
+        return Estimate(log_mean_exp(particles.log_weights).detach(), surrogate, particles.scale)
+
+    def _sleep(
+        self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        """log q [1, B] of what the model dreamed, given the dreamed data."""
+        with torch.no_grad():
+            dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
+        bound = _signature(model).bind(*args, **kwargs)
+        for name in dream.stochastic_nodes:
+            if dream.nodes[name]["infer"].get("was_observed"):
+                argument = self.dreams.get(name, name)
+                if argument not in bound.arguments:
+                    raise ValueError(
+                        f"dreams: expected the argument that holds the data of site '{name}', the model has "
+                        f"{sorted(bound.arguments)}"
+                    )
+                bound.arguments[argument] = dream.nodes[name]["value"]
+        nesting = self._nesting(model, guide, args, kwargs)
+        replayed = poutine.replay(guide, trace=dream)
+        return guide_log_prob(
+            replayed, bound.args, bound.kwargs, batch_plates=self.batch_plates, max_plate_nesting=nesting
+        )
+
+
+def _signature(program: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(program.forward if isinstance(program, nn.Module) else program)
