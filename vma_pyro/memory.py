@@ -154,13 +154,15 @@ class Memory:
 
         Args:
             address: int64, any shape that broadcasts to [..., B]: [K, B] for particles, [S, 1, 1] when Pyro
-                enumerates it.
+                enumerates it. Or weights, float [..., B, S]: a soft read, the weighted mean of the entries.
 
         Returns:
             The structure of `features` with tensors [*address.shape, *F]; for one memory per datapoint the
             last dimension of the address is first expanded to B.
         """
         source = self.entries if self.features is None else self.features
+        if address.is_floating_point():
+            return map_tensors(lambda f: _mean(f, address, shared=self.is_shared), source)
         if self.is_shared:
             return map_tensors(lambda f: _select(f, address), source)
         batch = self.entries.shape[0]
@@ -195,6 +197,14 @@ class Memory:
 def _select(rows: Tensor, index: Tensor) -> Tensor:
     """rows[index]: index_select has a much faster backward pass on a CPU than advanced indexing."""
     return rows.index_select(0, index.reshape(-1)).reshape(*index.shape, *rows.shape[1:])
+
+
+def _mean(rows: Tensor, weights: Tensor, *, shared: bool) -> Tensor:
+    """Sum over s of weights [..., B, S] times rows [S, *F] or [B, S, *F]."""
+    if shared:
+        return torch.tensordot(weights, rows, 1)
+    mean = torch.einsum("...bs,bsf->...bf", weights, rows.flatten(2))
+    return mean.reshape(*weights.shape[:-1], *rows.shape[2:])
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:

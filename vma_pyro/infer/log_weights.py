@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vma_pyro.infer.handlers import ChooseValues, Defended, fixed
 from vma_pyro.infer.pathwise import Gate, PathwiseRule, iwae
-from vma_pyro.infer.plates import Layout, Program, Site, particle_plate, sample_sites
+from vma_pyro.infer.plates import PARTICLES, Layout, Program, Site, particle_plate, sample_sites
 
 Handler = Callable[[Program], Program]
 
@@ -63,6 +63,7 @@ class Particles(NamedTuple):
         scale: full size over subsample size of the batch plates, which multiplies the bound.
         batch_shape: sizes of the batch plates; B is their product.
         gates: of reparameterised sites under another pathwise rule than `iwae`; see `open_gates`.
+        chosen_site: the last of the sites with given values, and the layout of its tensors.
     """
 
     log_weights: Float[Tensor, "*S K B"]
@@ -74,6 +75,13 @@ class Particles(NamedTuple):
     scale: float
     batch_shape: torch.Size
     gates: tuple[SiteGate, ...] = ()
+    chosen_site: tuple[Layout, Site] | None = None
+
+    def at_datapoints(self, values: Float[Tensor, "..."]) -> Float[Tensor, " B"]:
+        """Values [plates] of the site with given values, such as its normaliser, as [B]."""
+        assert self.chosen_site is not None
+        layout, site = self.chosen_site
+        return layout.per_datapoint(site, values).reshape(-1)
 
     @property
     def score(self) -> Float[Tensor, "*S K B"]:
@@ -233,6 +241,16 @@ def log_weights_given(
     return _weigh(traces, layout).log_weights
 
 
+def run(program: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> poutine.Trace:
+    """The trace of a program, whose errors keep to their one line: Pyro adds the shapes of all its sites."""
+    try:
+        return poutine.trace(program).get_trace(*args, **kwargs)
+    except ValueError as error:
+        if isinstance(error.__cause__, ValueError) and str(error).startswith(str(error.__cause__)):
+            raise error.__cause__ from None
+        raise
+
+
 def guide_log_prob(
     guide: Program,
     args: Sequence[Any],
@@ -243,7 +261,7 @@ def guide_log_prob(
 ) -> Float[Tensor, "1 B"]:
     """log q of the latents of one run of the guide, which may be replayed."""
     layout = Layout(tuple(batch_plates), max_plate_nesting)
-    trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+    trace = prune_subsample_sites(run(guide, args, kwargs))
     trace.compute_score_parts()
     empty = poutine.Trace()
     return _weigh(Traces(empty, trace, empty, (), frozenset()), layout).log_q
@@ -264,7 +282,7 @@ def _trace(
     nesting = layout.nesting + vectorized
     for handler in handlers:
         guide = handler(guide)
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    guide_trace = run(guide, args, kwargs)
     chosen = {h.site: h for h in handlers if isinstance(h, ChooseValues)}
     pruned_guide = prune_subsample_sites(guide_trace)
     _check_no_enumeration(pruned_guide)
@@ -275,7 +293,7 @@ def _trace(
     _check_nesting(pruned_guide, nesting)
     pruned_guide.compute_score_parts()
     gates = _set_gates(pruned_guide, layout, pathwise, chosen)  # the model sees the values behind the gates
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    model_trace = run(poutine.replay(model, trace=guide_trace), args, kwargs)
     subsamples = poutine.Trace()
     for trace in (guide_trace, model_trace):
         for name, site in trace.nodes.items():
@@ -391,6 +409,7 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
     scores: list[SiteScore] = []
     masks: list[Tensor | bool] = []
     scale: float | None = None
+    chosen_site: tuple[Layout, Site] | None = None
     for trace in (traces.model, traces.guide):
         for site in sample_sites(trace):
             scale = _same_scale(site, layout.subsampling_scale(site), scale)
@@ -402,6 +421,8 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
             if trace is traces.model:
                 log_p = log_p + log_prob
             elif site["name"] in traces.chosen:
+                _check_batch_plates_only(site, layout)
+                chosen_site = (layout, site)
                 sampled = layout.per_datapoint(site, site["fn"].log_prob(site["value"]))
                 given = given + sampled
                 log_q = log_q + _but_sampled(site, layout, scale)
@@ -434,7 +455,17 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
         scale or 1.0,
         batch,
         tuple(SiteGate(0, log_w.shape[layout.leading], gate) for gate in traces.gates),
+        chosen_site,
     )
+
+
+def _check_batch_plates_only(site: Site, layout: Layout) -> None:
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized and frame.name not in (*layout.batch_plates, PARTICLES):
+            raise ValueError(
+                f"site '{site['name']}': expected in the batch plates {list(layout.batch_plates)} alone, as its values "
+                f"are chosen together, found also in '{frame.name}'"
+            )
 
 
 def _of_the_guide(site: Site, layout: Layout, log_prob: Tensor, scale: float) -> Tensor:

@@ -124,17 +124,25 @@ class MultiSampleELBO(Estimator):
             log_q = _first_of_groups(score, self.draws_per_score)[: self.num_particles]
             c = self._baseline(score, grouped, args, kwargs)
             coefficient = learning_signal(bound, c.detach())
-            surrogate = surrogate + (coefficient * log_q).sum()
+            surrogate = surrogate + self._score_part(score.name, coefficient, log_q)
             if c.requires_grad:  # a learned baseline is trained to predict the bound
                 surrogate = surrogate - _finite_square(bound - c).sum()
         return Estimate(bound, surrogate, particles.scale)
 
+    def _score_part(
+        self, site: str, coefficient: Float[Tensor, "K B"], log_q: Float[Tensor, "K B"]
+    ) -> Float[Tensor, ""]:
+        """The surrogate of one site's score."""
+        return (coefficient * log_q).sum()
+
+    def _handlers(self, nesting: int) -> list[Any]:
+        """Effect handlers around the guide."""
+        return [ShareDiscrete(self.draws_per_score, nesting)] if self.draws_per_score > 1 else []
+
     def _particles(
         self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], num_scores: int
     ) -> Particles:
-        handlers = []
-        if self.draws_per_score > 1:
-            handlers.append(ShareDiscrete(self.draws_per_score, self._nesting(model, guide, args, kwargs)))
+        handlers = self._handlers(self._nesting(model, guide, args, kwargs))
         total = num_scores * self.draws_per_score
         options: dict[str, Any] = {"pathwise": self.pathwise, "handlers": handlers}
         if self.chunk_size is None or not torch.is_grad_enabled():
