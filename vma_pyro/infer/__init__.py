@@ -13,21 +13,44 @@ from vma_pyro.infer.baselines import (
     vimco,
     vimco_geometric,
 )
-from vma_pyro.infer.estimator import Estimator
+from vma_pyro.infer.chosen_site import DistinctELBO, ExactELBO, SumAndSampleELBO, UnorderedSetELBO
+from vma_pyro.infer.critic import CriticELBO
+from vma_pyro.infer.estimator import Estimate, Estimator
+from vma_pyro.infer.handlers import CommonNoise
 from vma_pyro.infer.learned_baseline import NVIL, LearnedBaseline
 from vma_pyro.infer.log_weights import Particles, draw_particles, log_weights, log_weights_given
 from vma_pyro.infer.multi_sample import MultiSampleELBO
 from vma_pyro.infer.pathwise import PathwiseRule, dreg, iwae, stl
+from vma_pyro.infer.pyro_elbos import EnumeratedELBO, GraphELBO
+from vma_pyro.infer.registry import ESTIMATORS, make
+from vma_pyro.infer.relaxed import RelaxedELBO
+from vma_pyro.infer.rloo import RLOO
+from vma_pyro.infer.thermodynamic import ThermodynamicELBO
+from vma_pyro.infer.wake_sleep import WakeWake
 
 __all__ = [
+    "ESTIMATORS",
     "NVIL",
     "OVIS",
+    "RLOO",
+    "CommonNoise",
+    "CriticELBO",
+    "DistinctELBO",
+    "EnumeratedELBO",
+    "Estimate",
     "Estimator",
+    "ExactELBO",
+    "GraphELBO",
     "LearnedBaseline",
     "MultiSampleELBO",
     "OVISMonteCarlo",
     "Particles",
     "PathwiseRule",
+    "RelaxedELBO",
+    "SumAndSampleELBO",
+    "ThermodynamicELBO",
+    "UnorderedSetELBO",
+    "WakeWake",
     "draw_particles",
     "dreg",
     "iwae",
@@ -35,6 +58,7 @@ __all__ = [
     "log_weights",
     "log_weights_given",
     "loo",
+    "make",
     "reinforce",
     "score_baseline",
     "stl",

@@ -105,10 +105,11 @@ class OVIS:
 
 @dataclass(frozen=True)
 class OVISMonteCarlo:
-    r"""c_k = 1/S sum_s log 1/K [S_-k + w'_s]: fresh particles w' take the place of particle k (Lievin et al. 2020).
+    r"""c_k = 1/S sum_s log 1/K [S_-k + w'_s]: fresh particles w' take the place of particle k (Lievin et al.
+    2020).
 
-    An estimate of E[L | the other particles], the baseline that leaves out particle k alone. Costs S more runs of the
-    model per update.
+    An estimate of E[L | the other particles], the baseline that leaves out particle k alone. Costs S more runs of
+    the model per update.
 
     Args:
         samples: S.

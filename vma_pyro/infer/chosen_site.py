@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vma_pyro.infer.estimator import Estimate, Estimator, Noise, normalised, weighted
-from vma_pyro.infer.handlers import ChooseValues, Chooser, whole_support
+from vma_pyro.infer.handlers import Chooser, ChooseValues, whole_support
 from vma_pyro.infer.log_weights import Particles
 from vma_pyro.infer.plates import Program
 from vma_pyro.infer.subsets import MOST_VALUES, SetRatios, draw_distinct, left_over
@@ -73,14 +73,15 @@ class ExactELBO(ChosenSiteELBO):
     .. math::
         L = \log \frac1K \sum_k \sum_a \frac{p(x, z_{ka}, a)}{q(z_{ka} \mid x, a)}
 
-    (stratified importance weighting over a, Morningstar et al. 2021.) |support| runs of the model for each of the K
-    particles; unbiased without any score. q(a|x) is not in it, and learns nothing from it, unless a is masked or
+    (stratified importance weighting over a, Morningstar et al. 2021.) |support| runs of the model for each of the
+    K particles; unbiased without any score. q(a|x) is not in it, and learns nothing from it, unless a is masked or
     scaled: pair it with another estimator of the guide's gradient, or use it to judge one.
 
     Args:
         num_particles: K, draws of the reparameterised sites for each value.
         site: name of the discrete site, or a sequence of names, in the order in which the guide draws them.
-        noise, batch_plates, max_plate_nesting, retain_graph: see `Estimator`. With "common" noise all values of the
+        noise, batch_plates, max_plate_nesting, retain_graph: see `Estimator`. With "common" noise all values of
+        the
             site meet the same noise.
 
     Raises:
@@ -124,6 +125,11 @@ class UnorderedSetELBO(ChosenSiteELBO):
     unbiased = True
     min_particles = 2
 
+    def __init__(self, num_particles: int = 2, *, site: str = "address", **plates: Any) -> None:
+        super().__init__(num_particles, site=site, **plates)
+        if num_particles > MOST_VALUES:
+            raise ValueError(f"num_particles: expected at most {MOST_VALUES} values in a set, got {num_particles}")
+
     def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
         draw = _Draw(self.site, self.num_particles)
         particles = self._draw_given(model, guide, args, kwargs, {self.site: draw.without_replacement})
@@ -145,8 +151,8 @@ class SumAndSampleELBO(ChosenSiteELBO):
     .. math::
         L = \sum_{s \in C} q_s f(s) + (1 - q_C) f(s'), \qquad s' \sim q \text{ outside } C
 
-    (Liu et al. 2019, equation 6; Rao-Blackwellised REINFORCE.) Its gradient differentiates q_s in the sum, and has the
-    score of s' for the rest. At k = |support| it is exact.
+    (Liu et al. 2019, equation 6; Rao-Blackwellised REINFORCE.) Its gradient differentiates q_s in the sum, and
+    has the score of s' for the rest. At k = |support| it is exact.
 
     Args:
         num_particles: k, at least 2; at most the size of the support.
@@ -181,14 +187,14 @@ class DistinctELBO(ChosenSiteELBO):
         L = \log \Big[ \sum_{s \in C} w_s q_s + (1 - q_C) \, w_{s'} \Big], \qquad
         w_s q_s = \frac{p(x, z_s, s)}{q(z_s \mid s)}, \qquad s' \sim q \text{ outside } C
 
-    The bracket is an unbiased estimate of p(x), so L is a bound; no run of the model is spent on a repeated value, and
-    at k = |support| it is `ExactELBO`. The score part is that of s' alone, with the bound without s' as baseline.
-    C is held fixed in the gradient.
+    The bracket is an unbiased estimate of p(x), so L is a bound; no run of the model is spent on a repeated
+    value, and at k = |support| it is `ExactELBO`. The score part is that of s' alone, with the bound without s'
+    as baseline. C is held fixed in the gradient.
 
     The bound depends on q(s) only through the choice of values, so its gradient trains the guide little. With
     `guide_follows="posterior"` the score part is instead that of wake-phi (Bornschein & Bengio 2015) on the same runs
-    of the model: the sum over s of (v_s - q_s-share) grad log q_s, with v the values' shares of the bracket. That is
-    biased, and has little noise.
+    of the model: the sum over s of (v_s - q_s-share) grad log q_s, with v the values' shares of the bracket. That
+    is biased, and has little noise.
 
     Args:
         num_particles: k, at least 2; at most the size of the support.
@@ -259,8 +265,6 @@ class _Draw:
 
     def without_replacement(self, fn: Any) -> Tensor:
         """k values drawn one after the other, [k, *batch, *event]."""
-        if self.k > MOST_VALUES:
-            raise ValueError(f"num_particles: expected at most {MOST_VALUES} values in a set, got {self.k}")
         with torch.no_grad():
             log_probs = self._log_probs(fn)
             values = draw_distinct(log_probs, self.k)

@@ -22,9 +22,9 @@ class CriticELBO(MultiSampleELBO):
     .. math::
         \sum_k (L - c_k - \hat f(x, a_k)) \nabla \log q(a_k) + K \nabla \sum_a q(a) \hat f(x, a)
 
-    The sum over all values needs the critic only, not the model. It is unbiased for every critic that does not see the
-    particles (a control variate with known mean; Gu et al. 2016, MuProp; Tucker et al. 2017). The critic is trained to
-    predict L - c_k, in the mean square.
+    The sum over all values needs the critic only, not the model. It is unbiased for every critic that does not
+    see the particles (a control variate with known mean; Gu et al. 2016, MuProp; Tucker et al. 2017). The critic
+    is trained to predict L - c_k, in the mean square.
 
     Args:
         num_particles: K.
@@ -36,7 +36,9 @@ class CriticELBO(MultiSampleELBO):
         ValueError: a site without finite support; a critic of another shape.
     """
 
-    def __init__(self, num_particles: int = 2, *, critic: nn.Module, site: str = "address", **options: Any) -> None:
+    def __init__(
+        self, num_particles: int = 2, *, critic: nn.Module, site: str = "address", **options: Any
+    ) -> None:
         super().__init__(num_particles, **options)
         if self.draws_per_score != 1 or self.chunk_size is not None or not self.vectorize_particles:
             raise ValueError("critic: expected all particles at once, one draw per score")
@@ -92,13 +94,15 @@ class _Watch(Messenger):
             raise ValueError(f"site '{self.site}': expected a finite support, got {type(fn).__name__}")
         support = whole_support(fn)
         table = fn.log_prob(support).movedim(0, -1)  # [(K,) *batch, S]
-        self.log_probs = table.expand(*fn.batch_shape, len(support)).log_softmax(-1)
         self.index = self._index(support, value, fn.event_dim)
+        self.log_probs = table.expand(*self.index.shape, len(support)).log_softmax(-1)
 
     @staticmethod
     def _index(support: Tensor, value: Tensor, event_dim: int) -> Tensor:
         """Position of each value in the support [(K,) *batch]."""
-        same = support == value[None]
+        batch = value.dim() - event_dim
+        event = support.shape[support.dim() - event_dim :]
+        same = support.reshape(len(support), *(1 for _ in range(batch)), *event) == value
         for _ in range(event_dim):
             same = same.all(-1)
         return same.int().argmax(0)

@@ -25,7 +25,8 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: the objective of each datapoint [B], in nats.
-        surrogate: a scalar whose gradient is the estimate of that of the objective, summed over datapoints; its value
+        surrogate: a scalar whose gradient is the estimate of that of the objective, summed over datapoints; its
+        value
             means nothing.
         scale: full size over subsample size.
     """
@@ -38,8 +39,8 @@ class Estimate(NamedTuple):
 class Estimator(ELBO):
     """A gradient estimator for programs with discrete and continuous latents, as a `pyro.infer.ELBO`.
 
-    A new one defines `_estimate` and says what it is. All work as a loss (`elbo(model, guide)` is an `nn.Module`), with
-    `pyro.infer.SVI`, and in `compare`.
+    A new one defines `_estimate` and says what it is. All work as a loss (`elbo(model, guide)` is an
+    `nn.Module`), with `pyro.infer.SVI`, and in `compare`.
 
     Attributes:
         objective: what is estimated: "iwae" (the K-sample bound), "elbo", "exact" (the bound with the site summed
@@ -178,7 +179,7 @@ def log_mean_exp(log_weights: Float[Tensor, " K *B"]) -> Float[Tensor, "*B"]:
     return torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))
 
 
-def normalised(log_weights: Float[Tensor, "K *B"]) -> Float[Tensor, "K *B"]:
+def normalised(log_weights: Float[Tensor, " K *B"]) -> Float[Tensor, " K *B"]:
     """v_k = w_k / sum_l w_l without gradient; zero where all weigh nothing."""
     with torch.no_grad():
         return torch.nan_to_num(log_weights.softmax(0), nan=0.0)

@@ -1,4 +1,5 @@
-"""Effect handlers that choose how a guide's sites are drawn; each leaves every single particle's distribution right.
+"""Effect handlers that choose how a guide's sites are drawn; each leaves every single particle's distribution
+right.
 
 They stand outside the particle plate, so that a site's distribution has all its plate dimensions when they see it.
 Sites whose value is already decided (observed, replayed, conditioned) are left alone.
@@ -7,7 +8,7 @@ Sites whose value is already decided (observed, replayed, conditioned) are left 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -95,21 +96,19 @@ class Defended(TorchDistribution):  # type: ignore[misc]
         self.size = len(guide.enumerate_support(expand=False))
         super().__init__(guide.batch_shape, guide.event_shape, validate_args=False)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """From q, or from the uniform distribution."""
         values = self.guide.enumerate_support(expand=False)
         pick = torch.randint(self.size, self.batch_shape, device=values.device)
         uniform = values.flatten(1, len(self.batch_shape))[:, 0][pick]  # [*batch, *event]
         lucky = torch.rand(self.batch_shape, device=values.device) < self.share
         lucky = lucky.reshape(*lucky.shape, *(1 for _ in self.event_shape))
-        return torch.where(lucky, uniform, self.guide.sample(sample_shape))
+        return torch.where(lucky, uniform, self.guide.sample())
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Of the mixture."""
-        return torch.logaddexp(
-            self.guide.log_prob(value) + math.log(1 - self.share),
-            torch.tensor(math.log(self.share / self.size), device=value.device),
-        )
+        log_q = self.guide.log_prob(value) + math.log(1 - self.share)
+        return torch.logaddexp(log_q, torch.full_like(log_q, math.log(self.share / self.size)))
 
 
 class Defensive(Messenger):
@@ -132,8 +131,8 @@ class Defensive(Messenger):
 class CommonNoise(Messenger):
     """All particles of a datapoint share the base noise of their reparameterised sites (common random numbers).
 
-    Each particle keeps its own distribution, so the multi-sample bound stays a bound: E log mean w <= log E mean w.
-    Differences between the particles' weights then tell of their discrete sites, less of their noise.
+    Each particle keeps its own distribution, so the multi-sample bound stays a bound: E log mean w <= log E mean
+    w. Differences between the particles' weights then tell of their discrete sites, less of their noise.
 
     Args:
         max_plate_nesting: number of plate dimensions; the particles are left of them.

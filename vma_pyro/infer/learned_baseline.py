@@ -13,7 +13,8 @@ from torch import Tensor, nn
 class LearnedBaseline(nn.Module):
     """A score baseline that sees the program's arguments; it is trained along with model and guide.
 
-    `elbo(model, guide).parameters()` contains its parameters. It is trained to predict the bound, in the mean square.
+    `elbo(model, guide).parameters()` contains its parameters. It is trained to predict the bound, in the mean
+    square.
     """
 
     min_particles = 1
@@ -27,9 +28,9 @@ class LearnedBaseline(nn.Module):
 class NVIL(LearnedBaseline):
     r"""c = mean + deviation * C(x): the running mean of the bound, and what a network adds for each datapoint.
 
-    (Mnih & Gregor 2014, section 2.3.) The running mean and deviation are those before this draw, so that c depends on
-    no particle of it. The paper also divides the learning signal by the deviation, which would change the
-    expected gradient's direction; here it scales the network's output instead.
+    (Mnih & Gregor 2014, section 2.3.) The running mean and deviation are those before this draw, so that c
+    depends on no particle of it. The paper also divides the learning signal by the deviation, which would change
+    the expected gradient's direction; here it scales the network's output instead.
 
     Args:
         network: C, a module of the program's arguments with output [*batch] or [*batch, 1]; None: the running mean

@@ -56,7 +56,8 @@ class Particles(NamedTuple):
         log_weights: log w, differentiable in the parameters of the model, in those of the guide inside log q, and
             through reparameterised values. With given values: log of q(values) w.
         log_p: log p(x, latents) alone.
-        log_q: log q(latents) of the guide itself; the weights have that of the proposal, which a handler may widen.
+        log_q: log q(latents) of the guide itself; the weights have that of the proposal, which a handler may
+        widen.
         scores: of the guide's sites that are not reparameterised.
         given: log q of the sites with given values, as `SiteScore.log_prob`; zero without any.
         live: whether any site of the datapoint counts.
@@ -486,7 +487,9 @@ def _same_scale(site: Site, its_scale: float, scale: float | None) -> float:
 
 
 def power_of(site: Site, layout: Layout) -> Tensor:
-    """The power to which q stands in w at each element of a site: its scale without the subsampling, and its mask."""
+    """The power to which q stands in w at each element of a site: its scale without the subsampling, and its
+    mask.
+    """
     power = torch.as_tensor(site["scale"], dtype=site["log_prob"].dtype, device=site["log_prob"].device)
     power = power / layout.subsampling_scale(site)
     return power if site["mask"] is None else power * site["mask"]

@@ -43,9 +43,11 @@ class MultiSampleELBO(Estimator):
         baseline: c, a function of log weights [K, B]: `vimco` (default), `vimco_geometric`, `loo`, `reinforce`,
             `OVIS(gamma)`, `OVISMonteCarlo(samples)`, `NVIL(network)`, or your own; see `vma_pyro.infer.baselines`.
         pathwise: `iwae` (default), `dreg` or `stl`; see `vma_pyro.infer.pathwise`.
-        draws_per_score: Z; each of the K draws of the discrete sites comes with so many of the reparameterised ones:
+        draws_per_score: Z; each of the K draws of the discrete sites comes with so many of the reparameterised
+        ones:
             K Z particles, whose mean weight over Z takes the place of w_k. Default 1.
-        chunk_size: particles at a time; memory no longer grows with K, at the price of a second forward pass, in which
+        chunk_size: particles at a time; memory no longer grows with K, at the price of a second forward pass, in
+        which
             the weights of all particles are known. The gradient is the same. Default None: all at once.
         noise, batch_plates, max_plate_nesting, vectorize_particles, retain_graph: see `Estimator`.
 
@@ -175,7 +177,7 @@ class MultiSampleELBO(Estimator):
         return first[0]._replace(log_weights=log_w, log_p=log_p, scores=scores)
 
     def _baseline(
-        self, score: SiteScore, log_weights: Float[Tensor, "K B"], args: Sequence[Any], kwargs: dict[str, Any]
+        self, score: SiteScore, log_weights: Float[Tensor, "N B"], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Float[Tensor, "K B"]:
         """c of one site, from the weights of all particles [K + fresh, B]."""
         baseline = self.baseline if score.estimator is None else score.estimator

@@ -6,8 +6,8 @@ it is left out (`detached`) and what factor makes up for it. With w detached in 
 
     sum_k v_k f_k (d log w_k / d z_k) (d z_k / d phi)
 
-is the estimator, where f_k is a pure function of the normalised weight v_k = w_k / sum_l w_l and of s, the power to
-which q(z_k) stands in w_k: 1, unless the site is scaled or masked.
+is the estimator, where f_k is a pure function of the normalised weight v_k = w_k / sum_l w_l and of s, the power
+to which q(z_k) stands in w_k: 1, unless the site is scaled or masked.
 
 The rules hold for a reparameterised site on which no other latent site of the guide depends; the others are
 refused by name (they would need the generalised form of Bauer & Mnih 2021).
@@ -48,7 +48,9 @@ def _doubly(v: Tensor, s: Tensor) -> Tensor:
 
 
 iwae = PathwiseRule("iwae", detached=False, factor=_one, unbiased=True)
-"""The plain gradient of the bound, v_k (Burda et al. 2016, equation 13); its signal-to-noise ratio falls with K."""
+"""The plain gradient of the bound, v_k (Burda et al. 2016, equation 13); its signal-to-noise ratio falls with
+K.
+"""
 
 dreg = PathwiseRule("dreg", detached=True, factor=_doubly, unbiased=True)
 """Doubly reparameterised, v_k^2 for s = 1 (Tucker et al. 2018, equation 8); its SNR grows like sqrt(K)."""
@@ -86,5 +88,5 @@ class Gate:
 
     def _multiply(self, gradient: Tensor) -> Tensor:
         assert self.factor is not None, "open_gates comes before the backward pass"
-        factor = self.factor.reshape(*self.factor.shape, *(1 for _ in self.site["fn"].event_shape))
+        factor = self.factor.reshape(self.factor.shape + (1,) * self.site["fn"].event_dim)
         return (gradient * factor).reshape(gradient.shape)

@@ -17,8 +17,8 @@ class GraphELBO(TraceGraph_ELBO):  # type: ignore[misc]
     .. math::
         \nabla = \sum_s (C_s - b_s) \nabla \log q(a_s) + \nabla_{\theta, z} \log w
 
-    with C_s the terms of log w downstream of site s and b_s the baseline that the guide's site asks for with Pyro's
-    `infer={"baseline": {...}}` (Schulman et al. 2015; NVIL, Mnih & Gregor 2014): none, a running mean
+    with C_s the terms of log w downstream of site s and b_s the baseline that the guide's site asks for with
+    Pyro's `infer={"baseline": {...}}` (Schulman et al. 2015; NVIL, Mnih & Gregor 2014): none, a running mean
     (`use_decaying_avg_baseline`), or a network (`nn_baseline`). The arguments are Pyro's.
     """
 

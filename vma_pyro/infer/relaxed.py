@@ -24,11 +24,12 @@ class RelaxedELBO(Estimator):
         y_k = \mathrm{softmax}\big((\log q + g_k) / \tau\big), \quad g \sim \mathrm{Gumbel}, \qquad
         \log q(y) := \sum_a y_a \log q_a
 
-    (Jang et al. 2017; Maddison et al. 2017), and its gradient through y. With `straight_through` the program sees the
-    one-hot value of the largest weight, and the gradient of y.
+    (Jang et al. 2017; Maddison et al. 2017), and its gradient through y. With `straight_through` the program sees
+    the one-hot value of the largest weight, and the gradient of y.
 
     **Biased, and not a bound of log p(x)**: a program that reads softly is another program. The site's value is a
-    float tensor [..., S] instead of an integer [...]; the program must know what to do with it, as `Memory.read` does.
+    float tensor [..., S] instead of an integer [...]; the program must know what to do with it, as `Memory.read`
+    does.
 
     Args:
         num_particles: K.
@@ -93,12 +94,12 @@ class SoftCategorical(TorchDistribution):  # type: ignore[misc]
         self.logits, self.temperature, self.hard = logits.log_softmax(-1), temperature, hard
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> SoftCategorical:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> SoftCategorical:
         """The same weights in a larger batch."""
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
         return SoftCategorical(logits, self.temperature, self.hard)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """By the Gumbel-softmax trick."""
         return F.gumbel_softmax(self.logits.expand(*sample_shape, *self.logits.shape), self.temperature, self.hard)
 
@@ -119,6 +120,8 @@ class _Relax(Messenger):
         if msg["name"] != self.site or msg["is_observed"]:
             return
         if not isinstance(msg["fn"], Categorical):
-            raise ValueError(f"site '{self.site}': expected a Categorical to relax, got {type(msg['fn']).__name__}")
+            raise ValueError(
+                f"site '{self.site}': expected a Categorical to relax, got {type(msg['fn']).__name__}"
+            )
         self.met = True
         msg["fn"] = SoftCategorical(msg["fn"].logits, self.temperature, self.hard)

@@ -19,13 +19,13 @@ from torch import Tensor
 MOST_VALUES = 12  # 2^k subsets
 
 
-def draw_distinct(log_probs: Float[Tensor, "*B S"], k: int) -> Int[Tensor, "k *B"]:
+def draw_distinct(log_probs: Float[Tensor, "*B S"], k: int) -> Int[Tensor, " k *B"]:
     """k distinct values by the Gumbel top-k trick (Kool et al. 2019), in the order in which they are drawn."""
     gumbel = -torch.empty_like(log_probs).exponential_().log()
     return (log_probs + gumbel).topk(k, dim=-1).indices.movedim(-1, 0)
 
 
-def left_over(log_probs: Float[Tensor, "*B S"], values: Int[Tensor, "k *B"]) -> Float[Tensor, " *B"]:
+def left_over(log_probs: Float[Tensor, "*B S"], values: Int[Tensor, " k *B"]) -> Float[Tensor, " *B"]:
     """log of the probability outside a set, without cancellation."""
     taken = torch.zeros_like(log_probs, dtype=torch.bool).scatter(-1, values.movedim(0, -1), True)
     return log_probs.masked_fill(taken, -torch.inf).logsumexp(-1)
@@ -39,7 +39,7 @@ class SetRatios:
         log_rest: of the probability outside the set [*B]; -inf if there is none.
     """
 
-    def __init__(self, log_q: Float[Tensor, "k *B"], log_rest: Float[Tensor, " *B"]) -> None:
+    def __init__(self, log_q: Float[Tensor, " k *B"], log_rest: Float[Tensor, " *B"]) -> None:
         self.log_q, self.k = log_q, len(log_q)
         masses = self._masses(log_rest)
         self.log_f = [torch.zeros_like(log_rest)] * (1 << self.k)
@@ -60,12 +60,14 @@ class SetRatios:
         """log of the probability of the set."""
         return self.log_f[0]
 
-    def log_weights(self) -> Float[Tensor, "k *B"]:
+    def log_weights(self) -> Float[Tensor, " k *B"]:
         """log q_s R(U, s): how much each value counts; their sum over s is one."""
         return torch.stack([self.log_q[s] + self.log_f[1 << s] for s in range(self.k)]) - self.log_f[0]
 
-    def expectation_given_first(self, f: Float[Tensor, "k *B"]) -> Float[Tensor, "k *B"]:
-        """Estimates of E f that for each s are unbiased given that s was drawn first (Kool et al. 2020, eq. 12)."""
+    def expectation_given_first(self, f: Float[Tensor, " k *B"]) -> Float[Tensor, " k *B"]:
+        """Estimates of E f that for each s are unbiased given that s was drawn first (Kool et al. 2020, eq.
+        12).
+        """
         rows = []
         for s in range(self.k):
             row = self.log_q[s].exp() * f[s]

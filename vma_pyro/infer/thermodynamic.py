@@ -21,7 +21,8 @@ class ThermodynamicELBO(Estimator):
         \pi_\beta \propto p(x, h)^\beta q(h)^{1 - \beta}
 
     (Masrani et al. 2019, equations 5 and 6.) Expectations are self-normalised importance averages with weights
-    w^beta, and the gradient of each is E[grad log w] + Cov[grad log (p^beta q^(1-beta)), log w] (equation 9), with all
+    w^beta, and the gradient of each is E[grad log w] + Cov[grad log (p^beta q^(1-beta)), log w] (equation 9),
+    with all
     sampled values held fixed: discrete and continuous sites are treated alike. Biased: the averages are ratios.
 
     Args:

@@ -24,10 +24,10 @@ class WakeWake(Estimator):
         \nabla_\phi = \sum_k (v_k - \tfrac1K) \nabla_\phi \log q(h_k \mid x), \qquad
         v_k = \frac{w_k}{\sum_l w_l}
 
-    (Bornschein & Bengio 2015, equations 10 and 13; Le et al. 2018.) The model ascends the K-sample bound; the guide
-    descends KL(p(h|x) || q(h|x)), estimated with self-normalised weights. Biased for both: there is no single
-    objective, and the guide's gradient is a ratio of averages. The weights are of one datapoint each (Pyro's
-    `ReweightedWakeSleep` sums over the minibatch first).
+    (Bornschein & Bengio 2015, equations 10 and 13; Le et al. 2018.) The model ascends the K-sample bound; the
+    guide descends KL(p(h|x) || q(h|x)), estimated with self-normalised weights. Biased for both: there is no
+    single objective, and the guide's gradient is a ratio of averages. The weights are of one datapoint each
+    (Pyro's `ReweightedWakeSleep` sums over the minibatch first).
 
     Args:
         num_particles: K, at least 2.
@@ -87,9 +87,7 @@ class WakeWake(Estimator):
             surrogate = surrogate + (1 - self.insomnia) * self._sleep(model, guide, args, kwargs).sum()
         return Estimate(log_mean_exp(particles.log_weights).detach(), surrogate, particles.scale)
 
-    def _sleep(
-        self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> torch.Tensor:
+    def _sleep(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> torch.Tensor:
         """log q [1, B] of what the model dreamed, given the dreamed data."""
         with torch.no_grad():
             dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
