@@ -17,7 +17,16 @@ from pyro.infer.elbo import ELBO
 from torch import nn
 
 import vma_pyro.infer
-from vma_pyro.infer import ESTIMATORS, CriticELBO, Estimator, MultiSampleELBO, baselines, chosen_site, pathwise
+from vma_pyro.infer import (
+    ESTIMATORS,
+    CriticELBO,
+    EnumeratedReference,
+    Estimator,
+    MultiSampleELBO,
+    baselines,
+    chosen_site,
+    pathwise,
+)
 from vma_pyro.infer.chosen_site import ChosenSiteELBO
 
 K = 3
@@ -46,7 +55,8 @@ def test_every_estimator_is_registered():
     modules = [m for _, m in inspect.getmembers(vma_pyro.infer, inspect.ismodule)]
     kinds = {c for m in modules for _, c in inspect.getmembers(m, inspect.isclass) if c.__module__ == m.__name__}
     objectives = {c for c in kinds if issubclass(c, ELBO)} - {Estimator, ChosenSiteELBO}
-    assert objectives - {CriticELBO} == {type(elbo) for elbo in built}  # a critic needs a network: tested below
+    # A critic needs a network, and is tested below; the reference is the judge.
+    assert objectives - {CriticELBO, EnumeratedReference} == {type(elbo) for elbo in built}
     functions = {f for _, f in inspect.getmembers(baselines, inspect.isfunction) if hasattr(f, "min_particles")}
     classes = {c for c in kinds if hasattr(c, "min_particles") and not issubclass(c, ELBO)}
     used = [elbo.baseline for elbo in built if isinstance(elbo, MultiSampleELBO)]
@@ -191,10 +201,8 @@ def reference(objective, program, count):
             loss = loss - sum(q for q, _ in joints).exp() * bound
     else:
         log_q, log_w = (torch.stack(t) for t in zip(*(program.log_joint(p, a) for a in range(size)), strict=True))
-        if objective == "elbo":
-            loss = -(log_q.exp() * log_w).sum(0)
-        else:  # all three values: "distinct" with K = |support| is "exact"
-            loss = -(log_q + log_w).logsumexp(0)
+        # All three values: "distinct" with K = |support| is "exact".
+        loss = -(log_q.exp() * log_w).sum(0) if objective == "elbo" else -(log_q + log_w).logsumexp(0)
     gradients = torch.autograd.grad(SUBSAMPLING * loss.sum(), list(p.values()), allow_unused=True)
     return torch.cat([torch.zeros(count, size) if g is None else g for g in gradients], 1)
 

@@ -14,14 +14,17 @@ from vma_pyro.infer.baselines import (
     vimco_geometric,
 )
 from vma_pyro.infer.chosen_site import DistinctELBO, ExactELBO, SumAndSampleELBO, UnorderedSetELBO
+from vma_pyro.infer.compare import Comparison, Row, compare, fit_slope, matched
 from vma_pyro.infer.critic import CriticELBO
 from vma_pyro.infer.estimator import Estimate, Estimator
+from vma_pyro.infer.groups import parameter_groups
 from vma_pyro.infer.handlers import CommonNoise
 from vma_pyro.infer.learned_baseline import NVIL, LearnedBaseline
 from vma_pyro.infer.log_weights import Particles, draw_particles, log_weights, log_weights_given
 from vma_pyro.infer.multi_sample import MultiSampleELBO
 from vma_pyro.infer.pathwise import PathwiseRule, dreg, iwae, stl
 from vma_pyro.infer.pyro_elbos import EnumeratedELBO, GraphELBO
+from vma_pyro.infer.reference import EnumeratedReference
 from vma_pyro.infer.registry import ESTIMATORS, make
 from vma_pyro.infer.relaxed import RelaxedELBO
 from vma_pyro.infer.rloo import RLOO
@@ -34,9 +37,11 @@ __all__ = [
     "OVIS",
     "RLOO",
     "CommonNoise",
+    "Comparison",
     "CriticELBO",
     "DistinctELBO",
     "EnumeratedELBO",
+    "EnumeratedReference",
     "Estimate",
     "Estimator",
     "ExactELBO",
@@ -47,18 +52,23 @@ __all__ = [
     "Particles",
     "PathwiseRule",
     "RelaxedELBO",
+    "Row",
     "SumAndSampleELBO",
     "ThermodynamicELBO",
     "UnorderedSetELBO",
     "WakeWake",
+    "compare",
     "draw_particles",
     "dreg",
+    "fit_slope",
     "iwae",
     "leave_one_out_logsumexp",
     "log_weights",
     "log_weights_given",
     "loo",
     "make",
+    "matched",
+    "parameter_groups",
     "reinforce",
     "score_baseline",
     "stl",

@@ -7,8 +7,8 @@ the particles: everything that depends on them gets it, as under Pyro's parallel
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -49,7 +49,7 @@ class ChosenSiteELBO(Estimator):
         guide: Program,
         args: Sequence[Any],
         kwargs: dict[str, Any],
-        choosers: dict[str, Chooser],
+        choosers: Mapping[str, Chooser],
         num_particles: int = 1,
     ) -> Particles:
         """Particles with log q(values) w, [*S, K, B]; refuses other sites that are not reparameterised."""
@@ -192,7 +192,7 @@ class DistinctELBO(ChosenSiteELBO):
     as baseline. C is held fixed in the gradient.
 
     The bound depends on q(s) only through the choice of values, so its gradient trains the guide little. With
-    `guide_follows="posterior"` the score part is instead that of wake-phi (Bornschein & Bengio 2015) on the same runs
+    `guide_follows="posterior"` the score part is that of wake-phi (Bornschein & Bengio 2015) on the same runs
     of the model: the sum over s of (v_s - q_s-share) grad log q_s, with v the values' shares of the bracket. That
     is biased, and has little noise.
 
@@ -212,7 +212,7 @@ class DistinctELBO(ChosenSiteELBO):
         num_particles: int = 2,
         *,
         site: str = "address",
-        guide_follows: Literal["bound", "posterior"] = "bound",
+        guide_follows: str = "bound",
         **plates: Any,
     ) -> None:
         super().__init__(num_particles, site=site, **plates)
@@ -235,7 +235,7 @@ class DistinctELBO(ChosenSiteELBO):
             v = torch.where(live, normalised(terms), 0.0)
         surrogate = weighted(v, joint).sum()
         if self.guide_follows == "posterior":
-            shares = (given.detach() + log_ratio).exp()
+            shares = torch.where(live, (given.detach() + log_ratio).exp(), 0.0)
             surrogate = surrogate + ((v - shares) * given).sum()
         else:
             log_outside = particles.at_datapoints(draw.log_outside_differentiable)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -17,7 +17,7 @@ from vma_pyro.infer.handlers import CommonNoise
 from vma_pyro.infer.log_weights import Handler, Particles, draw_particles
 from vma_pyro.infer.plates import PlateNesting, Program
 
-Noise = Literal["independent", "common"]
+Noise = str  # "independent" or "common"
 
 
 class Estimate(NamedTuple):

@@ -59,6 +59,11 @@ class ChooseValues(Messenger):
 
     def _pyro_sample(self, msg: Message) -> None:
         if msg["name"] == self.site and is_open(msg):
+            if not getattr(msg["fn"], "has_enumerate_support", False):
+                raise ValueError(
+                    f"site '{self.site}': expected a finite support to choose values from, "
+                    f"got {type(msg['fn']).__name__}"
+                )
             value = self.choose(msg["fn"])
             shape = value.shape[: value.dim() - msg["fn"].event_dim]
             event = value.shape[len(shape) :]
@@ -85,7 +90,7 @@ class DetachValues(Messenger):
                 decide(msg, msg["fn"](*msg["args"], **msg["kwargs"]))
 
 
-class Defended(TorchDistribution):  # type: ignore[misc]
+class Defended(TorchDistribution):
     """(1 - share) q + share * uniform, over the finite support of q (a defensive mixture)."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}

@@ -38,6 +38,9 @@ class NVIL(LearnedBaseline):
         decay: of the running mean and variance, which move in training mode only.
     """
 
+    mean: Tensor
+    variance: Tensor
+
     def __init__(self, network: nn.Module | None = None, *, decay: float = 0.9) -> None:
         super().__init__()
         if not 0 <= decay < 1:

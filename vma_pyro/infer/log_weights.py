@@ -42,10 +42,10 @@ class SiteScore(NamedTuple):
 
 
 class SiteGate(NamedTuple):
-    """The gate of a reparameterised site in the particles start ... start + count."""
+    """The gate of a reparameterised site in so many particles from the start on."""
 
     start: int
-    count: int
+    particles: int
     gate: Gate
 
 
@@ -59,7 +59,7 @@ class Particles(NamedTuple):
         log_q: log q(latents) of the guide itself; the weights have that of the proposal, which a handler may
         widen.
         scores: of the guide's sites that are not reparameterised.
-        given: log q of the sites with given values, as `SiteScore.log_prob`; zero without any.
+        given: log q of the sites with given values, without masks and scales; zero without any.
         live: whether any site of the datapoint counts.
         scale: full size over subsample size of the batch plates, which multiplies the bound.
         batch_shape: sizes of the batch plates; B is their product.
@@ -353,7 +353,7 @@ def _set_gates(
         if is_reparameterised(site):
             if asked is not None and not isinstance(asked, PathwiseRule):
                 raise ValueError(
-                    f"site '{site['name']}': expected a pathwise rule (iwae, dreg, stl), as it is reparameterised, "
+                    f"site '{site['name']}': expected a pathwise rule (iwae, dreg, stl) as it is reparameterised, "
                     f"got the score baseline {name_of(asked)}"
                 )
             rule = asked or default
@@ -451,7 +451,7 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
         flat(log_p),
         flat(log_guide),
         tuple(s._replace(log_prob=flat(torch.where(live, s.log_prob, 0.0))) for s in scores),
-        flat(torch.where(live, given, 0.0)),
+        flat(given),
         live.flatten(layout.leading + 1),
         scale or 1.0,
         batch,
@@ -464,8 +464,8 @@ def _check_batch_plates_only(site: Site, layout: Layout) -> None:
     for frame in site["cond_indep_stack"]:
         if frame.vectorized and frame.name not in (*layout.batch_plates, PARTICLES):
             raise ValueError(
-                f"site '{site['name']}': expected in the batch plates {list(layout.batch_plates)} alone, as its values "
-                f"are chosen together, found also in '{frame.name}'"
+                f"site '{site['name']}': expected in the batch plates {list(layout.batch_plates)} alone, as its "
+                f"values are chosen together, found also in '{frame.name}'"
             )
 
 
@@ -480,7 +480,7 @@ def _of_the_guide(site: Site, layout: Layout, log_prob: Tensor, scale: float) ->
 def _same_scale(site: Site, its_scale: float, scale: float | None) -> float:
     if scale is not None and abs(its_scale - scale) > 1e-9 * scale:
         raise ValueError(
-            f"site '{site['name']}': expected subsampling scale {scale} in its batch plates as at the other sites, "
+            f"site '{site['name']}': expected subsampling scale {scale} in its batch plates as at the others, "
             f"got {its_scale}"
         )
     return its_scale

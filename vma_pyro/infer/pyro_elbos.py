@@ -11,7 +11,7 @@ from torch import Tensor
 from vma_pyro.infer.plates import Program
 
 
-class GraphELBO(TraceGraph_ELBO):  # type: ignore[misc]
+class GraphELBO(TraceGraph_ELBO):
     r"""Pyro's `TraceGraph_ELBO` with a `differentiable_loss`.
 
     .. math::
@@ -33,7 +33,7 @@ class GraphELBO(TraceGraph_ELBO):  # type: ignore[misc]
         return surrogate_loss - surrogate_loss.detach() - elbo.detach()
 
 
-class EnumeratedELBO(TraceEnum_ELBO):  # type: ignore[misc]
+class EnumeratedELBO(TraceEnum_ELBO):
     r"""Pyro's `TraceEnum_ELBO`, with all discrete sites of the guide enumerated in parallel.
 
     .. math::

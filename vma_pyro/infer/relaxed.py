@@ -84,7 +84,7 @@ class RelaxedELBO(Estimator):
         return Estimate(log_mean_exp(log_w).detach(), surrogate, particles.scale)
 
 
-class SoftCategorical(TorchDistribution):  # type: ignore[misc]
+class SoftCategorical(TorchDistribution):
     """Weights over the values of a categorical distribution [*batch, S]; see `RelaxedELBO`."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}

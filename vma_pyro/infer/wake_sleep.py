@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 
 from vma_pyro.infer.estimator import Estimate, Estimator, log_mean_exp, normalised, weighted
 from vma_pyro.infer.handlers import Defensive, DetachValues
-from vma_pyro.infer.log_weights import guide_log_prob
+from vma_pyro.infer.log_weights import Handler, guide_log_prob
 from vma_pyro.infer.plates import Program
 
 
@@ -75,7 +76,7 @@ class WakeWake(Estimator):
         self.centred, self.insomnia, self.dreams, self.defensive = centred, insomnia, dreams or {}, defensive
 
     def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
-        handlers = [Defensive(self.defensive)] if self.defensive else []
+        handlers: list[Handler] = [Defensive(self.defensive)] if self.defensive else []
         handlers.append(DetachValues())
         particles = self._draw(model, guide, args, kwargs, self.num_particles, handlers=handlers)
         v = normalised(particles.log_weights)  # [K, B]
@@ -93,7 +94,8 @@ class WakeWake(Estimator):
             dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
         bound = _signature(model).bind(*args, **kwargs)
         for name in dream.stochastic_nodes:
-            if dream.nodes[name]["infer"].get("was_observed"):
+            infer: Any = dream.nodes[name]["infer"]
+            if infer.get("was_observed"):
                 argument = self.dreams.get(name, name)
                 if argument not in bound.arguments:
                     raise ValueError(
@@ -109,4 +111,6 @@ class WakeWake(Estimator):
 
 
 def _signature(program: Callable[..., Any]) -> inspect.Signature:
+    while isinstance(program, functools.partial):  # an effect handler around it: its last argument is the program
+        program = program.args[-1]
     return inspect.signature(program.forward if isinstance(program, nn.Module) else program)
