@@ -12,7 +12,7 @@ import math
 import pyro
 import pytest
 import torch
-from programs import SUBSAMPLING, Discrete, Mixed, S, rows
+from programs import SUBSAMPLING, Discrete, Mixed, S, log_normal, rows
 from pyro.infer.elbo import ELBO
 from torch import nn
 
@@ -264,6 +264,28 @@ def test_biased_on_a_mixed_program(name, references):
     assert gradients.isfinite().all()
     assert z_scores(gradients, *references("iwae")).abs().max() > 5
     assert gradients.abs().mean(0).reshape(4, -1).amax(1).min() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["wake-wake", "wake-wake-uncentred", "wake-sleep", "vimco+stl"])
+def test_the_model_follows_the_bound_where_the_guide_does_not(name, references):
+    """Wake-sleep and sticking the landing are biased for the guide alone."""
+    pyro.enable_validation(False)
+    program = Mixed()
+    gradients = sampled(build_mixed(name), program, TRIALS)[:, : program.size]  # of the entries
+    mean, variance = references("iwae")
+    scores = z_scores(gradients, mean[: program.size], variance[: program.size])
+    assert scores.abs().max() < 4, scores
+
+
+def test_wake_phi_descends_the_divergence_from_the_posterior():
+    """Many particles: the gradient of KL(p(a|x) || q(a|x)), which is q(a) - p(a|x) for the logits."""
+    program, count = Mixed(), 4000
+    pyro.enable_validation(False)
+    elbo = ESTIMATORS["wake-wake"](200, "a", 1)
+    address = sampled(elbo, program, count)[:, program.size : 2 * program.size].mean(0) / SUBSAMPLING
+    evidence = log_normal(program.x, program.values["entries"], torch.tensor(1.25**0.5))
+    want = program.values["address"].softmax(0) - evidence.softmax(0)
+    torch.testing.assert_close(address, want, rtol=0.03, atol=2e-3)
 
 
 def build_mixed(name):

@@ -7,8 +7,8 @@ ROOT = Path(__file__).parents[1]
 
 # Each layer may import those after it.
 LAYERS = [
-    {"report"},
-    {"few_shot"},
+    {"report", "laboratory_page"},
+    {"few_shot", "laboratory"},
     {"training"},
     {"evaluation", "plots", "record", "checkpoint"},
     {"model", "guide", "baselines", "data", "infer"},

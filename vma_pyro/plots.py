@@ -84,6 +84,46 @@ def save_posterior(
     figure.savefig(path, dpi=150)
 
 
+def save_curves(path: Path, runs: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """Validation NLL against updates and against seconds.
+
+    Args:
+        path: of the picture.
+        runs: label to rows of (update, seconds, NLL in nats per image).
+    """
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    lowest = min(row[2] for rows in runs.values() for row in rows)
+    for label, rows in runs.items():
+        for column, panel in enumerate(axes):
+            panel.plot([row[column] for row in rows], [row[2] for row in rows], linewidth=1, label=label)
+    axes[0].set(xlabel="updates", ylabel="validation NLL, nats per image", ylim=(lowest - 1, lowest + 40))
+    axes[1].set(xlabel="seconds")
+    axes[1].legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+def save_slopes(path: Path, particles: Sequence[int], snr: Mapping[str, Sequence[float]]) -> None:
+    """log SNR against log K, with lines of slope +1/2 and -1/2 for comparison.
+
+    Args:
+        path: of the picture.
+        particles: K.
+        snr: label to one signal-to-noise ratio per K.
+    """
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, values in snr.items():
+        axes.plot(particles, values, marker="o", markersize=3, linewidth=1, label=label)
+    middle = float(np.median([v for values in snr.values() for v in values if v > 0] or [1.0]))
+    for slope in (0.5, -0.5):
+        line = [middle * (k / particles[0]) ** slope for k in particles]
+        axes.plot(particles, line, color="black", linewidth=0.6, linestyle=":", label=f"slope {slope:+}")
+    axes.set(xscale="log", yscale="log", xlabel="runs of the model", ylabel="SNR of the address")
+    axes.legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
 def _show(axes: Any, image: np.ndarray, *, frame: str = "black") -> None:
     axes.imshow(1 - image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])

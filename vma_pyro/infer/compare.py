@@ -94,10 +94,24 @@ class Comparison(NamedTuple):
                 return row
         raise KeyError(f"no row for estimator {estimator!r} and group {group!r}")
 
+    def plain(self) -> dict[str, Any]:
+        """Numbers, strings and lists alone; figures that are not finite become None."""
+        return {
+            "seed": self.seed,
+            "rows": [{k: _finite(v) for k, v in row._asdict().items()} for row in self.rows],
+        }
+
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> Comparison:
+        """The inverse; None becomes NaN."""
+        rows: list[dict[str, Any]] = [
+            {k: math.nan if v is None else v for k, v in row.items()} for row in content["rows"]
+        ]
+        return cls(tuple(Row(**row) for row in rows), content["seed"])
+
     def to_json(self) -> str:
-        """All figures; those that are not finite become null."""
-        rows = [{k: _finite(v) for k, v in row._asdict().items()} for row in self.rows]
-        return json.dumps({"seed": self.seed, "rows": rows}, indent=1) + "\n"
+        """All figures."""
+        return json.dumps(self.plain(), indent=1) + "\n"
 
     def to_markdown(self) -> str:
         """One table per group, the cheapest way to a given precision first."""
@@ -219,6 +233,19 @@ def matched(
         if name not in found:
             raise ValueError(f"evaluations: expected enough for estimator '{name}', got {evaluations}")
     return found
+
+
+def evaluations_of(
+    elbo: ELBO,
+    model: Program,
+    guide: Program,
+    args: Sequence[Any] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    batch_plates: Sequence[str] = ("data",),
+) -> float:
+    """Runs of the model's observed sites per datapoint that one gradient takes, counted in one draw."""
+    return _Programs(model, guide, args, kwargs or {}, tuple(batch_plates)).evaluations(elbo)
 
 
 class _Programs:

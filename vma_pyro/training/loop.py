@@ -146,7 +146,7 @@ def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: St
         # Also at the end: the last updates, at the smallest learning rate, are often the best.
         if validation and (run.update % config.validate_every == 0 or run.progress() >= 1):
             nll = run.validate(validation)
-            recorder.write(run.update, validation_nll=nll, best_validation_nll=run.best_nll)
+            recorder.write(run.update, validation_nll=nll, best_validation_nll=run.best_nll, seconds=run.seconds)
         now = time.monotonic()
         if now - last_save > config.checkpoint_seconds:
             run.try_to_save(recorder)

@@ -1,0 +1,472 @@
+"""Which gradient estimator for a memory model: gradient quality, training curves, and a page that says which.
+
+(a) Gradients on a small mixture whose discrete site can be summed, on procedural glyphs, and on the data, at the
+start, in the middle and at the end of training, for several numbers of particles and memory sizes. (b) Every
+estimator trains the same model from the same initial weights with the same number of decoder evaluations. (c) The
+page `estimators.md`. Interrupted, it goes on with --resume. Without options it takes minutes, on procedural
+glyphs; --minutes is the training time of VIMCO, from which all other budgets follow.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+import tyro
+from torch import nn
+
+from vma_pyro import ConvNetworks, Guide, Model, laboratory, plots
+from vma_pyro.atomic import write_text
+from vma_pyro.data import Characters, EpisodeSampler, glyphs, omniglot
+from vma_pyro.infer import make
+from vma_pyro.infer.compare import evaluations_of
+from vma_pyro.laboratory import Quality, Training
+from vma_pyro.laboratory_page import Findings, snr_of, to_markdown
+from vma_pyro.record import read_metrics
+from vma_pyro.training import TrainConfig, fit
+
+# Each trains the same model: name, K, images per update. K times images is 128 for all that draw.
+TRAINED = (
+    ("vimco", 4, 32),
+    ("vimco+dreg", 4, 32),
+    ("vimco+dreg", 2, 64),
+    ("vimco+stl", 4, 32),
+    ("loo", 4, 32),
+    ("loo+dreg", 4, 32),
+    ("ovis", 4, 32),
+    ("rloo", 4, 32),
+    ("vimco+common", 4, 32),
+    ("distinct+wake", 4, 32),
+    ("unordered-set", 4, 32),
+    ("pyro-graph", 4, 32),
+    ("pyro-enum", 4, 32),
+    ("wake-wake", 4, 32),
+    ("gumbel-softmax", 4, 32),
+    ("reinforce", 4, 32),
+)
+MEASURED = (
+    "reinforce",
+    "nvil",
+    "vimco",
+    "vimco-geometric",
+    "loo",
+    "ovis",
+    "vimco+dreg",
+    "loo+dreg",
+    "vimco+stl",
+    "vimco+common",
+    "distinct",
+    "distinct+wake",
+    "rloo",
+    "unordered-set",
+    "sum-and-sample",
+    "pyro-graph",
+    "pyro-enum",
+    "wake-wake",
+    "tvo",
+    "gumbel-softmax",
+    "straight-through",
+)
+SWEPT = ("vimco", "loo", "loo+dreg", "rloo", "vimco+common")
+
+
+@dataclass(frozen=True)
+class LaboratoryConfig:
+    """Compare gradient estimators."""
+
+    data: Literal["glyphs", "omniglot"] = "glyphs"
+    """Procedural glyphs, or Omniglot."""
+    data_dir: Path | None = None
+    """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder."""
+    out: Path = Path("runs/estimators")
+    """Folder for runs and results."""
+    resume: bool = False
+    """Go on with what is in the folder `out`."""
+    minutes: float = 1.0
+    """Training time of VIMCO; all others get its number of decoder evaluations, and 1.5 times its time at most."""
+    width: float = 0.33
+    """Factor on the paper's 48 and 64 maps per convolution."""
+    draws: int = 100
+    """Gradients per estimator and table."""
+    images: int = 8
+    """Images per gradient in the tables."""
+    test_images: int = 500
+    """Test images."""
+    test_samples: int = 100
+    """Importance samples per test image."""
+    seed: int = 0
+    """Of weights, episodes and draws."""
+    tiny: bool = False
+    """Everything once, as small as it gets, to see that it runs."""
+
+    def resolved(self) -> LaboratoryConfig:
+        """The sizes of `tiny`."""
+        if not self.tiny:
+            return self
+        return replace(self, width=0.1, draws=2, images=3, test_images=4, test_samples=2, minutes=0.01)
+
+
+class Plan(NamedTuple):
+    """What follows from the configuration."""
+
+    trained: tuple[tuple[str, int, int], ...]
+    measured: tuple[str, ...]
+    particles: tuple[int, ...]
+    memories: tuple[int, ...]
+    latent_dim: int
+    classes: int
+    shots: int
+
+
+def plan_of(config: LaboratoryConfig) -> Plan:
+    """All of it, or a little of everything."""
+    if config.tiny:
+        tiny = (("vimco", 2, 4), ("vimco+dreg", 2, 4), ("pyro-enum", 2, 4))
+        return Plan(tiny, ("vimco", "loo", "rloo", "wake-wake"), (2, 4), (4, 6), 4, 3, 2)
+    return Plan(TRAINED, MEASURED, (2, 4, 8, 16, 32, 64), (8, 32, 128), 64, 12, 3)
+
+
+class Data(NamedTuple):
+    """Disjoint classes."""
+
+    train: Characters
+    validation: Characters
+    test: Characters
+
+
+def load(config: LaboratoryConfig, name: str) -> Data:
+    """Training, validation and test classes."""
+    if name == "omniglot":
+        return Data(*(omniglot.load(config.data_dir, split=s) for s in ("train", "validation", "evaluation")))
+    everything, test = glyphs.load(classes=300, seed=0), glyphs.load(classes=100, seed=1)
+    held_out = sorted(set(everything.alphabets))[-2:]
+    return Data(everything.without_alphabets(held_out), everything.of_alphabets(held_out), test)
+
+
+def build(config: LaboratoryConfig) -> tuple[Model, Guide]:
+    """The same initial weights for every estimator."""
+    torch.manual_seed(config.seed)
+    networks = ConvNetworks(plan_of(config).latent_dim, width=config.width)
+    return Model(networks), Guide(networks)
+
+
+def sampler(config: LaboratoryConfig, characters: Characters, queries: int, **options: Any) -> EpisodeSampler:
+    """Episodes of the shape that all are trained on."""
+    plan = plan_of(config)
+    shape: dict[str, Any] = {"classes": plan.classes, "shots": plan.shots, "queries": queries} | options
+    return EpisodeSampler(characters, seed=shape.pop("seed", config.seed), **shape)
+
+
+# (b) Training.
+
+
+def train(
+    config: LaboratoryConfig,
+    data: Data,
+    folder: Path,
+    estimator: tuple[str, int, int],
+    *,
+    minutes: float,
+    updates: int | None = None,
+    label: str = "",
+) -> tuple[Model, Guide, Training]:
+    """Train with one estimator, or go on with it."""
+    name, K, queries = estimator
+    model, guide = build(config)
+    elbo = make(name, K)
+    held_out = sampler(config, data.validation, queries, seed=1)
+    validation = [held_out.sample() for _ in range(2 if config.tiny else 256 // queries)]
+    cost = evaluations_of(elbo, model, guide, (validation[0].memory, validation[0].x))
+    steps = TrainConfig(
+        updates=updates,
+        minutes=minutes,
+        validate_every=2 if config.tiny else 250,
+        log_every=1 if config.tiny else 50,
+        validation_samples=8,
+        patience=10**6,  # all are to use their whole budget
+        seed=config.seed,
+        accelerator="cpu",
+    )
+    stopped = ""
+    try:
+        result = fit(
+            model,
+            guide,
+            elbo,
+            sampler(config, data.train, queries, augment="rotations"),
+            config=steps,
+            folder=folder,
+            validation=validation,
+            identity={"estimator": name, "particles": K, "queries": queries, "width": config.width},
+            resume=config.resume,
+            label=label or name,
+        )
+        if result.interrupted:
+            print("stopped; go on with --resume")
+            sys.exit(128 + result.interrupted)
+    except FloatingPointError as error:
+        stopped = str(error)
+    lines = read_metrics(folder / "metrics.jsonl")
+    facts = {"estimator": name, "num_particles": K, "queries": queries, "evaluations": cost, "stopped": stopped}
+    return model, guide, Training.of_metrics(lines, **facts)
+
+
+def train_and_score(
+    config: LaboratoryConfig, data: Data, where: str, estimator: tuple[str, int, int], **budget: Any
+) -> Training:
+    """One run, and its figures on the test classes; kept in a file, and not done twice."""
+
+    def run() -> dict[str, Any]:
+        model, guide, training = train(config, data, config.out / "train" / where, estimator, **budget)
+        if training.stopped:
+            return training.plain()
+        episode = sampler(config, data.test, config.test_images, seed=2, shared_memory=False).sample()
+        nll, kl = laboratory.score(model, guide, episode, samples=config.test_samples)
+        return training._replace(test_nll=nll, test_kl_address=kl).plain()
+
+    return Training.of_plain(once(config, f"train-{where}", run))
+
+
+def train_all(config: LaboratoryConfig, data: Data) -> tuple[list[Training], list[Training]]:
+    """All with VIMCO's decoder evaluations; then the best again, in half of VIMCO's time."""
+    first, *others = plan_of(config).trained
+    judge = train_and_score(config, data, folder_of(first), first, minutes=config.minutes)
+    budget = judge.updates * judge.evaluations * judge.queries
+    runs = [judge]
+    for estimator in others:
+        name, K, queries = estimator
+        episode = sampler(config, data.validation, 4, seed=1).sample()
+        cost = evaluations_of(make(name, K), *build(config), (episode.memory, episode.x))
+        updates = max(2, round(budget / (cost * queries)))
+        limits: dict[str, Any] = {"minutes": 1.5 * config.minutes, "updates": updates}
+        runs.append(train_and_score(config, data, folder_of(estimator), estimator, **limits))
+    # Selected on held-out classes of the training alphabets; the test classes are scored, not looked at.
+    rest = sorted((r for r in runs[1:] if r.validation and not r.stopped), key=lambda r: r.validation[-1][2])
+    halves = []
+    for run in rest[: 1 if config.tiny else 4]:
+        again = (run.estimator, run.num_particles, run.queries)
+        limits = {"minutes": judge.seconds / 120, "label": f"{run.estimator}, half the time"}
+        halves.append(train_and_score(config, data, f"{folder_of(again)}-half", again, **limits))
+    return runs, halves
+
+
+def folder_of(estimator: tuple[str, int, int]) -> str:
+    """Of one training run."""
+    return "-".join(map(str, estimator))
+
+
+def once(config: LaboratoryConfig, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A part of the results: from its file, if an interrupted job has got so far, else computed and kept."""
+    path = config.out / "parts" / f"{name}.json"
+    if config.resume and path.exists():
+        return json.loads(path.read_text())
+    content = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=1) + "\n")
+    return content
+
+
+# (a) Gradient quality.
+
+
+class Toy(nn.Module):
+    """A mixture of Gaussians as a memory: an address, a latent near the entry, an observation near the latent."""
+
+    def __init__(self, role: Literal["model", "guide"], parameters: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.role = role
+        self.p = nn.ParameterDict({name: nn.Parameter(value) for name, value in parameters.items()})
+
+    def forward(self, x: torch.Tensor) -> None:
+        """Model or guide of observations x [B]."""
+        p = self.p
+        with pyro.plate("data", len(x)):
+            if self.role == "model":
+                a = pyro.sample("address", dist.Categorical(logits=torch.zeros(len(x), len(p["entries"]))))
+                z = pyro.sample("z", dist.Normal(self._read(p["entries"], a), 1.0))
+                pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+            else:
+                logits = -p["sharpness"].exp() * (x[:, None] - p["centres"]) ** 2
+                a = pyro.sample("address", dist.Categorical(logits=logits))
+                pyro.sample("z", dist.Normal(0.6 * x + self._read(p["shift"], a), p["scale"].exp()))
+
+    @staticmethod
+    def _read(table: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        return (a * table).sum(-1) if a.is_floating_point() else table[a]
+
+
+def measure_toy(config: LaboratoryConfig, evaluations: int, names: Sequence[str]) -> Quality:
+    """Gradients on the mixture, whose addresses are summed for reference."""
+    size, noise = 8, torch.Generator().manual_seed(config.seed)
+
+    def normal(count: int) -> torch.Tensor:
+        return torch.randn(count, generator=noise)
+
+    entries = 2 * normal(size)
+    model = Toy("model", {"entries": entries})
+    guide = Toy(
+        "guide",
+        {
+            "centres": entries + 0.5 * normal(size),
+            "sharpness": torch.tensor(-1.0),
+            "shift": 0.2 * entries + 0.2 * normal(size),
+            "scale": torch.tensor(-0.5),
+        },
+    )
+    x = entries[torch.randint(size, (config.images,), generator=noise)] + normal(config.images)
+
+    def run() -> dict[str, Any]:
+        facts: dict[str, Any] = {"program": "toy", "stage": "", "memory": size, "seed": config.seed}
+        draws = 2 * config.draws
+        return laboratory.measure(
+            model, guide, (x,), names=names, evaluations=evaluations, draws=draws, **facts
+        ).plain()
+
+    return Quality.of_plain(once(config, f"toy-{evaluations}", run))
+
+
+def measure_model(
+    config: LaboratoryConfig,
+    data: Data,
+    pair: tuple[Model, Guide],
+    *,
+    program: str,
+    stage: str,
+    names: Sequence[str],
+    evaluations: int = 4,
+    shape: tuple[int, int] | None = None,
+) -> Quality:
+    """Gradients of one model on held-out classes; `shape` is classes and shots of the memory."""
+    plan = plan_of(config)
+    classes, shots = shape or (plan.classes, plan.shots)
+    episode = sampler(config, data.validation, config.images, classes=classes, shots=shots, seed=3).sample()
+    args = (episode.memory, episode.x)
+
+    def run() -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "program": program,
+            "stage": stage,
+            "memory": classes * shots,
+            "seed": config.seed,
+        }
+        return laboratory.measure(
+            *pair, args, names=names, evaluations=evaluations, draws=config.draws, **facts
+        ).plain()
+
+    key = f"{program}-{stage}-{classes * shots}-{evaluations}-{len(names)}"
+    return Quality.of_plain(once(config, key, run))
+
+
+def stages_of(config: LaboratoryConfig, name: str, data: Data, updates: int) -> dict[str, tuple[Model, Guide]]:
+    """VIMCO's model before training, after an eighth of it, and at its end."""
+    found = {"start": build(config)}
+    judge = plan_of(config).trained[0]
+    for stage, count in (("middle", max(2, updates // 8)), ("end", updates)):
+        folder = config.out / "stages" / f"{name}-{stage}"
+        limit = 2 * config.minutes + 1
+        found[stage] = train(config, data, folder, judge, minutes=limit, updates=count, label=f"{name}, {stage}")[
+            :2
+        ]
+    return found
+
+
+def measure_all(
+    config: LaboratoryConfig, data: Data, updates: int
+) -> tuple[list[Quality], list[Quality], list[Quality]]:
+    """All estimators at the stages of training; some for growing K, and for growing memories."""
+    plan = plan_of(config)
+    swept = [name for name in SWEPT if name in plan.measured]
+    stages = [measure_toy(config, 4, plan.measured)]
+    particles = [measure_toy(config, k, swept) for k in plan.particles]
+    memories: list[Quality] = []
+    for name in dict.fromkeys(("glyphs", config.data)):
+        own = data if name == config.data else load(config, name)
+        # On glyphs, if they are not the data, a quarter of the updates is enough.
+        pairs = stages_of(config, name, own, updates if name == config.data else max(2, updates // 4))
+        for stage, pair in pairs.items():
+            stages.append(measure_model(config, own, pair, program=name, stage=stage, names=plan.measured))
+            if name != config.data:
+                continue
+            what: dict[str, Any] = {"program": name, "stage": stage, "names": swept}
+            particles += [measure_model(config, own, pair, evaluations=k, **what) for k in plan.particles]
+            memories += [measure_model(config, own, pair, shape=(m // 2, 2), **what) for m in plan.memories]
+    return stages, particles, memories
+
+
+# (c) The page.
+
+
+def main(config: LaboratoryConfig) -> None:
+    """Train, measure, write."""
+    config = config.resolved()
+    pyro.settings.set(module_local_params=True)
+    pyro.enable_validation(False)
+    if config.out.exists() and any(config.out.iterdir()) and not config.resume:
+        raise ValueError(f"out: expected a new or empty folder, or --resume, got {config.out}")
+    start = time.monotonic()
+    data = load(config, config.data)
+    training, halves = train_all(config, data)
+    stages, particles, memories = measure_all(config, data, training[0].updates)
+    plan = plan_of(config)
+    minutes = (time.monotonic() - start) / 60
+    about = (
+        f"Data: {config.data}; memories of {plan.classes} classes x {plan.shots} examples; networks of width",
+        f"{config.width}; seed {config.seed}. Tables: {config.draws} gradients (toy: {2 * config.draws}) of",
+        f"{config.images} held-out images each. Test NLL: upper bound from {config.test_samples} samples,",
+        f"{config.test_images} images, each with a memory of its own, mean ± standard error.",
+        f"{minutes:.0f} minutes in the last session, {torch.get_num_threads()} threads,",
+        f"torch {torch.__version__}, pyro {pyro.__version__}, python {platform.python_version()}.",
+    )
+    found = Findings(
+        command(), about, tuple(stages), tuple(particles), tuple(memories), tuple(training), tuple(halves)
+    )
+    write(config, found)
+    print((config.out / "estimators.md").read_text().split("## All figures")[0])
+
+
+def write(config: LaboratoryConfig, found: Findings) -> None:
+    """estimators.md, estimators.json and the pictures."""
+    plain = {
+        "command": found.command,
+        "about": found.about,
+        **{name: [q.plain() for q in getattr(found, name)] for name in ("stages", "particles", "memories")},
+        **{name: [r.plain() for r in getattr(found, name)] for name in ("training", "halves")},
+    }
+    write_text(config.out / "estimators.json", json.dumps(plain, indent=1) + "\n")
+    write_text(config.out / "estimators.md", to_markdown(found))
+    curves = {run.label: run.validation for run in found.training if run.validation}
+    plots.save_curves(config.out / "training.png", curves)
+    end = [q for q in found.particles if q.program == config.data and q.stage == "end"]
+    plots.save_slopes(config.out / "slopes.png", [q.evaluations for q in end], snr_of(end))
+
+
+def command() -> str:
+    """How this was called."""
+    return shlex.join(
+        ["uv", "run", "experiments/compare_estimators.py", *(a for a in sys.argv[1:] if a != "--resume")]
+    )
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
+    try:
+        main(tyro.cli(LaboratoryConfig, description=__doc__, args=arguments))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+if __name__ == "__main__":
+    cli()

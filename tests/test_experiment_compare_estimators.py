@@ -1,0 +1,79 @@
+"""The laboratory with tiny arguments: the page, its figures, going on after an interruption, one-line errors."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vma_pyro.laboratory import Quality, Training
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "compare_estimators.py"
+
+
+def run(*arguments, cwd):
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return result.returncode, result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("laboratory")
+    code, output = run("--tiny", "--out", "out", cwd=folder)
+    assert code == 0, output
+    return folder / "out", output
+
+
+def test_the_page_answers(finished):
+    out, output = finished
+    page = (out / "estimators.md").read_text()
+    for heading in ("In short", "Training", "The address", "Particles", "Memory size", "All figures"):
+        assert f"## {heading}" in page, heading
+    assert "lowest variance x time on the address: **" in page
+    assert "In half of VIMCO's time" in page
+    assert "## In short" in output
+    for picture in ("training.png", "slopes.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_figures_can_be_read_again(finished):
+    out, _ = finished
+    content = json.loads((out / "estimators.json").read_text())
+    quality = Quality.of_plain(content["stages"][0])
+    assert quality.program == "toy"
+    assert quality.gain("vimco") == 1
+    assert quality.plain() == content["stages"][0]
+    runs = [Training.of_plain(t) for t in content["training"]]
+    assert [r.plain() for r in runs] == content["training"]
+    # Equal numbers of decoder evaluations, within one update.
+    evaluations = [r.updates * r.evaluations * r.queries for r in runs]
+    assert max(evaluations) - min(evaluations) <= max(r.evaluations * r.queries for r in runs)
+    assert all(r.test_nll.mean > 0 for r in runs)
+
+
+def test_resume_repeats_nothing(finished):
+    out, _ = finished
+    page = (out / "estimators.md").read_text()
+    code, output = run("--tiny", "--out", "out", "--resume", cwd=out.parent)
+    assert code == 0, output
+
+    def figures(text):
+        return [line for line in text.splitlines() if "last session" not in line]
+
+    assert figures((out / "estimators.md").read_text()) == figures(page)
+
+
+def test_a_folder_with_something_in_it_is_refused_in_one_line(finished):
+    out, _ = finished
+    code, output = run("--tiny", "--out", "out", cwd=out.parent)
+    assert code == 1
+    assert output.strip().splitlines() == ["error: out: expected a new or empty folder, or --resume, got out"]

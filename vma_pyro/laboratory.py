@@ -1,0 +1,152 @@
+"""The estimator laboratory: gradient quality at stages of training, training curves, and the page they end in.
+
+A run of the model is the unit of cost: one decoder evaluation for one image. The address is the group "discrete
+guide": the parameters that are in log q(a | x, M) and in nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from vma_pyro.data import Episode
+from vma_pyro.evaluation import Estimate, log_likelihood, split_bound, undisturbed
+from vma_pyro.infer import Comparison, compare, make, matched
+
+ADDRESS = "discrete guide"
+JUDGE = "vimco"
+
+
+class Quality(NamedTuple):
+    """One table of gradients.
+
+    Attributes:
+        program: what was measured.
+        stage: of training: "start", "middle", "end", or "" where nothing is trained.
+        memory: |M|.
+        evaluations: budget in runs of the model per image and gradient.
+        table: of estimators by groups of parameters.
+    """
+
+    program: str
+    stage: str
+    memory: int
+    evaluations: int
+    table: Comparison
+
+    def gain(self, estimator: str, group: str = ADDRESS) -> float:
+        """How many times less variance x time than VIMCO."""
+        return self.table.of(JUDGE, group).variance_time / self.table.of(estimator, group).variance_time
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return self._asdict() | {"table": self.table.plain()}
+
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> Quality:
+        """From JSON."""
+        return cls(**{**content, "table": Comparison.of_plain(content["table"])})
+
+
+class Training(NamedTuple):
+    """One training run; NLL and KL(a) in nats per image, with standard errors where they are of test classes.
+
+    Attributes:
+        estimator: its name.
+        num_particles: K.
+        queries: images per update.
+        evaluations: runs of the model per image and update.
+        updates: made.
+        seconds: of training, validation included.
+        validation: of held-out classes: [update, seconds, NLL].
+        kl_address: [update, KL(a)] on training episodes.
+        test_nll, test_kl_address: at the end; None if it did not get there.
+        stopped: why it did not get to the end, or "".
+    """
+
+    estimator: str
+    num_particles: int
+    queries: int
+    evaluations: float
+    updates: int
+    seconds: float
+    validation: list[list[float]]
+    kl_address: list[list[float]]
+    test_nll: Estimate | None = None
+    test_kl_address: Estimate | None = None
+    stopped: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name, K and images per update."""
+        return f"{self.estimator} (K = {self.num_particles}, {self.queries} images)"
+
+    def seconds_to(self, nll: float) -> float:
+        """Seconds until the validation NLL first was as low; infinity if it never was."""
+        return next((seconds for _, seconds, value in self.validation if value <= nll), math.inf)
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {k: v._asdict() if isinstance(v, Estimate) else v for k, v in self._asdict().items()}
+
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> Training:
+        """From JSON."""
+        estimates = {k: Estimate(**v) for k, v in content.items() if k.startswith("test_") and v is not None}
+        return cls(**{**content, **estimates})
+
+    @classmethod
+    def of_metrics(cls, lines: Sequence[Mapping[str, float]], **facts: Any) -> Training:
+        """From the lines of a run's metrics.jsonl."""
+        seconds = {int(line["update"]): line["seconds"] for line in lines if "seconds" in line}
+        validation = [
+            [line["update"], line["seconds"], line["validation_nll"]] for line in lines if "validation_nll" in line
+        ]
+        kl_address = [[line["update"], line["kl_address"]] for line in lines if "kl_address" in line]
+        last = max(seconds, default=0)
+        return cls(
+            updates=last, seconds=seconds.get(last, 0.0), validation=validation, kl_address=kl_address, **facts
+        )
+
+
+def measure(
+    model: nn.Module,
+    guide: nn.Module,
+    args: tuple[Any, ...],
+    *,
+    names: Sequence[str],
+    evaluations: int,
+    draws: int,
+    program: str,
+    stage: str,
+    memory: int,
+    seed: int = 0,
+    show_progress: bool = True,
+) -> Quality:
+    """Compare estimators on the same data at a matched number of runs of the model.
+
+    Args:
+        model, guide, args: programs and their data.
+        names: of estimators; those that need more runs keep their least.
+        evaluations: runs of the model per image and gradient.
+        draws: gradients of each.
+        program, stage, memory: for the record.
+        seed: of the draws.
+        show_progress: whether to draw a progress bar.
+    """
+    estimators = matched([*names], lambda name, k: make(name, k), evaluations, model, guide, args)
+    table = compare(model, guide, args, estimators=estimators, draws=draws, seed=seed, show_progress=show_progress)
+    return Quality(program, stage, memory, evaluations, table)
+
+
+def score(
+    model: nn.Module, guide: nn.Module, episode: Episode, *, samples: int, seed: int = 0
+) -> tuple[Estimate, Estimate]:
+    """NLL of the episode's images from `samples` importance samples, and KL(a), in nats per image."""
+    nll = -log_likelihood(model, guide, episode.memory, episode.x, num_samples=samples, seed=seed)
+    with undisturbed(model, guide, seed=seed):
+        kl_address = split_bound(model, guide, episode.memory, episode.x).kl_address
+    return Estimate.of(nll), Estimate.of(kl_address)

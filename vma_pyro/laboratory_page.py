@@ -1,0 +1,223 @@
+"""The laboratory's page: what its figures say about which estimator to choose when."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vma_pyro.evaluation import Estimate
+from vma_pyro.infer import Row, fit_slope
+from vma_pyro.laboratory import ADDRESS, Quality, Training
+
+
+class Findings(NamedTuple):
+    """All that was measured.
+
+    Attributes:
+        command: that repeats it.
+        about: lines on data, sizes, budgets, seed and versions.
+        stages: tables of all estimators, one for each program and stage.
+        particles: tables of some estimators for growing budgets.
+        memories: tables of some estimators for several |M|.
+        training: one run per estimator, of equal numbers of decoder evaluations; the first is VIMCO's.
+        halves: the best of them again, in half of VIMCO's time.
+    """
+
+    command: str
+    about: tuple[str, ...]
+    stages: tuple[Quality, ...]
+    particles: tuple[Quality, ...]
+    memories: tuple[Quality, ...]
+    training: tuple[Training, ...]
+    halves: tuple[Training, ...]
+
+
+def to_markdown(found: Findings) -> str:
+    """The whole page."""
+    parts = [
+        "# Which gradient estimator, and when",
+        "",
+        f"`{found.command}`",
+        "",
+        *found.about,
+        "",
+        "## In short",
+        "",
+        *address_answers(found),
+        *training_answers(found),
+        "",
+        "## Training",
+        "",
+        *training_table(found),
+        "",
+        "![Validation NLL against updates and seconds](training.png)",
+        "",
+        "## The address: variance x time, in units of VIMCO's",
+        "",
+        "Below 1 is better than VIMCO with the same number of runs of the model. Estimators of other objectives",
+        "are held to the gradient of the K-sample bound, and marked biased.",
+        "",
+        *gain_table(found.stages),
+        "",
+        "## Particles",
+        "",
+        *slope_table(found.particles),
+        "",
+        "![Signal-to-noise ratio of the address against K](slopes.png)",
+        "",
+        "## Memory size",
+        "",
+        *gain_table(found.memories),
+        "",
+        "## All figures",
+        "",
+    ]
+    for quality in found.stages:
+        parts += [f"## {title(quality)}", "", quality.table.to_markdown()]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def title(quality: Quality) -> str:
+    """Program, stage, |M| and budget."""
+    stage = f", {quality.stage} of training" if quality.stage else ""
+    return f"{quality.program}{stage}, |M| = {quality.memory}, {quality.evaluations} runs of the model"
+
+
+def address_answers(found: Findings) -> list[str]:
+    """The lowest variance x time on the address at each stage, among the unbiased and among all."""
+    lines = []
+    for quality in found.stages:
+        rows = _rows(quality)
+        unbiased = [row for row in rows if row.claims_unbiased]
+        if not unbiased:
+            continue
+        best = min(unbiased, key=lambda row: row.variance_time)
+        any_best = min(rows, key=lambda row: row.variance_time)
+        line = f"- {title(quality)}: lowest variance x time on the address: **{best.estimator}**, "
+        line += f"{quality.gain(best.estimator):.2f} times less than VIMCO's"
+        if any_best.estimator != best.estimator:
+            line += f"; among the biased: {any_best.estimator}, {quality.gain(any_best.estimator):.2f} times less"
+        lines.append(line + ".")
+    return lines
+
+
+def training_answers(found: Findings) -> list[str]:
+    """Which trains fastest, and whether any reaches VIMCO's result in half of its time."""
+    judge = found.training[0]
+    if not judge.validation or judge.test_nll is None:
+        return []
+    target = judge.validation[-1][2]
+    times = {run.label: run.seconds_to(target) for run in found.training[1:]}
+    label, seconds = min(times.items(), key=lambda item: item[1], default=("", math.inf))
+    lines = [
+        f"- VIMCO ends at a test NLL of {judge.test_nll} nats per image after {judge.seconds:.0f} s; its "
+        f"validation NLL is then {target:.2f}."
+    ]
+    if seconds < math.inf:
+        lines.append(
+            f"- The first to reach that validation NLL with as many decoder evaluations: **{label}**, after "
+            f"{seconds:.0f} s, {judge.seconds / seconds:.2f} times faster."
+        )
+    else:
+        lines.append("- No other estimator reaches that validation NLL with as many decoder evaluations.")
+    best = min((run for run in found.halves if run.test_nll), key=lambda run: _mean(run), default=None)
+    if best is not None:
+        reached = _mean(best) <= judge.test_nll.mean
+        verdict = (
+            "reaches VIMCO's" if reached else f"misses VIMCO's by {_mean(best) - judge.test_nll.mean:.2f} nats"
+        )
+        lines.append(
+            f"- In half of VIMCO's time, with a schedule of that length: **{best.label}** has a test NLL of "
+            f"{best.test_nll}, and {verdict}."
+        )
+    return lines
+
+
+def training_table(found: Findings) -> list[str]:
+    """One line per run, the best test NLL first."""
+    judge = found.training[0]
+    target = judge.validation[-1][2] if judge.validation else math.nan
+    lines = [
+        "| estimator | updates | runs of the model per image | seconds | test NLL, nats | test KL(a), nats | "
+        "seconds to VIMCO's last validation NLL |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    runs = [("", run) for run in found.training] + [(", half the time", run) for run in found.halves]
+    for note, run in sorted(runs, key=lambda item: _mean(item[1])):
+        reached = run.seconds_to(target)
+        lines.append(
+            f"| {run.label}{note} | {run.updates} | {run.evaluations:.3g} | {run.seconds:.0f} | "
+            f"{run.test_nll or 'diverged'} | {run.test_kl_address or ''} | "
+            f"{f'{reached:.0f}' if reached < math.inf else 'never'} |"
+        )
+    return lines
+
+
+def gain_table(qualities: Sequence[Quality]) -> list[str]:
+    """Variance x time on the address relative to VIMCO: tables down, estimators across, or the other way round."""
+    names = list(dict.fromkeys(row.estimator for quality in qualities for row in _rows(quality)))
+    heads = [f"{q.program} {q.stage}".strip() + f", M = {q.memory}" for q in qualities]
+    cells = [[_gain(quality, name) for quality in qualities] for name in names]
+    if len(names) < len(heads):
+        names, heads, cells = heads, names, [list(column) for column in zip(*cells, strict=True)]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    return lines + [f"| {name} | " + " | ".join(row) + " |" for name, row in zip(names, cells, strict=True)]
+
+
+def _gain(quality: Quality, name: str) -> str:
+    row = next((r for r in _rows(quality) if r.estimator == name), None)
+    return "" if row is None else f"{1 / quality.gain(name):.2f}" + _mark(row)
+
+
+def slope_table(qualities: Sequence[Quality]) -> list[str]:
+    """SNR of the address against K, and the slope in logarithms."""
+    lines = []
+    for (program, stage), group in _by_program(qualities).items():
+        budgets = [quality.evaluations for quality in group]
+        lines += [
+            f"SNR of the address, {program} {stage}:",
+            "",
+            "| estimator | " + " | ".join(f"{b} runs" for b in budgets) + " | slope |",
+            "|---|" + "---|" * (len(budgets) + 1),
+        ]
+        for name, values in snr_of(group).items():
+            shown = " | ".join(f"{value:.3g}" for value in values)
+            lines.append(f"| {name} | {shown} | {slope_of(budgets, values)} |")
+        lines.append("")
+    return lines
+
+
+def snr_of(qualities: Sequence[Quality]) -> dict[str, list[float]]:
+    """Signal-to-noise ratio of the address by estimator, in the order of the tables."""
+    names = dict.fromkeys(row.estimator for quality in qualities for row in _rows(quality))
+    return {name: [quality.table.of(name, ADDRESS).snr for quality in qualities] for name in names}
+
+
+def slope_of(particles: Sequence[int], snr: Sequence[float]) -> str:
+    """The fitted slope, or why there is none."""
+    usable = [(k, value) for k, value in zip(particles, snr, strict=True) if 0 < value < math.inf]
+    if len(usable) < 2:
+        return "lost in noise"
+    return f"{fit_slope([k for k, _ in usable], [value for _, value in usable]):+.2f}"
+
+
+def _by_program(qualities: Sequence[Quality]) -> dict[tuple[str, str], list[Quality]]:
+    groups: dict[tuple[str, str], list[Quality]] = {}
+    for quality in qualities:
+        groups.setdefault((quality.program, quality.stage), []).append(quality)
+    return groups
+
+
+def _rows(quality: Quality) -> list[Row]:
+    """The address's rows with a finite figure."""
+    return [r for r in quality.table.rows if r.group == ADDRESS and math.isfinite(r.variance_time)]
+
+
+def _mark(row: Row) -> str:
+    return "" if row.claims_unbiased else " (biased)"
+
+
+def _mean(run: Training) -> float:
+    estimate: Estimate | None = run.test_nll
+    return math.inf if estimate is None else estimate.mean
