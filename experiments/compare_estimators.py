@@ -333,7 +333,7 @@ def measure_toy(config: LaboratoryConfig, evaluations: int, names: Sequence[str]
             model, guide, (x,), names=names, evaluations=evaluations, draws=draws, **facts
         ).plain()
 
-    return Quality.of_plain(once(config, f"toy-{evaluations}", run))
+    return Quality.of_plain(once(config, f"toy-{evaluations}-{len(names)}", run))
 
 
 def measure_model(

@@ -26,6 +26,7 @@ from vma_pyro.infer.reference import EnumeratedReference, GuideSites, guide_site
 from vma_pyro.infer.rloo import RLOO
 
 RANDOM_DIRECTIONS = 16
+REFERENCES = ("iwae", "elbo")  # objectives whose gradient can be had in another way
 
 
 class Row(NamedTuple):
@@ -39,8 +40,9 @@ class Row(NamedTuple):
         claims_unbiased: what the estimator says of itself.
         bias_z: the largest |z-score| of mean g - G over the direction of G and 16 random directions. Below 4 for
         an
-            estimator without bias; large, too, where the reference is another objective's (see `reference`).
-        relative_variance: E|g - E g|^2 / |G|^2.
+            estimator without bias.
+        relative_variance: E|g - E g|^2 / |G|^2; for an estimator that is held to another objective's gradient
+            / |E g|^2, as it has another length.
         snr: |E g| / sqrt(E|g - E g|^2), bias-corrected for the number of draws.
         directional_snr: E of |part of g along G| / |part of g across G| (Rainforth et al. 2018).
         cosine: of E g to G.
@@ -157,10 +159,11 @@ def compare(
 ) -> Comparison:
     """Draw each estimator's gradient many times on the same data, and hold it to a reference.
 
-    The reference is the gradient of the estimator's own objective: with the discrete sites enumerated where that
-    is feasible (exact for a program without continuous sites), else a long run of `loo` or `RLOO`. Estimators of
-    another objective than a bound with K samples or one ("wake-sleep", "relaxed", ...) are held to the K-sample
-    bound's gradient: their z-score tells how far they are from it.
+    The reference is the gradient of the estimator's own objective. For the K-sample bound and the single-sample
+    one the discrete sites are enumerated where that is feasible (exact for a program without continuous sites),
+    else it is a long run of `loo` or `RLOO`; an unbiased estimator of another objective ("exact", "distinct", ...) is held to
+    a longer run of itself, and a biased one to the gradient of the K-sample bound: its z-score tells how far it
+    is.
 
     Args:
         model, guide: any Pyro programs: modules, or functions with `pyro.param`.
@@ -350,6 +353,7 @@ class _Moments:
 
 class _Reference(NamedTuple):
     how: str
+    is_own: bool
     gradients: dict[str, Tensor]
     directions: dict[str, Tensor]
     errors: dict[str, Tensor]  # squared standard errors of the projections
@@ -402,12 +406,17 @@ class _Table:
         spread = (error + reference.errors[group]).sqrt()
         noise_floor = 1e-9 * max(square, 1e-300) ** 0.5
         z = torch.where(difference.abs() <= noise_floor, 0.0, difference.abs() / spread.clamp(min=1e-300))
-        relative = variance / square if square > 0 else math.nan
+        # What is held to the gradient of another objective has another length: compare it with itself.
+        own = objective_of(elbo) in REFERENCES or reference.is_own
+        length = square if own else signal
+        if variance < 1e-18 * max(square, signal):  # rounding
+            variance = 0.0
+        relative = variance / length if length > 0 else math.nan
         return Row(
             estimator=name,
             group=group,
             num_particles=elbo.num_particles,
-            objective=getattr(elbo, "objective", "elbo"),
+            objective=objective_of(elbo),
             claims_unbiased=getattr(elbo, "unbiased", True),
             bias_z=z.max().item(),
             relative_variance=relative,
@@ -439,10 +448,12 @@ class _Table:
         return 1000 * sorted(seconds)[draws // 2]
 
     def _reference(self, elbo: Any) -> _Reference:
-        objective = getattr(elbo, "objective", "elbo")
-        if objective not in ("elbo", "exact"):
+        objective, K = objective_of(elbo), elbo.num_particles
+        if objective not in REFERENCES:
+            if getattr(elbo, "unbiased", True):
+                return self._find_reference(objective, K, elbo)
             objective = "iwae"
-        K = 1 if objective == "elbo" else elbo.num_particles
+        K = 1 if objective == "elbo" else K
         if (objective, K) not in self.known:
             self.known[objective, K] = self._find_reference(objective, K, elbo)
         return self.known[objective, K]
@@ -452,7 +463,8 @@ class _Table:
         datapoints = self.programs.weights(1).shape[1]
         judge: Any
         draws = self.reference_draws
-        if objective == "exact":
+        is_own = objective not in REFERENCES
+        if is_own:
             judge, how = elbo, "a longer run of itself"
         elif self.sites.can_be_enumerated(K, datapoints):
             names = [site.name for site in self.sites.discrete]
@@ -475,7 +487,7 @@ class _Table:
         second = {name: _Moments(size, directions[name]) for name, size in sizes.items()}
         self._draw_all(judge, max(2, draws // 4), second)
         errors = {name: m.projections()[1] * m.count / draws for name, m in second.items()}
-        return _Reference(how, gradients, directions, errors)
+        return _Reference(how, is_own, gradients, directions, errors)
 
     def _directions(self, G: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
@@ -499,6 +511,11 @@ class _Table:
                 optimizer.step()
         for part in parts.values():
             part.eval()
+
+
+def objective_of(elbo: ELBO) -> str:
+    """What an objective says it estimates; Pyro's own say nothing, and are single-sample bounds."""
+    return getattr(elbo, "objective", "elbo")
 
 
 def fit_slope(num_particles: Sequence[int], snr: Sequence[float]) -> float:

@@ -43,8 +43,9 @@ class Estimator(ELBO):
     `nn.Module`), with `pyro.infer.SVI`, and in `compare`.
 
     Attributes:
-        objective: what is estimated: "iwae" (the K-sample bound), "elbo", "exact" (the bound with the site summed
-            inside the logarithm), "distinct", "tvo", "relaxed", or "wake-sleep" (no single objective).
+        objective: what is estimated: "iwae" (the K-sample bound), "iwae-coupled" (the same of particles that share
+            draws), "elbo", "exact" (the bound with the site summed inside the logarithm), "distinct", "tvo",
+            "relaxed", or "wake-sleep" (no single objective).
         unbiased: whether the expected gradient is that of the objective, for all parameters.
         min_particles: the least K.
         handles_discrete: whether sites that are not reparameterised are allowed.

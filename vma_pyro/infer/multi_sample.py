@@ -91,6 +91,8 @@ class MultiSampleELBO(Estimator):
         )
         self._check_options()
         single = num_particles * draws_per_score == 1
+        if noise == "common" or draws_per_score > 1:
+            self.objective = "iwae-coupled"  # a bound too, but another one
         self.unbiased = getattr(baseline, "unbiased", True) and (pathwise.unbiased or single)
 
     def _check_options(self) -> None:

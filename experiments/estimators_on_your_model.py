@@ -1,0 +1,159 @@
+"""Compare gradient estimators on your own Pyro program.
+
+Give model, guide and data as module:attribute, where the module is found from the present folder. Model and guide
+are functions, or modules (a class is called without arguments); the data is a tuple of their arguments, or a
+function that returns it. Estimators that do not fit the program are listed with the reason. Two examples:
+
+uv run experiments/estimators_on_your_model.py                # a Gaussian mixture
+uv run experiments/estimators_on_your_model.py --model experiments.programs.two_digits:Scene
+--guide experiments.programs.two_digits:Inference --data experiments.programs.two_digits:data
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import tyro
+
+from vma_pyro.atomic import write_text
+from vma_pyro.infer import ESTIMATORS, compare, make
+from vma_pyro.infer.compare import evaluations_of, matched
+from vma_pyro.infer.plates import PlateNesting
+from vma_pyro.infer.reference import guide_sites
+
+
+@dataclass(frozen=True)
+class ProgramConfig:
+    """Compare gradient estimators on your own program."""
+
+    model: str = "experiments.programs.mixture:Mixture"
+    """module:attribute of the model."""
+    guide: str = "experiments.programs.mixture:Assignment"
+    """module:attribute of the guide."""
+    data: str = "experiments.programs.mixture:data"
+    """module:attribute of the arguments."""
+    out: Path = Path("runs/your_model")
+    """Folder for estimators.json and estimators.md; files of these names in it are replaced."""
+    evaluations: int = 4
+    """Runs of the model per datapoint and gradient, the same for all estimators that can do with it."""
+    draws: int = 200
+    """Gradients of each estimator."""
+    site: str | None = None
+    """The discrete site whose values some estimators choose; default: the first one with finite support."""
+    batch_plates: tuple[str, ...] = ("data",)
+    """Plates whose elements are the datapoints."""
+    estimators: tuple[str, ...] = ()
+    """Names of estimators; default: all."""
+    seed: int = 0
+    """Of all draws."""
+
+
+def find(option: str, path: str) -> Any:
+    """The attribute at module:attribute.
+
+    Raises:
+        ValueError: no such module or attribute.
+    """
+    module, _, name = path.partition(":")
+    if not name:
+        raise ValueError(f"{option}: expected module:attribute, got {path!r}")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{option}: expected a module that can be imported, got {module!r} ({error})") from error
+    except AttributeError as error:
+        raise ValueError(f"{option}: expected an attribute of {module}, got {name!r}") from error
+
+
+def program(option: str, path: str) -> Any:
+    """A function or a module; a class is called."""
+    found = find(option, path)
+    found = found() if inspect.isclass(found) else found
+    if not callable(found):
+        raise ValueError(f"{option}: expected something to call, got {type(found).__name__} at {path}")
+    return found
+
+
+def arguments(path: str) -> tuple[Any, ...]:
+    """The arguments of both programs."""
+    found = find("data", path)
+    found = found() if callable(found) else found
+    if not isinstance(found, tuple):
+        raise ValueError(f"data: expected a tuple of arguments, got {type(found).__name__} at {path}")
+    return found
+
+
+def fitting(
+    config: ProgramConfig, model: Any, guide: Any, args: tuple[Any, ...]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Estimators with a matched budget, and those that do not fit the program with the reason."""
+    nesting = PlateNesting()(model, guide, args, {})
+    sites = guide_sites(guide, args, {})
+    finite = [site.name for site in sites.discrete if site.size is not None]
+    chosen = config.site or (finite[0] if finite else "")
+    found: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name in config.estimators or ESTIMATORS:
+        site: Any = tuple(finite) if name == "exact" and len(finite) > 1 else chosen
+
+        def build(name: str, k: int, site: Any = site) -> Any:
+            elbo = make(name, k, site=site, max_plate_nesting=nesting)
+            if hasattr(elbo, "batch_plates"):
+                elbo.batch_plates = config.batch_plates
+            return elbo
+
+        try:
+            # Whatever a program does not support shows in one draw.
+            evaluations_of(build(name, max(2, config.evaluations)), model, guide, args)
+            found |= matched(
+                [name], build, config.evaluations, model, guide, args, batch_plates=config.batch_plates
+            )
+        except (ValueError, RuntimeError, IndexError, TypeError) as error:
+            left_out[name] = str(error).splitlines()[0]
+    if not found:
+        raise ValueError(f"estimators: expected one that fits the program, none does: {left_out}")
+    return found, left_out
+
+
+def main(config: ProgramConfig) -> None:
+    """Compare and write."""
+    pyro.settings.set(module_local_params=True)
+    sys.path.insert(0, str(Path.cwd()))
+    model, guide = program("model", config.model), program("guide", config.guide)
+    args = arguments(config.data)
+    estimators, left_out = fitting(config, model, guide, args)
+    table = compare(
+        model,
+        guide,
+        args,
+        estimators=estimators,
+        draws=config.draws,
+        batch_plates=config.batch_plates,
+        seed=config.seed,
+    )
+    page = f"# Estimators on {config.model}\n\n{table.to_markdown()}"
+    if left_out:
+        page += "\nLeft out:\n\n" + "".join(f"- {name}: {reason}\n" for name, reason in left_out.items())
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_text(config.out / "estimators.json", table.to_json())
+    write_text(config.out / "estimators.md", page)
+    print(page)
+
+
+def cli(options: Sequence[str] | None = None) -> None:
+    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
+    try:
+        main(tyro.cli(ProgramConfig, description=__doc__, args=options))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    cli()
