@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vma_pyro.infer import leave_one_out_logsumexp, loo, reinforce, vimco, vimco_geometric
+from vma_pyro.infer import (
+    OVIS,
+    OVISMonteCarlo,
+    leave_one_out_logsumexp,
+    loo,
+    reinforce,
+    vimco,
+    vimco_geometric,
+)
 
 
 def others(log_w, k):
@@ -59,3 +67,40 @@ def test_leave_one_out_of_any_weights(values):
     assert not got.isnan().any()
     torch.testing.assert_close(got.double(), slow_loo(log_w), rtol=1e-5, atol=1e-3)
     assert not vimco_geometric(log_w).isnan().any()
+    assert not loo(log_w).isnan().any()
+    assert not OVIS(0.5)(log_w).isnan().any()
+    assert not OVISMonteCarlo(3)(log_w, torch.tensor([[0.0], [-math.inf], [5.0]])).isnan().any()
+
+
+@given(st.lists(st.floats(-50, 50), min_size=2, max_size=12), st.floats(-100, 100), st.integers(0, 11))
+@settings(deadline=None, max_examples=100)
+def test_a_shift_of_all_weights_shifts_every_baseline(values, shift, k):
+    """log p(x) times a constant moves bound and baselines alike: the learning signal does not change."""
+    log_w = torch.tensor(values, dtype=torch.float64)[:, None]
+    for baseline in (vimco, vimco_geometric, loo, OVIS(1.0)):
+        torch.testing.assert_close(baseline(log_w + shift), baseline(log_w) + shift, rtol=1e-9, atol=1e-9)
+    # And no baseline but OVIS's looks at particle k.
+    changed = log_w.clone()
+    changed[k % len(values)] += 3.0
+    for baseline in (vimco, vimco_geometric, loo):
+        row = k % len(values)
+        torch.testing.assert_close(baseline(changed)[row], baseline(log_w)[row], rtol=1e-9, atol=1e-9)
+
+
+def test_ovis_at_its_ends():
+    log_w = torch.randn(6, 3, dtype=torch.float64) * 3
+    torch.testing.assert_close(OVIS(0.0)(log_w), loo(log_w))
+    torch.testing.assert_close(OVIS(1.0)(log_w), vimco(log_w) - log_w.softmax(0))
+    assert OVIS(0.0).unbiased
+    assert not OVIS(0.1).unbiased
+
+
+def test_ovis_monte_carlo_puts_fresh_particles_into_slot_k():
+    log_w, fresh = torch.randn(4, 2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    want = torch.stack(
+        [
+            torch.stack([torch.cat([others(log_w, k), f[None]]).logsumexp(0) - math.log(4) for f in fresh]).mean(0)
+            for k in range(4)
+        ]
+    )
+    torch.testing.assert_close(OVISMonteCarlo(3)(log_w, fresh), want)

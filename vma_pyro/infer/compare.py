@@ -161,9 +161,9 @@ def compare(
 
     The reference is the gradient of the estimator's own objective. For the K-sample bound and the single-sample
     one the discrete sites are enumerated where that is feasible (exact for a program without continuous sites),
-    else it is a long run of `loo` or `RLOO`; an unbiased estimator of another objective ("exact", "distinct", ...) is held to
-    a longer run of itself, and a biased one to the gradient of the K-sample bound: its z-score tells how far it
-    is.
+    else it is a long run of `loo` or `RLOO`; an unbiased estimator of another objective ("exact", "distinct", ...)
+    is held to a longer run of itself, and a biased one to the gradient of the K-sample bound: its z-score tells
+    how far it is.
 
     Args:
         model, guide: any Pyro programs: modules, or functions with `pyro.param`.
