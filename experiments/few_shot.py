@@ -21,17 +21,16 @@ from typing import Annotated, Any, Literal, NamedTuple
 import pyro
 import torch
 import tyro
+from pyro.infer.elbo import ELBO
 
 from vma_pyro import ConvNetworks, Guide, Model, checkpoint, few_shot, plots, report
 from vma_pyro.atomic import write_text
 from vma_pyro.baselines import MemorylessGuide, MemorylessModel
 from vma_pyro.data import Characters, EpisodeSampler, glyphs, omniglot
 from vma_pyro.data.episodes import Augmentation
-from vma_pyro.infer import MultiSampleELBO, loo, reinforce, vimco, vimco_geometric
+from vma_pyro.infer import MultiSampleELBO, make
 from vma_pyro.record import read_metrics, tensorboard_writer
 from vma_pyro.training import TrainConfig, device_of, fit
-
-BASELINES = {"vimco": vimco, "vimco-geometric": vimco_geometric, "loo": loo, "reinforce": reinforce}
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ class FewShotConfig:
     """Images per update."""
     particles: int = 4
     """K of the multi-sample bound."""
-    baseline: Literal["vimco", "vimco-geometric", "loo", "reinforce"] = "vimco"
-    """Score baseline for the address."""
+    estimator: str = "vimco"
+    """Gradient estimator, a name in `vma_pyro.infer.ESTIMATORS`: vimco, vimco+dreg, loo, rloo, distinct, ..."""
     augment: Literal["none", "rotations", "rotations+flips"] = "rotations"
     """Turned training images as classes of their own; the test classes are never turned."""
     shared_memory: bool = True
@@ -156,9 +155,10 @@ def build(architecture: dict[str, Any], *, memory: bool) -> tuple[torch.nn.Modul
     return MemorylessModel(networks), MemorylessGuide(networks)
 
 
-def objective(config: FewShotConfig) -> MultiSampleELBO:
-    """The bound that is trained."""
-    return MultiSampleELBO(config.particles, baseline=BASELINES[config.baseline], max_plate_nesting=1)
+def objective(config: FewShotConfig, *, memory: bool = True) -> ELBO:
+    """What is trained. Without a memory, an estimator that chooses addresses gives way to the plain bound."""
+    elbo = make(config.estimator, config.particles)
+    return elbo if memory or not hasattr(elbo, "site") else make("vimco", config.particles)
 
 
 def samplers(config: FewShotConfig, data: Split) -> tuple[EpisodeSampler, EpisodeSampler]:
@@ -185,7 +185,7 @@ def train(
     }
     model, guide = build(architecture, memory=memory)
     episodes, held_out = samplers(config, data)
-    elbo = objective(config)
+    elbo = objective(config, memory=memory)
     result = fit(
         model,
         guide,
@@ -203,7 +203,7 @@ def train(
                 "shots",
                 "queries",
                 "particles",
-                "baseline",
+                "estimator",
                 "augment",
                 "shared_memory",
             )
@@ -216,7 +216,11 @@ def train(
     if result.interrupted:
         print(f"stopped at update {result.updates}; go on with: {command()} --resume")
         sys.exit(128 + result.interrupted)
-    weights = {"architecture": architecture, "data": config.data, "weights": elbo(model, guide).state_dict()}
+    weights = {
+        "architecture": architecture,
+        "data": config.data,
+        "weights": programs_of(model, guide).state_dict(),
+    }
     checkpoint.save(folder / "model.pt", weights)
     facts = {
         "updates": result.updates,
@@ -234,8 +238,15 @@ def load(path: Path, *, memory: bool) -> tuple[torch.nn.Module, torch.nn.Module]
         kind = "memory" if memory else "memoryless"
         raise ValueError(f"checkpoint {path}: expected a {kind} model on ConvNetworks, got {architecture}")
     model, guide = build(architecture, memory=memory)
-    checkpoint.restore(MultiSampleELBO()(model, guide), content["weights"], name=f"{path} as it says of itself")
+    # What an estimator learned for itself (a baseline) is not needed any more.
+    weights = {k: v for k, v in content["weights"].items() if k.startswith(("model.", "guide."))}
+    checkpoint.restore(programs_of(model, guide), weights, name=f"{path} as it says of itself")
     return model, guide
+
+
+def programs_of(model: torch.nn.Module, guide: torch.nn.Module) -> torch.nn.Module:
+    """Both as one module, with the parameters they share."""
+    return MultiSampleELBO()(model, guide)
 
 
 def main(config: FewShotConfig) -> None:

@@ -89,6 +89,16 @@ def test_results(finished):
     assert results["seconds"] > 0
 
 
+@pytest.mark.parametrize("estimator", ["vimco+dreg", "nvil", "distinct+wake"])
+def test_any_estimator_trains_and_its_checkpoint_loads(estimator, tmp_path):
+    options = [*TINY, "--memoryless" if estimator == "distinct+wake" else "--no-memoryless"]
+    code, output = run(*options, "--updates=2", f"--estimator={estimator}", cwd=tmp_path)
+    assert code == 0, output
+    for name in ("model.pt", "checkpoint.pt"):
+        code, output = run(*TINY, f"--load=runs/few_shot/{name}", f"--out=again-{name}", cwd=tmp_path)
+        assert code == 0, output
+
+
 def test_report_is_printed_and_written(finished):
     out, output = finished
     report = (out / "report.md").read_text()
@@ -239,6 +249,10 @@ class TestOneLineErrors:
         line = self.fails("--updates=2", "--particles=1", cwd=tmp_path)
         assert "num_particles: expected at least 2 for baseline 'vimco', got 1" in line
 
+    def test_an_unknown_estimator(self, tmp_path):
+        line = self.fails("--updates=2", "--estimator=best", cwd=tmp_path)
+        assert "name: expected one of reinforce, nvil, vimco" in line
+
     def test_a_missing_checkpoint(self, tmp_path):
         assert "checkpoint: expected a file, found none at no.pt" in self.fails("--load=no.pt", cwd=tmp_path)
 
@@ -256,8 +270,8 @@ class TestOneLineErrors:
         code, output = run(*TINY, "--updates=2", "--no-memoryless", cwd=tmp_path)
         assert code == 0, output
         saved = (tmp_path / "runs" / "few_shot" / "checkpoint.pt").read_bytes()
-        line = self.fails("--updates=2", "--no-memoryless", "--resume", "--baseline=loo", cwd=tmp_path)
-        assert "resume: expected baseline = 'vimco' as in the checkpoint, got 'loo'" in line
+        line = self.fails("--updates=2", "--no-memoryless", "--resume", "--estimator=loo", cwd=tmp_path)
+        assert "resume: expected estimator = 'vimco' as in the checkpoint, got 'loo'" in line
         assert (tmp_path / "runs" / "few_shot" / "checkpoint.pt").read_bytes() == saved
 
     def test_a_folder_of_something_else(self, finished, tmp_path):

@@ -51,14 +51,16 @@ from vma_pyro.infer.baselines import (
     vimco_geometric,
 )
 from vma_pyro.infer.chosen_site import DistinctELBO, ExactELBO, SumAndSampleELBO, UnorderedSetELBO
-from vma_pyro.infer.compare import Comparison, Row, compare, fit_slope, matched
+from vma_pyro.infer.compare import compare, evaluations_of, matched
+from vma_pyro.infer.comparison import Comparison, Row, fit_slope
 from vma_pyro.infer.critic import CriticELBO
 from vma_pyro.infer.estimator import Estimate, Estimator
 from vma_pyro.infer.groups import parameter_groups
 from vma_pyro.infer.handlers import CommonNoise
 from vma_pyro.infer.learned_baseline import NVIL, LearnedBaseline
-from vma_pyro.infer.log_weights import Particles, draw_particles, log_weights, log_weights_given
+from vma_pyro.infer.log_weights import draw_particles, log_weights, log_weights_given
 from vma_pyro.infer.multi_sample import MultiSampleELBO
+from vma_pyro.infer.particles import Particles
 from vma_pyro.infer.pathwise import PathwiseRule, dreg, iwae, stl
 from vma_pyro.infer.pyro_elbos import EnumeratedELBO, GraphELBO
 from vma_pyro.infer.reference import EnumeratedReference
@@ -97,6 +99,7 @@ __all__ = [
     "compare",
     "draw_particles",
     "dreg",
+    "evaluations_of",
     "fit_slope",
     "iwae",
     "leave_one_out_logsumexp",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vma_pyro.infer.estimator import Estimate, Estimator, Noise, normalised, weighted
 from vma_pyro.infer.handlers import Chooser, ChooseValues, whole_support
-from vma_pyro.infer.log_weights import Particles
+from vma_pyro.infer.particles import Particles
 from vma_pyro.infer.plates import Program
 from vma_pyro.infer.subsets import MOST_VALUES, SetRatios, draw_distinct, left_over
 

@@ -14,7 +14,8 @@ from pyro.infer.elbo import ELBO, ELBOModule
 from torch import Tensor, nn
 
 from vma_pyro.infer.handlers import CommonNoise
-from vma_pyro.infer.log_weights import Handler, Particles, draw_particles
+from vma_pyro.infer.log_weights import Handler, draw_particles
+from vma_pyro.infer.particles import Particles
 from vma_pyro.infer.plates import PlateNesting, Program
 
 Noise = str  # "independent" or "common"

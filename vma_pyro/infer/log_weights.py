@@ -11,89 +11,31 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pyro import poutine
-from pyro.distributions.util import detach, is_identically_zero, scale_and_mask
+from pyro.distributions.util import detach, scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
 
+from vma_pyro.infer.checks import (
+    check_batch_plates_only,
+    check_nesting,
+    check_no_enumeration,
+    check_nothing_depends_on,
+    check_same_latents,
+    is_reparameterised,
+    latents,
+    name_of,
+    same_scale,
+)
 from vma_pyro.infer.handlers import ChooseValues, Defended, fixed
+from vma_pyro.infer.particles import Particles, SiteGate, SiteScore, concatenate
 from vma_pyro.infer.pathwise import Gate, PathwiseRule, iwae
-from vma_pyro.infer.plates import PARTICLES, Layout, Program, Site, particle_plate, sample_sites
+from vma_pyro.infer.plates import Layout, Program, Site, particle_plate, sample_sites
 
 Handler = Callable[[Program], Program]
-
-
-class SiteScore(NamedTuple):
-    """log q of one guide site that is not reparameterised.
-
-    Attributes:
-        name: of the site.
-        log_prob: [*S, K, B]; zero for a datapoint whose sites are all masked. Neither masks of single sites nor
-            scales enter: they change the weight of a draw, not the probability of drawing it.
-        estimator: the score baseline that the site asks for, `infer={"estimator": ...}`; None: the objective's.
-    """
-
-    name: str
-    log_prob: Float[Tensor, "*S K B"]
-    estimator: Callable[..., Tensor] | None
-
-
-class SiteGate(NamedTuple):
-    """The gate of a reparameterised site in so many particles from the start on."""
-
-    start: int
-    particles: int
-    gate: Gate
-
-
-class Particles(NamedTuple):
-    """K weighted draws of the guide for each of B datapoints; `*S` are dimensions of sites with given values.
-
-    Attributes:
-        log_weights: log w, differentiable in the parameters of the model, in those of the guide inside log q, and
-            through reparameterised values. With given values: log of q(values) w.
-        log_p: log p(x, latents) alone.
-        log_q: log q(latents) of the guide itself; the weights have that of the proposal, which a handler may
-        widen.
-        scores: of the guide's sites that are not reparameterised.
-        given: log q of the sites with given values, without masks and scales; zero without any.
-        live: whether any site of the datapoint counts.
-        scale: full size over subsample size of the batch plates, which multiplies the bound.
-        batch_shape: sizes of the batch plates; B is their product.
-        gates: of reparameterised sites under another pathwise rule than `iwae`; see `open_gates`.
-        chosen_site: the last of the sites with given values, and the layout of its tensors.
-    """
-
-    log_weights: Float[Tensor, "*S K B"]
-    log_p: Float[Tensor, "*S K B"]
-    log_q: Float[Tensor, "*S K B"]
-    scores: tuple[SiteScore, ...]
-    given: Float[Tensor, "*S K B"]
-    live: Bool[Tensor, "*S K B"]
-    scale: float
-    batch_shape: torch.Size
-    gates: tuple[SiteGate, ...] = ()
-    chosen_site: tuple[Layout, Site] | None = None
-
-    def at_datapoints(self, values: Float[Tensor, "..."]) -> Float[Tensor, " B"]:
-        """Values [plates] of the site with given values, such as its normaliser, as [B]."""
-        assert self.chosen_site is not None
-        layout, site = self.chosen_site
-        return layout.per_datapoint(site, values).reshape(-1)
-
-    @property
-    def score(self) -> Float[Tensor, "*S K B"]:
-        """Sum of log q over the sites that are not reparameterised."""
-        return sum((site.log_prob for site in self.scores), torch.zeros_like(self.log_weights))
-
-    def open_gates(self, normalised_weights: Float[Tensor, "*S K B"]) -> None:
-        """Fix the factors on the gradients through reparameterised values; needed before the backward pass."""
-        for start, count, gate in self.gates:
-            v = normalised_weights.detach().narrow(-2, start, count)
-            gate.open(v.reshape(*v.shape[:-1], *self.batch_shape))
 
 
 class Traces(NamedTuple):
@@ -163,34 +105,6 @@ def draw_particles(
             guide = poutine.replay(guide, trace=traces.subsamples)
             model = poutine.replay(model, trace=traces.subsamples)
     return concatenate(runs)
-
-
-def concatenate(runs: Sequence[Particles]) -> Particles:
-    """The particles of several runs on the same datapoints."""
-
-    def cat(tensors: list[Tensor]) -> Tensor:
-        return torch.cat(tensors, dim=-2)
-
-    starts = [0]
-    for run in runs:
-        starts.append(starts[-1] + run.log_weights.shape[-2])
-    first = runs[0]
-    return first._replace(
-        log_weights=cat([run.log_weights for run in runs]),
-        log_p=cat([run.log_p for run in runs]),
-        log_q=cat([run.log_q for run in runs]),
-        scores=tuple(
-            site._replace(log_prob=cat([run.scores[i].log_prob for run in runs]))
-            for i, site in enumerate(first.scores)
-        ),
-        given=cat([run.given for run in runs]),
-        live=cat([run.live for run in runs]),
-        gates=tuple(
-            gate._replace(start=start + gate.start)
-            for run, start in zip(runs, starts[:-1], strict=True)
-            for gate in run.gates
-        ),
-    )
 
 
 def log_weights(
@@ -286,12 +200,12 @@ def _trace(
     guide_trace = run(guide, args, kwargs)
     chosen = {h.site: h for h in handlers if isinstance(h, ChooseValues)}
     pruned_guide = prune_subsample_sites(guide_trace)
-    _check_no_enumeration(pruned_guide)
+    check_no_enumeration(pruned_guide)
     for name in chosen:
-        if name not in _latents(pruned_guide):
-            found = sorted(_latents(pruned_guide))
+        if name not in latents(pruned_guide):
+            found = sorted(latents(pruned_guide))
             raise ValueError(f"site '{name}': expected among the latent sites of the guide, found {found}")
-    _check_nesting(pruned_guide, nesting)
+    check_nesting(pruned_guide, nesting)
     pruned_guide.compute_score_parts()
     gates = _set_gates(pruned_guide, layout, pathwise, chosen)  # the model sees the values behind the gates
     model_trace = run(poutine.replay(model, trace=guide_trace), args, kwargs)
@@ -301,45 +215,13 @@ def _trace(
             if site_is_subsample(site) and name not in subsamples:
                 subsamples.add_node(name, **site.copy())
     model_trace = prune_subsample_sites(model_trace)
-    _check_same_latents(model_trace, pruned_guide)
-    _check_nesting(model_trace, nesting)
+    check_same_latents(model_trace, pruned_guide)
+    check_nesting(model_trace, nesting)
     model_trace.compute_log_prob()
     if is_validation_enabled():
         for site in [*sample_sites(model_trace), *sample_sites(pruned_guide)]:
             check_site_shape(site, nesting)
     return Traces(model_trace, pruned_guide, subsamples, gates, frozenset(chosen))
-
-
-def _latents(trace: poutine.Trace) -> set[str]:
-    return {site["name"] for site in sample_sites(trace) if not site["is_observed"]}
-
-
-def _check_no_enumeration(guide_trace: poutine.Trace) -> None:
-    for site in sample_sites(guide_trace):
-        if site["infer"].get("enumerate"):
-            raise ValueError(
-                f"site '{site['name']}': expected a site to sample, but it is marked for enumeration "
-                f"({site['infer']['enumerate']!r}); remove the mark or use TraceEnum_ELBO"
-            )
-
-
-def _check_same_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
-    auxiliary = {s["name"] for s in sample_sites(guide_trace) if s["infer"].get("is_auxiliary")}
-    in_model, in_guide = _latents(model_trace), _latents(guide_trace)
-    for name in sorted(in_model - in_guide):
-        raise ValueError(f"site '{name}': expected in the guide as in the model, guide has {sorted(in_guide)}")
-    for name in sorted(in_guide - in_model - auxiliary):
-        raise ValueError(f"site '{name}': expected in the model as in the guide, model has {sorted(in_model)}")
-
-
-def _check_nesting(trace: poutine.Trace, nesting: int) -> None:
-    for site in sample_sites(trace):
-        for frame in site["cond_indep_stack"]:
-            if frame.vectorized and -frame.dim > nesting:
-                raise ValueError(
-                    f"max_plate_nesting: expected at least {-frame.dim}, as plate '{frame.name}' of site "
-                    f"'{site['name']}' is at dimension {frame.dim}, got {nesting}"
-                )
 
 
 def _set_gates(
@@ -358,7 +240,7 @@ def _set_gates(
                 )
             rule = asked or default
             if rule.detached and site["value"].requires_grad:
-                _check_nothing_depends_on(site, latents[position + 1 :], rule)
+                check_nothing_depends_on(site, latents[position + 1 :], rule)
                 gates.append(_gate(guide_trace, site, rule, layout))
         elif isinstance(asked, PathwiseRule):
             raise ValueError(
@@ -366,16 +248,6 @@ def _set_gates(
                 f"got the pathwise rule '{asked.name}'"
             )
     return tuple(gates)
-
-
-def is_reparameterised(site: Site) -> bool:
-    """Whether gradients reach the guide through the value alone; told by the score parts, not by the family."""
-    return is_identically_zero(site["score_parts"].score_function)
-
-
-def name_of(estimator: Any) -> str:
-    """The name of a baseline or rule, for tables and errors."""
-    return repr(getattr(estimator, "name", None) or getattr(estimator, "__name__", None) or estimator)
 
 
 def _gate(guide_trace: poutine.Trace, site: Site, rule: PathwiseRule, layout: Layout) -> Gate:
@@ -387,18 +259,6 @@ def _gate(guide_trace: poutine.Trace, site: Site, rule: PathwiseRule, layout: La
         site.pop(stale, None)
     guide_trace.compute_score_parts()
     return gate
-
-
-def _check_nothing_depends_on(site: Site, later: Sequence[Site], rule: PathwiseRule) -> None:
-    for other in later:
-        log_prob = other["fn"].log_prob(other["value"].detach()).sum()
-        if log_prob.requires_grad:
-            (gradient,) = torch.autograd.grad(log_prob, site["value"], retain_graph=True, allow_unused=True)
-            if gradient is not None:
-                raise ValueError(
-                    f"site '{site['name']}': expected no latent site of the guide to depend on it under the rule "
-                    f"'{rule.name}', but '{other['name']}' does; use iwae there"
-                )
 
 
 def _weigh(traces: Traces, layout: Layout) -> Particles:
@@ -413,7 +273,7 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
     chosen_site: tuple[Layout, Site] | None = None
     for trace in (traces.model, traces.guide):
         for site in sample_sites(trace):
-            scale = _same_scale(site, layout.subsampling_scale(site), scale)
+            scale = same_scale(site, layout.subsampling_scale(site), scale)
             # The handler's scale covers all enclosing plates: take the batch plates' share out again.
             log_prob = layout.per_datapoint(site, site["log_prob"] / scale)
             if is_validation_enabled() and bool(torch.isnan(log_prob).any()):
@@ -422,7 +282,7 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
             if trace is traces.model:
                 log_p = log_p + log_prob
             elif site["name"] in traces.chosen:
-                _check_batch_plates_only(site, layout)
+                check_batch_plates_only(site, layout)
                 chosen_site = (layout, site)
                 sampled = layout.per_datapoint(site, site["fn"].log_prob(site["value"]))
                 given = given + sampled
@@ -460,30 +320,12 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
     )
 
 
-def _check_batch_plates_only(site: Site, layout: Layout) -> None:
-    for frame in site["cond_indep_stack"]:
-        if frame.vectorized and frame.name not in (*layout.batch_plates, PARTICLES):
-            raise ValueError(
-                f"site '{site['name']}': expected in the batch plates {list(layout.batch_plates)} alone, as its "
-                f"values are chosen together, found also in '{frame.name}'"
-            )
-
-
 def _of_the_guide(site: Site, layout: Layout, log_prob: Tensor, scale: float) -> Tensor:
     """log q of a guide's site, also where it was drawn from a proposal around q."""
     if not isinstance(site["fn"], Defended):
         return log_prob
     own = scale_and_mask(site["fn"].guide.log_prob(site["value"]), site["scale"], site["mask"])
     return layout.per_datapoint(site, own / scale)
-
-
-def _same_scale(site: Site, its_scale: float, scale: float | None) -> float:
-    if scale is not None and abs(its_scale - scale) > 1e-9 * scale:
-        raise ValueError(
-            f"site '{site['name']}': expected subsampling scale {scale} in its batch plates as at the others, "
-            f"got {its_scale}"
-        )
-    return its_scale
 
 
 def power_of(site: Site, layout: Layout) -> Tensor:

@@ -15,7 +15,7 @@ from vma_pyro.infer.baselines import ScoreBaseline, baseline_name, vimco
 from vma_pyro.infer.estimator import Estimate, Estimator, Noise, log_mean_exp, normalised, weighted
 from vma_pyro.infer.handlers import ShareDiscrete
 from vma_pyro.infer.learned_baseline import LearnedBaseline
-from vma_pyro.infer.log_weights import Particles, SiteScore, concatenate
+from vma_pyro.infer.particles import Particles, SiteScore, concatenate
 from vma_pyro.infer.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.plates import Program
 

@@ -40,6 +40,10 @@ class PlateNesting:
     def __init__(self) -> None:
         self._known: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], int]] = weakref.WeakKeyDictionary()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy knows nothing yet: weak references cannot be copied."""
+        return PlateNesting, ()
+
     def __call__(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
         """The largest plate dimension, counted from the right, over the sites of both programs."""
         try:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from pyro.poutine.util import prune_subsample_sites
 
+from vma_pyro.infer.checks import is_reparameterised
 from vma_pyro.infer.estimator import Estimate, Estimator
 from vma_pyro.infer.handlers import ChooseValues, whole_support
-from vma_pyro.infer.log_weights import is_reparameterised, run
+from vma_pyro.infer.log_weights import run
 from vma_pyro.infer.plates import Program, sample_sites
 
 MOST_OUTCOMES = 2_000_000  # of all particles and datapoints together
