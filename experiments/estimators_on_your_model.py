@@ -95,7 +95,7 @@ def fitting(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Estimators with a matched budget, and those that do not fit the program with the reason."""
     nesting = PlateNesting()(model, guide, args, {})
-    sites = guide_sites(guide, args, {})
+    sites = guide_sites(guide, args, {}, config.batch_plates)
     finite = [site.name for site in sites.discrete if site.size is not None]
     chosen = config.site or (finite[0] if finite else "")
     found: dict[str, Any] = {}

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vma_pyro.infer.estimator import Estimate, Estimator, Noise, normalised, weighted
+from vma_pyro.infer.estimator import Estimate, Estimator, Noise, finite, normalised, weighted
 from vma_pyro.infer.handlers import Chooser, ChooseValues, whole_support
 from vma_pyro.infer.particles import Particles
 from vma_pyro.infer.plates import Program
@@ -133,16 +133,17 @@ class UnorderedSetELBO(ChosenSiteELBO):
     def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
         draw = _Draw(self.site, self.num_particles)
         particles = self._draw_given(model, guide, args, kwargs, {self.site: draw.without_replacement})
-        given, joint = particles.given[:, 0], particles.log_weights[:, 0]  # [k, B]
-        f = joint - given
-        ratios = SetRatios(given.detach().double(), particles.at_datapoints(draw.log_rest).double())
+        given, f = _log_q_and_f(particles)  # [k, B]
+        ratios = SetRatios(
+            particles.given[:, 0].detach().double(), particles.at_datapoints(draw.log_rest).double()
+        )
         weights = ratios.log_weights().exp()
         signal = f.detach().double() - ratios.expectation_given_first(f.detach().double())
         live = particles.live[:, 0]
         weights, signal = (torch.where(live, t, 0.0).to(f.dtype) for t in (weights, signal))
         # The 1 cancels the derivative of -log q(s) inside f.
-        surrogate = (weights * (f + (signal + 1) * given)).sum()
-        return Estimate((weights * f.detach()).sum(0), surrogate, particles.scale)
+        surrogate = (weights * (finite(f) + (finite(signal) + 1) * given)).sum()
+        return Estimate((weights * f.detach()).nan_to_num(neginf=-math.inf).sum(0), surrogate, particles.scale)
 
 
 class SumAndSampleELBO(ChosenSiteELBO):
@@ -167,17 +168,17 @@ class SumAndSampleELBO(ChosenSiteELBO):
     def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
         draw = _Draw(self.site, self.num_particles)
         particles = self._draw_given(model, guide, args, kwargs, {self.site: draw.top_and_one})
-        given, joint = particles.given[:, 0], particles.log_weights[:, 0]  # [k, B]
-        f = joint - given
+        given, f = _log_q_and_f(particles)  # [k, B]
         with torch.no_grad():
-            log_weights = given.clone()
+            log_weights = particles.given[:, 0].clone()
             log_weights[-1] = particles.at_datapoints(draw.log_outside)  # one value stands for all outside the top
             weights = torch.where(particles.live[:, 0], log_weights.exp(), 0.0)
             # What every value's f is compared with: the mean over the top, which does not depend on the sample.
-            baseline = (given[:-1].softmax(0) * f[:-1]).sum(0)
+            baseline = (log_weights[:-1].softmax(0) * f[:-1]).sum(0)
         # The 1 cancels the derivative of -log q(s) inside f.
-        surrogate = (weights * (f + (f.detach() - baseline + 1) * given)).sum()
-        return Estimate((weights * f.detach()).sum(0), surrogate, particles.scale)
+        signal = finite(f.detach() - baseline)
+        surrogate = (weights * (finite(f) + (signal + 1) * given)).sum()
+        return Estimate((weights * f.detach()).nan_to_num(neginf=-math.inf).sum(0), surrogate, particles.scale)
 
 
 class DistinctELBO(ChosenSiteELBO):
@@ -224,21 +225,25 @@ class DistinctELBO(ChosenSiteELBO):
     def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
         draw = _Draw(self.site, self.num_particles)
         particles = self._draw_given(model, guide, args, kwargs, {self.site: draw.top_and_one})
-        given, joint = particles.given[:, 0], particles.log_weights[:, 0]  # [k, B]
+        joint = particles.log_weights[:, 0]  # [k, B]
+        given, _ = _log_q_and_f(particles)
+        log_outside = particles.at_datapoints(draw.log_outside_differentiable)
+        log_outside = torch.where(log_outside > -math.inf, log_outside, 0.0)
         with torch.no_grad():
             # log 1 / q(s' | outside C) = log(1 - q_C) - log q(s'), and 0 inside C, whose values are certain.
+            # Where q has nothing outside C, s' cannot be drawn and counts nothing.
             log_ratio = torch.zeros_like(given)
-            log_ratio[-1] = particles.at_datapoints(draw.log_outside) - given[-1]
+            possible = particles.given[-1, 0] > -math.inf
+            log_ratio[-1] = torch.where(possible, log_outside - given[-1], -math.inf)
             terms = joint + log_ratio
             live = particles.live[0, 0]
             bound = torch.where(live, terms.logsumexp(0), 0.0)
             v = torch.where(live, normalised(terms), 0.0)
         surrogate = weighted(v, joint).sum()
         if self.guide_follows == "posterior":
-            shares = torch.where(live, (given.detach() + log_ratio).exp(), 0.0)
+            shares = torch.where(live, (particles.given[:, 0].detach() + log_ratio).exp(), 0.0)
             surrogate = surrogate + ((v - shares) * given).sum()
         else:
-            log_outside = particles.at_datapoints(draw.log_outside_differentiable)
             surrogate = surrogate + self._score_part(terms, given[-1] - log_outside, bound, v, live)
         return Estimate(bound, surrogate, particles.scale)
 
@@ -255,6 +260,14 @@ class DistinctELBO(ChosenSiteELBO):
         coefficient = bound - torch.where(without == -math.inf, 0.0, without) - v[-1]
         coefficient = torch.where(live & (bound > -math.inf), coefficient, 0.0)
         return (coefficient * log_q).sum()
+
+
+def _log_q_and_f(particles: Particles) -> tuple[Float[Tensor, "k B"], Float[Tensor, "k B"]]:
+    """log q of the values and log w, [k, B]; both 0 for a value of probability zero, which counts nothing."""
+    log_q, joint = particles.given[:, 0], particles.log_weights[:, 0]
+    possible = log_q > -math.inf
+    log_q = torch.where(possible, log_q, 0.0)
+    return log_q, torch.where(possible, joint - log_q, 0.0)
 
 
 class _Draw:
@@ -279,7 +292,11 @@ class _Draw:
             outside = torch.zeros_like(log_probs).scatter(-1, top.movedim(0, -1), -torch.inf)
             one = draw_distinct(log_probs + outside, 1)
             values = torch.cat([top, one])
-        self.log_outside_differentiable = (log_probs + outside).logsumexp(-1)
+        # Where nothing is left, -inf without a gradient: that of logsumexp would be NaN.
+        rest = log_probs + outside
+        nothing = (rest == -torch.inf).all(-1)
+        sums = torch.where(nothing[..., None], 0.0, rest).logsumexp(-1)
+        self.log_outside_differentiable = torch.where(nothing, -torch.inf, sums)
         self.log_outside = self.log_outside_differentiable.detach()
         return _at(fn, values)
 

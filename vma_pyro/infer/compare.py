@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -97,17 +98,19 @@ def matched(
     found: dict[str, ELBO] = {}
     for name in names:
         # From above: the largest K within the budget, or the smallest that the estimator accepts.
+        reason = ValueError(f"evaluations: expected at least 1, got {evaluations}")
         for k in range(evaluations, 0, -1):
             try:
                 elbo = make(name, k)
-                cost = programs.evaluations(elbo)
-            except ValueError:
-                break
+                cost = programs.evaluations(copy.deepcopy(elbo))  # a learned baseline learns from a draw
+            except ValueError as error:  # more than the site has values, or less than the estimator needs
+                reason = error
+                continue
             found[name] = elbo
             if cost <= evaluations:
                 break
         if name not in found:
-            raise ValueError(f"evaluations: expected enough for estimator '{name}', got {evaluations}")
+            raise reason
     return found
 
 

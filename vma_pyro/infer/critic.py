@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from pyro.poutine.messenger import Messenger
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vma_pyro.infer.checks import check_batch_plates_only
 from vma_pyro.infer.estimator import Estimate
-from vma_pyro.infer.handlers import Message, whole_support
+from vma_pyro.infer.handlers import check_no_own_mask, whole_support
 from vma_pyro.infer.multi_sample import MultiSampleELBO
+from vma_pyro.infer.particles import SiteScore
 from vma_pyro.infer.plates import Program
 
 
@@ -28,7 +29,9 @@ class CriticELBO(MultiSampleELBO):
 
     Args:
         num_particles: K.
-        critic: module of the program's arguments with output [*batch, S], one value for each of the site's.
+        critic: module of the program's arguments with output [*batch, S], one value for each of the site's; the
+        batch
+            plates in the order of `batch_plates`.
         site: name of the discrete site; its support is finite.
         options: those of `MultiSampleELBO` but `draws_per_score` and `chunk_size`.
 
@@ -43,66 +46,62 @@ class CriticELBO(MultiSampleELBO):
         if self.draws_per_score != 1 or self.chunk_size is not None or not self.vectorize_particles:
             raise ValueError("critic: expected all particles at once, one draw per score")
         self.critic, self.site = critic, site
-        self._watch = _Watch(site)
-        self._values = torch.zeros(0)
+        self._values, self._met = torch.zeros(0), False
 
     def learned_parts(self) -> dict[str, nn.Module]:
         """The critic, and the baseline if it has parameters."""
         return {"critic": self.critic} | super().learned_parts()
 
-    def _handlers(self, nesting: int) -> list[Any]:
-        return [*super()._handlers(nesting), self._watch]
-
     def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
         self._values = self.critic(*args, **kwargs)  # [*batch, S]
-        return super()._estimate(model, guide, args, kwargs)
+        self._met = False
+        try:
+            estimate = super()._estimate(model, guide, args, kwargs)
+        finally:
+            self._values = torch.zeros(0)  # an objective with a graph in it could not be copied
+        if not self._met:
+            raise ValueError(
+                f"site '{self.site}': expected among the guide's sites that are not reparameterised, found none"
+            )
+        return estimate
 
     def _score_part(
-        self, site: str, coefficient: Float[Tensor, "K B"], log_q: Float[Tensor, "K B"]
+        self, score: SiteScore, coefficient: Float[Tensor, "K B"], log_q: Float[Tensor, "K B"]
     ) -> Float[Tensor, ""]:
-        if site != self.site:
-            return super()._score_part(site, coefficient, log_q)
-        log_probs = self._watch.log_probs  # [(K,) *batch, S]
-        size = log_probs.shape[-1]
+        if score.name != self.site:
+            return super()._score_part(score, coefficient, log_q)
+        self._met = True
+        log_probs, drawn = _table(score)  # [S, K, B], [K, B]
+        size = len(log_probs)
         if self._values.shape[-1] != size or self._values.numel() != coefficient.shape[1] * size:
             raise ValueError(
-                f"critic: expected output [*batch, {size}], one value for each of site '{site}', "
+                f"critic: expected output [*batch, {size}], one value for each of site '{self.site}', "
                 f"got {list(self._values.shape)}"
             )
-        predicted = self._values.reshape(1, -1, size).expand(len(coefficient), -1, -1)  # [K, B, S]
-        index = self._watch.index.reshape(len(coefficient), -1, 1)
-        at_draw = predicted.gather(-1, index).squeeze(-1)  # [K, B]
+        predicted = self._values.reshape(-1, size).T[:, None].expand(size, *coefficient.shape)  # [S, K, B]
+        at_draw = predicted.gather(0, drawn[None]).squeeze(0)  # [K, B]
         live = log_q != 0  # of a datapoint that is masked entirely nothing is learned
-        probs = torch.where(live[..., None], log_probs.exp().reshape(len(coefficient), -1, size), 0.0)
+        probs = torch.where(live, log_probs.exp(), 0.0)
         exact = (probs * predicted.detach()).sum()
         error = torch.where(live, coefficient - at_draw, 0.0)
         return ((coefficient - at_draw.detach()) * log_q).sum() + exact - (error**2).sum()
 
 
-class _Watch(Messenger):
-    """Remembers the distribution of one site, and which of its values was drawn."""
-
-    def __init__(self, site: str) -> None:
-        super().__init__()
-        self.site = site
-
-    def _pyro_post_sample(self, msg: Message) -> None:
-        if msg["name"] != self.site:
-            return
-        fn, value = msg["fn"], msg["value"]
-        if not fn.has_enumerate_support:
-            raise ValueError(f"site '{self.site}': expected a finite support, got {type(fn).__name__}")
-        support = whole_support(fn)
-        table = fn.log_prob(support).movedim(0, -1)  # [(K,) *batch, S]
-        self.index = self._index(support, value, fn.event_dim)
-        self.log_probs = table.expand(*self.index.shape, len(support)).log_softmax(-1)
-
-    @staticmethod
-    def _index(support: Tensor, value: Tensor, event_dim: int) -> Tensor:
-        """Position of each value in the support [(K,) *batch]."""
-        batch = value.dim() - event_dim
-        event = support.shape[support.dim() - event_dim :]
-        same = support.reshape(len(support), *(1 for _ in range(batch)), *event) == value
-        for _ in range(event_dim):
-            same = same.all(-1)
-        return same.int().argmax(0)
+def _table(score: SiteScore) -> tuple[Float[Tensor, "S K B"], Int[Tensor, "K B"]]:
+    """log q of all values of a site, and the positions of those that were drawn."""
+    layout, site = score.layout, score.site
+    fn, value = site["fn"], site["value"]
+    if not getattr(fn, "has_enumerate_support", False):
+        raise ValueError(f"site '{score.name}': expected a finite support, got {type(fn).__name__}")
+    check_batch_plates_only(site, layout)
+    check_no_own_mask(site)
+    shape = score.log_prob.shape
+    batch, event = value.dim() - fn.event_dim, tuple(fn.event_shape)
+    rows, position = [], torch.zeros(shape, dtype=torch.long, device=value.device)
+    for s, one in enumerate(whole_support(fn)):
+        one = one.reshape((1,) * batch + event)
+        log_prob = layout.per_datapoint(site, fn.log_prob(one))
+        rows.append(log_prob.flatten(1).expand(shape))
+        same = (value == one).reshape(*value.shape[:batch], -1).all(-1)
+        position = position + s * layout.per_datapoint(site, same.long()).flatten(1)
+    return torch.stack(rows), position

@@ -68,6 +68,7 @@ class Estimator(ELBO):
     unbiased: bool
     min_particles: int = 1
     handles_discrete: bool = True
+    _knows_rules = False  # whether sites may ask for pathwise rules
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class Estimator(ELBO):
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the objective; accumulates gradients in the parameters. `pyro.infer.SVI` calls it."""
         for name, part in self.learned_parts().items():
-            pyro.module(name, part)
+            pyro.module(f"{name}.{id(part)}", part)  # two objectives must not share parameters by their name
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
@@ -152,13 +153,14 @@ class Estimator(ELBO):
         num_particles: int,
         *,
         handlers: Sequence[Handler] = (),
+        nesting: int | None = None,
         **options: Any,
     ) -> Particles:
-        """`draw_particles` with this objective's plates and noise."""
-        nesting = self._nesting(model, guide, args, kwargs)
+        """`draw_particles` with this objective's plates and noise; `nesting` if it is known."""
+        nesting = self._nesting(model, guide, args, kwargs) if nesting is None else nesting
         if self.noise == "common":
             handlers = [CommonNoise(nesting), *handlers]
-        return draw_particles(
+        particles = draw_particles(
             model,
             guide,
             args,
@@ -170,6 +172,13 @@ class Estimator(ELBO):
             handlers=handlers,
             **options,
         )
+        for gate in particles.gates:
+            if not self._knows_rules:
+                raise ValueError(
+                    f"site '{gate.gate.site['name']}': expected no pathwise rule of its own under "
+                    f"{type(self).__name__}, got '{gate.gate.rule.name}'"
+                )
+        return particles
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         """Pyro's abstract hook; these objectives draw their particles in `vma_pyro.infer.log_weights`."""
@@ -193,3 +202,10 @@ def weighted(v: Float[Tensor, "K B"], log_weights: Float[Tensor, "K B"]) -> Floa
     With v the normalised weights its gradient is that of log mean w.
     """
     return v * torch.where(v == 0, 0.0, log_weights)
+
+
+def finite(values: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """The same values, and 0 (without a gradient) for those that are not finite: the loss itself is then
+    infinite.
+    """
+    return torch.where(values.isfinite(), values, 0.0)

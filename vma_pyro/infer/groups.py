@@ -10,7 +10,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from vma_pyro.infer.handlers import DetachValues
-from vma_pyro.infer.log_weights import draw_particles
+from vma_pyro.infer.log_weights import Handler, draw_particles
+from vma_pyro.infer.particles import Particles
 from vma_pyro.infer.plates import Program
 
 Groups = Mapping[str, Sequence[Tensor]]
@@ -56,33 +57,41 @@ def parameter_groups(
     """
     kwargs = kwargs or {}
     parameters = list(parameters_of(model, guide, args, kwargs).values())
-    particles = draw_particles(
-        model,
-        guide,
-        args,
-        kwargs,
-        num_particles=1,
-        batch_plates=batch_plates,
-        max_plate_nesting=max_plate_nesting,
-        handlers=[DetachValues()],
-    )
+
+    def draw(handlers: Sequence[Handler]) -> Particles:
+        return draw_particles(
+            model,
+            guide,
+            args,
+            kwargs,
+            num_particles=1,
+            batch_plates=batch_plates,
+            max_plate_nesting=max_plate_nesting,
+            handlers=handlers,
+            pathwise=None,
+        )
+
+    particles = draw([DetachValues()])
     parts = {
         "discrete guide": particles.score,
-        "continuous guide": particles.log_q - particles.score,
+        "continuous guide": particles.log_q_reparameterised,
         "model": particles.log_p,
     }
     reached = {name: _reached(part.sum(), parameters) for name, part in parts.items()}
+    through_values = _reached(draw([]).log_weights.sum(), parameters)  # such as of a guide of points
     groups: dict[str, list[Tensor]] = {name: [] for name in (*parts, "shared")}
     for i, parameter in enumerate(parameters):
         names = [name for name in parts if reached[name][i]]
+        if not names and through_values[i]:
+            names = ["continuous guide"]
         if names:
             groups[names[0] if len(names) == 1 else "shared"].append(parameter)
     return {name: group for name, group in groups.items() if group}
 
 
 def _reached(value: Tensor, parameters: Sequence[Tensor]) -> list[bool]:
-    """Which parameters a value has a gradient for; one that is zero everywhere does not count."""
-    if not value.requires_grad:
+    """Which parameters a value depends on."""
+    if not value.requires_grad or not parameters:
         return [False] * len(parameters)
     gradients = torch.autograd.grad(value, list(parameters), allow_unused=True, retain_graph=True)
-    return [g is not None and bool((g != 0).any()) for g in gradients]
+    return [g is not None for g in gradients]

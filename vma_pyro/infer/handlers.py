@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import MaskedDistribution, TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -43,6 +43,15 @@ def decide(msg: Message, value: Tensor) -> None:
     msg["value"], msg["done"] = value, True
 
 
+def check_no_own_mask(msg: Message) -> None:
+    """Refuse `fn.mask(...)`, whose log_prob is not the probability of drawing; a mask handler is fine."""
+    if isinstance(msg["fn"], MaskedDistribution):
+        raise ValueError(
+            f"site '{msg['name']}': expected its mask from poutine.mask, as its values are chosen, "
+            "got a masked distribution"
+        )
+
+
 class ChooseValues(Messenger):
     """Give one site chosen values, in a new dimension left of the particles'.
 
@@ -64,6 +73,7 @@ class ChooseValues(Messenger):
                     f"site '{self.site}': expected a finite support to choose values from, "
                     f"got {type(msg['fn']).__name__}"
                 )
+            check_no_own_mask(msg)
             value = self.choose(msg["fn"])
             shape = value.shape[: value.dim() - msg["fn"].event_dim]
             event = value.shape[len(shape) :]
@@ -130,6 +140,7 @@ class Defensive(Messenger):
                     f"site '{msg['name']}': expected a finite support for a defensive proposal, "
                     f"got {type(msg['fn']).__name__}"
                 )
+            check_no_own_mask(msg)
             msg["fn"] = Defended(msg["fn"], self.share)
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 class LearnedBaseline(nn.Module):
     """A score baseline that sees the program's arguments; it is trained along with model and guide.
 
-    `elbo(model, guide).parameters()` contains its parameters. It is trained to predict the bound, in the mean
-    square.
+    A guide's site that asks for one with `infer={"estimator": ...}` holds it as a submodule of the guide. As the
+    objective's baseline, `elbo(model, guide).parameters()` contains its parameters. It is trained to predict the
+    bound, in the mean square.
     """
 
     min_particles = 1

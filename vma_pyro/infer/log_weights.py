@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from pyro import poutine
+from pyro.distributions import Unit
 from pyro.distributions.util import detach, scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
@@ -65,7 +66,7 @@ def draw_particles(
     batch_plates: Sequence[str] = ("data",),
     max_plate_nesting: int,
     vectorize: bool = True,
-    pathwise: PathwiseRule = iwae,
+    pathwise: PathwiseRule | None = iwae,
     handlers: Sequence[Handler] = (),
     given: Sequence[ChooseValues] = (),
 ) -> Particles:
@@ -78,7 +79,9 @@ def draw_particles(
         batch_plates: names of the plates whose elements are the datapoints, outermost dimension of B first.
         max_plate_nesting: number of plate dimensions that model and guide use.
         vectorize: run once, with a particle plate at dimension -max_plate_nesting - 1; else K times.
-        pathwise: rule of reparameterised sites that name none with `infer={"estimator": ...}`.
+        pathwise: rule of reparameterised sites that name none with `infer={"estimator": ...}`; None: `iwae` even
+        of
+            those that do.
         handlers: effect handlers around the guide, which see its sites with all plates.
         given: sites whose values are chosen instead of drawn; the first is at the leftmost dimension. Their weight
             is q w, so that a sum over all values is an expectation under q.
@@ -188,7 +191,7 @@ def _trace(
     args: Sequence[Any],
     kwargs: dict[str, Any],
     layout: Layout,
-    pathwise: PathwiseRule,
+    pathwise: PathwiseRule | None,
     handlers: Sequence[Handler],
     *,
     vectorized: bool,
@@ -225,12 +228,14 @@ def _trace(
 
 
 def _set_gates(
-    guide_trace: poutine.Trace, layout: Layout, default: PathwiseRule, chosen: Collection[str]
+    guide_trace: poutine.Trace, layout: Layout, default: PathwiseRule | None, chosen: Collection[str]
 ) -> tuple[Gate, ...]:
     """Check what the sites ask for, and put reparameterised values under a detached rule behind gates."""
     gates = []
-    latents = [s for s in sample_sites(guide_trace) if not s["is_observed"] and s["name"] not in chosen]
-    for position, site in enumerate(latents):
+    sites = list(sample_sites(guide_trace))
+    for position, site in enumerate(sites):
+        if site["is_observed"] or site["name"] in chosen:
+            continue
         asked = site["infer"].get("estimator")
         if is_reparameterised(site):
             if asked is not None and not isinstance(asked, PathwiseRule):
@@ -238,9 +243,9 @@ def _set_gates(
                     f"site '{site['name']}': expected a pathwise rule (iwae, dreg, stl) as it is reparameterised, "
                     f"got the score baseline {name_of(asked)}"
                 )
-            rule = asked or default
+            rule = iwae if default is None else asked or default
             if rule.detached and site["value"].requires_grad:
-                check_nothing_depends_on(site, latents[position + 1 :], rule)
+                check_nothing_depends_on(site, sites[position + 1 :], rule)
                 gates.append(_gate(guide_trace, site, rule, layout))
         elif isinstance(asked, PathwiseRule):
             raise ValueError(
@@ -257,7 +262,13 @@ def _gate(guide_trace: poutine.Trace, site: Site, rule: PathwiseRule, layout: La
     site["fn"] = detach(site["fn"])
     for stale in ("log_prob", "log_prob_sum", "unscaled_log_prob", "score_parts"):
         site.pop(stale, None)
-    guide_trace.compute_score_parts()
+    try:
+        guide_trace.compute_score_parts()
+    except KeyError as error:  # a flow that knows the density of its own draws only
+        raise ValueError(
+            f"site '{site['name']}': expected a density at any value under the rule '{rule.name}', "
+            f"got {type(site['fn']).__name__} without an inverse; use iwae there"
+        ) from error
     return gate
 
 
@@ -266,6 +277,7 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
     log_p: Tensor | float = 0.0
     log_q: Tensor | float = 0.0  # of the proposal
     log_guide: Tensor | float = 0.0
+    log_smooth: Tensor | float = 0.0
     given: Tensor | float = 0.0
     scores: list[SiteScore] = []
     masks: list[Tensor | bool] = []
@@ -290,9 +302,11 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
             else:
                 log_q = log_q + log_prob
                 log_guide = log_guide + _of_the_guide(site, layout, log_prob, scale)
-                if not is_reparameterised(site):
+                if is_reparameterised(site):
+                    log_smooth = log_smooth + log_prob
+                elif not site["is_observed"] or isinstance(site["fn"], Unit):  # else nothing was drawn
                     score = layout.per_datapoint(site, site["score_parts"].score_function)
-                    scores.append(SiteScore(site["name"], score, site["infer"].get("estimator")))
+                    scores.append(SiteScore(site["name"], score, site["infer"].get("estimator"), layout, site))
     if not isinstance(log_p, Tensor) and not isinstance(log_q, Tensor):
         raise ValueError("model: expected at least one sample site in the batch plates, found none")
     log_w = torch.as_tensor(log_p - log_q)
@@ -310,12 +324,15 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
         flat(log_w),
         flat(log_p),
         flat(log_guide),
+        flat(log_q),
+        flat(log_smooth),
         tuple(s._replace(log_prob=flat(torch.where(live, s.log_prob, 0.0))) for s in scores),
         flat(given),
         live.flatten(layout.leading + 1),
         scale or 1.0,
         batch,
         tuple(SiteGate(0, log_w.shape[layout.leading], gate) for gate in traces.gates),
+        traces.subsamples,
         chosen_site,
     )
 

@@ -49,7 +49,7 @@ class Programs:
 
     def sites(self) -> GuideSites:
         """The guide's latent sites."""
-        return guide_sites(self.guide, self.args, self.kwargs)
+        return guide_sites(self.guide, self.args, self.kwargs, self.plates)
 
     def weights(self, num_particles: int) -> Tensor:
         """log w [K, B]."""
@@ -231,7 +231,9 @@ class Measurement:
         for _ in range(draws):
             start = time.perf_counter()
             loss = self.programs.loss(elbo)
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            gradients: Sequence[Tensor | None] = [None] * len(parameters)
+            if loss.requires_grad:
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             seconds.append(time.perf_counter() - start)
             flat = iter(gradients)
             for name, group in self.groups.items():
@@ -262,7 +264,7 @@ class Measurement:
             names = [site.name for site in self.sites.discrete]
             judge = EnumeratedReference(K, sites=names, single_sample=objective == "elbo", **plates)
             how = "discrete sites enumerated"
-            if not self.sites.has_reparameterised:
+            if not self.sites.is_random_otherwise:
                 draws, how = 2, "exact, by enumeration"
         elif objective == "elbo":
             judge, how = RLOO(8, **plates), "a long run of rloo, K = 8"

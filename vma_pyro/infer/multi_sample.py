@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from pyro import poutine
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -63,6 +64,7 @@ class MultiSampleELBO(Estimator):
 
     objective = "iwae"
     unbiased = True
+    _knows_rules = True
 
     def __init__(
         self,
@@ -124,17 +126,20 @@ class MultiSampleELBO(Estimator):
         particles.open_gates(torch.cat([v, torch.zeros_like(particles.log_weights[len(v) :])]))
         surrogate = weighted(v, log_w).sum()
         grouped = _groups(particles.log_weights.detach(), self.draws_per_score)  # [K + fresh, B]
+        baselines: dict[int, Tensor] = {}  # each once per draw: a learned one remembers what it has seen
         for score in particles.scores:
+            baseline = self.baseline if score.estimator is None else score.estimator
+            if id(baseline) not in baselines:
+                c = baselines[id(baseline)] = self._baseline(baseline, score.name, grouped, args, kwargs)
+                if c.requires_grad:  # it is trained to predict the bound
+                    surrogate = surrogate - _finite_square(bound - c).sum()
             log_q = _first_of_groups(score, self.draws_per_score)[: self.num_particles]
-            c = self._baseline(score, grouped, args, kwargs)
-            coefficient = learning_signal(bound, c.detach())
-            surrogate = surrogate + self._score_part(score.name, coefficient, log_q)
-            if c.requires_grad:  # a learned baseline is trained to predict the bound
-                surrogate = surrogate - _finite_square(bound - c).sum()
+            coefficient = learning_signal(bound, baselines[id(baseline)].detach())
+            surrogate = surrogate + self._score_part(score, coefficient, log_q)
         return Estimate(bound, surrogate, particles.scale)
 
     def _score_part(
-        self, site: str, coefficient: Float[Tensor, "K B"], log_q: Float[Tensor, "K B"]
+        self, score: SiteScore, coefficient: Float[Tensor, "K B"], log_q: Float[Tensor, "K B"]
     ) -> Float[Tensor, ""]:
         """The surrogate of one site's score."""
         return (coefficient * log_q).sum()
@@ -146,15 +151,20 @@ class MultiSampleELBO(Estimator):
     def _particles(
         self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], num_scores: int
     ) -> Particles:
-        handlers = self._handlers(self._nesting(model, guide, args, kwargs))
+        nesting = self._nesting(model, guide, args, kwargs)
+        handlers = self._handlers(nesting)
         total = num_scores * self.draws_per_score
-        options: dict[str, Any] = {"pathwise": self.pathwise, "handlers": handlers}
+        options: dict[str, Any] = {"pathwise": self.pathwise, "handlers": handlers, "nesting": nesting}
         if self.chunk_size is None or not torch.is_grad_enabled():
             return self._draw(model, guide, args, kwargs, total, **options)
         chunks: list[Particles] = []
         for start in range(0, total, self.chunk_size):
             size = min(self.chunk_size, total - start)
             chunks.append(self._forgetful_draw(model, guide, args, kwargs, size, options))
+            if start == 0:
+                # A randomly subsampled plate must show all particles the same datapoints.
+                model = poutine.replay(model, trace=chunks[0].subsamples)
+                guide = poutine.replay(guide, trace=chunks[0].subsamples)
         return concatenate(chunks)
 
     def _forgetful_draw(
@@ -179,21 +189,30 @@ class MultiSampleELBO(Estimator):
         return first[0]._replace(log_weights=log_w, log_p=log_p, scores=scores)
 
     def _baseline(
-        self, score: SiteScore, log_weights: Float[Tensor, "N B"], args: Sequence[Any], kwargs: dict[str, Any]
+        self,
+        baseline: ScoreBaseline,
+        site: str,
+        log_weights: Float[Tensor, "N B"],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
     ) -> Float[Tensor, "K B"]:
-        """c of one site, from the weights of all particles [K + fresh, B]."""
-        baseline = self.baseline if score.estimator is None else score.estimator
+        """c from the weights of all particles, N = K + fresh ones."""
         least = getattr(baseline, "min_particles", 1)
         if self.num_particles < least:
             raise ValueError(
-                f"site '{score.name}': expected at least {least} particles for its baseline "
+                f"site '{site}': expected at least {least} particles for its baseline "
                 f"{baseline_name(baseline)!r}, got {self.num_particles}"
             )
         own = log_weights[: self.num_particles]
         if isinstance(baseline, LearnedBaseline):
             return baseline(own, *args, **kwargs)
-        if getattr(baseline, "fresh_particles", 0):
-            return baseline(own, log_weights[self.num_particles :])
+        if fresh := getattr(baseline, "fresh_particles", 0):
+            if len(log_weights) < self.num_particles + fresh:
+                raise ValueError(
+                    f"site '{site}': expected {baseline_name(baseline)!r} as the objective's own baseline, which "
+                    "draws its fresh particles, got it at the site alone"
+                )
+            return baseline(own, log_weights[self.num_particles : self.num_particles + fresh])
         return baseline(own)
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
+from pyro import poutine
 from torch import Tensor
 
 from vma_pyro.infer.pathwise import Gate
@@ -21,11 +22,15 @@ class SiteScore(NamedTuple):
         log_prob: [*S, K, B]; zero for a datapoint whose sites are all masked. Neither masks of single sites nor
             scales enter: they change the weight of a draw, not the probability of drawing it.
         estimator: the score baseline that the site asks for, `infer={"estimator": ...}`; None: the objective's.
+        layout, site: where its tensors have particles and datapoints, and the site itself (of the first of several
+            runs).
     """
 
     name: str
     log_prob: Float[Tensor, "*S K B"]
     estimator: Callable[..., Tensor] | None
+    layout: Layout
+    site: Site
 
 
 class SiteGate(NamedTuple):
@@ -43,26 +48,31 @@ class Particles(NamedTuple):
         log_weights: log w, differentiable in the parameters of the model, in those of the guide inside log q, and
             through reparameterised values. With given values: log of q(values) w.
         log_p: log p(x, latents) alone.
-        log_q: log q(latents) of the guide itself; the weights have that of the proposal, which a handler may
-        widen.
+        log_q: log q(latents) of the guide itself.
+        log_proposal: what the latents were drawn from, and what the weights have: q, unless a handler widened it.
+        log_q_reparameterised: the part of log q of the reparameterised sites.
         scores: of the guide's sites that are not reparameterised.
         given: log q of the sites with given values, without masks and scales; zero without any.
         live: whether any site of the datapoint counts.
         scale: full size over subsample size of the batch plates, which multiplies the bound.
         batch_shape: sizes of the batch plates; B is their product.
         gates: of reparameterised sites under another pathwise rule than `iwae`; see `open_gates`.
+        subsamples: the draws of randomly subsampled plates, for further particles of the same datapoints.
         chosen_site: the last of the sites with given values, and the layout of its tensors.
     """
 
     log_weights: Float[Tensor, "*S K B"]
     log_p: Float[Tensor, "*S K B"]
     log_q: Float[Tensor, "*S K B"]
+    log_proposal: Float[Tensor, "*S K B"]
+    log_q_reparameterised: Float[Tensor, "*S K B"]
     scores: tuple[SiteScore, ...]
     given: Float[Tensor, "*S K B"]
     live: Bool[Tensor, "*S K B"]
     scale: float
     batch_shape: torch.Size
-    gates: tuple[SiteGate, ...] = ()
+    gates: tuple[SiteGate, ...]
+    subsamples: poutine.Trace
     chosen_site: tuple[Layout, Site] | None = None
 
     def at_datapoints(self, values: Float[Tensor, "..."]) -> Float[Tensor, " B"]:
@@ -97,6 +107,8 @@ def concatenate(runs: Sequence[Particles]) -> Particles:
         log_weights=cat([run.log_weights for run in runs]),
         log_p=cat([run.log_p for run in runs]),
         log_q=cat([run.log_q for run in runs]),
+        log_proposal=cat([run.log_proposal for run in runs]),
+        log_q_reparameterised=cat([run.log_q_reparameterised for run in runs]),
         scores=tuple(
             site._replace(log_prob=cat([run.scores[i].log_prob for run in runs]))
             for i, site in enumerate(first.scores)

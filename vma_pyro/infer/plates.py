@@ -10,7 +10,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 Program = Callable[..., Any]
@@ -29,6 +29,14 @@ def sample_sites(trace: poutine.Trace) -> Iterable[Site]:
     for site in nodes:
         if site["type"] == "sample" and not site["infer"].get("_deterministic"):
             yield site
+
+
+def is_random_subsample(site: Site) -> bool:
+    """Whether a site draws which elements of its plate are seen; plates whose elements are given have one, too."""
+    if not site_is_subsample(site):
+        return False
+    size: int | None = site["fn"].subsample_size
+    return size is not None and size < site["fn"].size
 
 
 class PlateNesting:

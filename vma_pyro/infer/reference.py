@@ -13,7 +13,7 @@ from vma_pyro.infer.checks import is_reparameterised
 from vma_pyro.infer.estimator import Estimate, Estimator
 from vma_pyro.infer.handlers import ChooseValues, whole_support
 from vma_pyro.infer.log_weights import run
-from vma_pyro.infer.plates import Program, sample_sites
+from vma_pyro.infer.plates import Program, is_random_subsample, sample_sites
 
 MOST_OUTCOMES = 2_000_000  # of all particles and datapoints together
 
@@ -48,10 +48,11 @@ class EnumeratedReference(Estimator):
     def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
         nesting = self._nesting(model, guide, args, kwargs)
         given = [ChooseValues(name, whole_support, nesting + 1 + i) for i, name in enumerate(self.sites)]
-        particles = self._draw(model, guide, args, kwargs, self.num_particles, given=given)
+        particles = self._draw(model, guide, args, kwargs, self.num_particles, given=given, pathwise=None)
         shape = particles.log_weights.shape[-2:]
         log_q = particles.given.reshape(-1, *shape)  # [O, K, B], all joint values of the sites
-        log_w = particles.log_weights.reshape(-1, *shape) - log_q
+        # A value of probability zero counts nothing, whatever it weighs.
+        log_w = torch.where(log_q > -math.inf, particles.log_weights.reshape(-1, *shape) - log_q, 0.0)
         single = (log_q.exp() * log_w).sum(0).mean(0)
         value = single if self.single_sample else self._over_outcomes(log_w, log_q)
         return Estimate(value.detach(), value.sum(), particles.scale)
@@ -66,7 +67,7 @@ class EnumeratedReference(Estimator):
 
 
 class DiscreteSite(NamedTuple):
-    """One discrete site of a guide: its name, and the size of its support (None: not finite)."""
+    """One discrete site of a guide: its name, and the size of its support (None: not to be enumerated)."""
 
     name: str
     size: int | None
@@ -77,11 +78,11 @@ class GuideSites(NamedTuple):
 
     Attributes:
         discrete: those that are not reparameterised.
-        has_reparameterised: whether there are others; without them enumeration is exact.
+        is_random_otherwise: whether there are others, or randomly subsampled plates; if not, enumeration is exact.
     """
 
     discrete: tuple[DiscreteSite, ...]
-    has_reparameterised: bool
+    is_random_otherwise: bool
 
     def can_be_enumerated(self, num_particles: int, datapoints: int) -> bool:
         """Whether `EnumeratedReference` is affordable."""
@@ -91,12 +92,16 @@ class GuideSites(NamedTuple):
         return joint**num_particles * datapoints <= MOST_OUTCOMES
 
 
-def guide_sites(guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> GuideSites:
+def guide_sites(
+    guide: Program, args: Sequence[Any], kwargs: dict[str, Any], batch_plates: Sequence[str] = ("data",)
+) -> GuideSites:
     """Run the guide once, and look at its latent sites."""
     with torch.no_grad():
-        trace = prune_subsample_sites(run(guide, args, kwargs))
+        trace = run(guide, args, kwargs)
+        others = any(is_random_subsample(site) for site in trace.nodes.values())
+        trace = prune_subsample_sites(trace)
         trace.compute_score_parts()
-    discrete, others = [], False
+    discrete = []
     for site in sample_sites(trace):
         if site["is_observed"]:
             continue
@@ -104,5 +109,8 @@ def guide_sites(guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> 
             others = True
             continue
         finite = getattr(site["fn"], "has_enumerate_support", False)
-        discrete.append(DiscreteSite(site["name"], len(whole_support(site["fn"])) if finite else None))
+        # In a plate of its own a site has many values per datapoint, which are not enumerated.
+        alone = all(f.name in batch_plates for f in site["cond_indep_stack"] if f.vectorized)
+        size = len(whole_support(site["fn"])) if finite and alone else None
+        discrete.append(DiscreteSite(site["name"], size))
     return GuideSites(tuple(discrete), others)

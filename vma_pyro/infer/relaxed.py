@@ -105,7 +105,7 @@ class SoftCategorical(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Linear in the weights; the categorical one at one-hot values."""
-        return (value * torch.where(value == 0, 0.0, self.logits)).sum(-1)
+        return (value * torch.where(self.logits == -torch.inf, 0.0, self.logits)).sum(-1)
 
 
 class _Relax(Messenger):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vma_pyro.infer.baselines import leave_one_out_sum
-from vma_pyro.infer.estimator import Estimate, Estimator
+from vma_pyro.infer.estimator import Estimate, Estimator, finite
 from vma_pyro.infer.plates import Program
 
 
@@ -32,13 +33,15 @@ class RLOO(Estimator):
     objective = "elbo"
     unbiased = True
     min_particles = 2
+    _knows_rules = True
 
     def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
         particles = self._draw(model, guide, args, kwargs, self.num_particles)
         log_w = particles.log_weights  # [K, B]
+        particles.open_gates(torch.ones_like(log_w))  # every particle has a bound of its own: dreg is stl
         # The 1 cancels the derivative of -log q(a_k) inside log w_k.
-        coefficient = log_w.detach() - mean_of_others(log_w.detach()) + 1
-        surrogate = (log_w + coefficient * particles.score).mean(0).sum()
+        coefficient = finite(log_w.detach() - mean_of_others(log_w.detach())) + 1
+        surrogate = (finite(log_w) + coefficient * particles.score).mean(0).sum()
         return Estimate(log_w.detach().mean(0), surrogate, particles.scale)
 
 

@@ -45,7 +45,10 @@ class SetRatios:
         self.log_f = [torch.zeros_like(log_rest)] * (1 << self.k)
         for subset in range((1 << self.k) - 2, -1, -1):
             terms = [log_q[s] + self.log_f[subset | 1 << s] for s in range(self.k) if not subset >> s & 1]
-            self.log_f[subset] = torch.stack(terms).logsumexp(0) - masses[subset]
+            # Once no probability is left, any order of the rest will do.
+            left = masses[subset] > -torch.inf
+            masses[subset] = torch.where(left, masses[subset], 0.0)
+            self.log_f[subset] = torch.where(left, torch.stack(terms).logsumexp(0) - masses[subset], 0.0)
 
     def _masses(self, log_rest: Tensor) -> list[Tensor]:
         """log m of every subset, as a sum of what is left: 1 - sum would cancel where q is nearly one value."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vma_pyro.infer.estimator import Estimate, Estimator
+from vma_pyro.infer.estimator import Estimate, Estimator, finite, normalised
 from vma_pyro.infer.handlers import DetachValues
 from vma_pyro.infer.plates import Program
 
@@ -21,9 +21,9 @@ class ThermodynamicELBO(Estimator):
         \pi_\beta \propto p(x, h)^\beta q(h)^{1 - \beta}
 
     (Masrani et al. 2019, equations 5 and 6.) Expectations are self-normalised importance averages with weights
-    w^beta, and the gradient of each is E[grad log w] + Cov[grad log (p^beta q^(1-beta)), log w] (equation 9),
-    with all
-    sampled values held fixed: discrete and continuous sites are treated alike. Biased: the averages are ratios.
+    w^beta, and the gradient of each is E[grad log w] + Cov[grad log (p^beta q^(1-beta)), log w] (equation 9), with
+    all sampled values held fixed: discrete and continuous sites are treated alike. Biased, as the averages are
+    ratios. Scales and masks of single sites enter the path: q is taken to the power with which it stands in w.
 
     Args:
         num_particles: K, at least 2.
@@ -63,13 +63,14 @@ class ThermodynamicELBO(Estimator):
     def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
         particles = self._draw(model, guide, args, kwargs, self.num_particles, handlers=[DetachValues()])
         log_w, log_p, log_q = particles.log_weights, particles.log_p, particles.log_q  # [K, B]
-        f = log_w.detach()
+        f = log_w.detach()  # -inf where the model says impossible: the objective is then -inf
+        log_w, log_p, known = finite(log_w), finite(log_p), finite(f)
         value = torch.zeros_like(f[0])
         surrogate = torch.zeros_like(f[0, 0])
         for beta, end in zip(self.betas, [*self.betas[1:], 1.0], strict=True):
-            weights = (beta * f).softmax(0)
-            mean = (weights * f).sum(0)
-            covariance = (weights * (f - mean) * (beta * log_p + (1 - beta) * log_q)).sum()
+            weights = normalised(beta * f) if beta > 0 else torch.full_like(f, 1 / len(f))
+            mean = (weights * known).sum(0)
+            covariance = (weights * (known - mean) * (beta * log_p + (1 - beta) * log_q)).sum()
             surrogate = surrogate + (end - beta) * ((weights * log_w).sum() + covariance)
-            value = value + (end - beta) * mean
+            value = value + (end - beta) * torch.where(weights > 0, weights * f, 0.0).sum(0)
         return Estimate(value, surrogate, particles.scale)

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from torch import nn
 
-from vma_pyro.infer.estimator import Estimate, Estimator, log_mean_exp, normalised, weighted
+from vma_pyro.infer.estimator import Estimate, Estimator, finite, log_mean_exp, normalised, weighted
 from vma_pyro.infer.handlers import Defensive, DetachValues
 from vma_pyro.infer.log_weights import Handler, guide_log_prob
-from vma_pyro.infer.plates import Program
+from vma_pyro.infer.plates import Program, is_random_subsample
 
 
 class WakeWake(Estimator):
@@ -82,8 +83,12 @@ class WakeWake(Estimator):
         v = normalised(particles.log_weights)  # [K, B]
         surrogate = weighted(v, particles.log_p).sum()
         if self.insomnia > 0:
-            coefficient = v - 1 / self.num_particles if self.centred else v
-            surrogate = surrogate + self.insomnia * weighted(coefficient, particles.log_q).sum()
+            coefficient = v
+            if self.centred:
+                # Of draws from q the score has mean zero; of a wider proposal, weighted with q over the proposal.
+                ratio = (particles.log_q - particles.log_proposal).detach().exp()
+                coefficient = v - ratio / self.num_particles
+            surrogate = surrogate + self.insomnia * weighted(coefficient, finite(particles.log_q)).sum()
         if self.insomnia < 1:
             surrogate = surrogate + (1 - self.insomnia) * self._sleep(model, guide, args, kwargs).sum()
         return Estimate(log_mean_exp(particles.log_weights).detach(), surrogate, particles.scale)
@@ -92,10 +97,12 @@ class WakeWake(Estimator):
         """log q [1, B] of what the model dreamed, given the dreamed data."""
         with torch.no_grad():
             dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
+        if any(is_random_subsample(site) for site in dream.nodes.values()):
+            raise ValueError("insomnia: expected 1 (no sleep) with randomly subsampled plates, got less")
         bound = _signature(model).bind(*args, **kwargs)
         for name in dream.stochastic_nodes:
             infer: Any = dream.nodes[name]["infer"]
-            if infer.get("was_observed"):
+            if infer.get("was_observed") and not isinstance(dream.nodes[name]["fn"], Unit):
                 argument = self.dreams.get(name, name)
                 if argument not in bound.arguments:
                     raise ValueError(
@@ -110,7 +117,15 @@ class WakeWake(Estimator):
         )
 
 
+def _is_handler(program: Any) -> bool:
+    function = program.func
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", "") == "_context_wrap"
+
+
 def _signature(program: Callable[..., Any]) -> inspect.Signature:
-    while isinstance(program, functools.partial):  # an effect handler around it: its last argument is the program
+    # An effect handler around a program is a partial of its own function, with the program as last argument.
+    while isinstance(program, functools.partial) and _is_handler(program):
         program = program.args[-1]
     return inspect.signature(program.forward if isinstance(program, nn.Module) else program)
