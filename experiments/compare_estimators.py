@@ -39,6 +39,7 @@ from vma_pyro.training import TrainConfig, fit
 # Each trains the same model: name, K, images per update. K times images is 128 for all that draw.
 TRAINED = (
     ("vimco", 4, 32),
+    ("vimco", 2, 64),
     ("vimco+dreg", 4, 32),
     ("vimco+dreg", 2, 64),
     ("vimco+stl", 4, 32),

@@ -61,6 +61,23 @@ def guide_with(second="normal", infer_a=None, infer_b=None, chained=False):
     return guide
 
 
+def masked_guide(x):
+    with pyro.plate("data", N):
+        masked = dist.Categorical(logits=torch.zeros(N, S)).mask(torch.tensor([True, False, True, True]))
+        pyro.sample("a", masked)
+        pyro.sample("b", dist.Normal(torch.zeros(N), 1.0))
+
+
+def subsampled(x):
+    with pyro.plate("data", N, subsample_size=2) as rows:
+        pyro.sample("x", dist.Normal(pyro.sample("b", dist.Normal(0.0, 1.0)), 1.0), obs=x[rows])
+
+
+def subsampled_guide(x):
+    with pyro.plate("data", N, subsample_size=2):
+        pyro.sample("b", dist.Normal(0.0, 1.0))
+
+
 X = torch.zeros(N)
 
 
@@ -144,6 +161,28 @@ CASES = {
     "a critic with chunks": (
         lambda: CriticELBO(2, critic=Constant(3), site="a", chunk_size=1),
         "critic: expected all particles at once",
+    ),
+    "a critic of no site": (
+        lambda: CriticELBO(2, critic=Constant(3), site="c", max_plate_nesting=1).loss(model, guide_with(), X),
+        "site 'c': expected among the guide's sites that are not reparameterised, found none",
+    ),
+    "a site's own rule under another objective": (
+        lambda: ExactELBO(site="a", max_plate_nesting=1).differentiable_loss(
+            model, guide_with(infer_b={"estimator": dreg}), X
+        ),
+        "site 'b': expected no pathwise rule of its own under ExactELBO, got 'dreg'",
+    ),
+    "fresh particles for one site": (
+        lambda: multi().loss(model, guide_with(infer_a={"estimator": OVISMonteCarlo(2)}), X),
+        "site 'a': expected 'OVISMonteCarlo' as the objective's own baseline",
+    ),
+    "a chosen site with a mask of its own": (
+        lambda: UnorderedSetELBO(2, site="a", max_plate_nesting=1).loss(model, masked_guide, X),
+        "site 'a': expected its mask from poutine.mask",
+    ),
+    "sleep on a random subsample": (
+        lambda: WakeWake(2, insomnia=0.0, max_plate_nesting=1).loss(subsampled, subsampled_guide, X),
+        "insomnia: expected 1 .no sleep. with randomly subsampled plates",
     ),
     "one particle": (lambda: RLOO(1), "num_particles: expected at least 2 for RLOO, got 1"),
     "no particle": (lambda: multi(0), "num_particles: expected at least 1, got 0"),
