@@ -151,9 +151,9 @@ def test_every_estimator_fits_in_one_table():
 def test_what_claims_to_be_unbiased_is_held_to_its_own_objective():
     model, guide, args = mixed()
     pyro.enable_validation(False)
-    names = ["distinct", "exact", "vimco+common", "vimco+2z", "unordered-set", "wake-wake", "gumbel-softmax"]
+    names = ["distinct", "vimco+common", "vimco+2z", "unordered-set", "wake-wake"]
     estimators = {name: make(name, 2, site="a") for name in names}
-    table = compare(model, guide, args, estimators=estimators, draws=200, show_progress=False)
+    table = compare(model, guide, args, estimators=estimators, draws=60, show_progress=False)
     for name in names:
         row = table.of(name, "continuous guide")
         if row.claims_unbiased:

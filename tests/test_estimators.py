@@ -137,10 +137,15 @@ def expected_gradient(elbo, program, kind, draw_kind, draws, monkeypatch):
     elif draw_kind == "all":
         repeats = getattr(elbo, "draws_per_score", 1)
         guide = program.replayed_guide(outcome.repeat_interleave(repeats, 0))
+    weight = log_prob.exp()
+    if isinstance(elbo, Estimator) and elbo.unbiased:
+        value = (weight * elbo._estimate(program.model, guide, (p, kinds), {}).value).sum().item()
+        log_w, log_q = program.tables(rows(program.values, 1), torch.tensor([kind]))
+        top = log_q[0].argsort(descending=True)[: K - 1].tolist()
+        assert value == pytest.approx(objective_of(elbo, log_w, log_q, top).item(), rel=1e-10, abs=1e-10)
     loss = elbo.differentiable_loss(program.model, guide, p, kinds)
     names = [n for n in p if program.two_sites or n not in ("guide_b", "prior_b")]
     gradients = torch.autograd.grad(loss, [p[n] for n in names], allow_unused=True)
-    weight = log_prob.exp()
     return {
         n: torch.zeros_like(program.values[n]) if g is None else torch.einsum("o,o...->...", weight, g)
         for n, g in zip(names, gradients, strict=True)

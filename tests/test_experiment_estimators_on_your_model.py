@@ -1,5 +1,6 @@
 """Programs that are not ours: the two examples, and what is said of a program that cannot be found."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -85,9 +86,16 @@ def test_a_users_own_file_is_found_from_the_present_folder(tmp_path):
         (["--estimators", "best"], "estimators: expected one that fits the program, none does: {'best': "),
     ],
 )
-def test_bad_input_in_one_line(options, message, tmp_path):
-    code, _, errors = run("--out", str(tmp_path), *options)
-    assert code == 1
-    last = errors.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert message in last
+def test_bad_input_in_one_line(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    spec = importlib.util.spec_from_file_location("estimators_on_your_model", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = script  # dataclasses look their module up
+    spec.loader.exec_module(script)
+    with pytest.raises(SystemExit) as ended:
+        script.cli(["--out", str(tmp_path), *options])
+    line = str(ended.value)
+    assert line.startswith("error: ")
+    assert "\n" not in line
+    assert message in line
