@@ -94,8 +94,9 @@ class LaboratoryConfig:
     """Folder for runs and results."""
     resume: bool = False
     """Go on with what is in the folder `out`."""
-    minutes: float = 1.0
-    """Training time of VIMCO; all others get its number of decoder evaluations, and 1.5 times its time at most."""
+    minutes: float | None = None
+    """Training time of VIMCO; all others get its number of decoder evaluations, and 1.5 times its time at most.
+    Default: 1 for glyphs, 3.5 for Omniglot."""
     width: float = 0.33
     """Factor on the paper's 48 and 64 maps per convolution."""
     draws: int = 100
@@ -112,9 +113,10 @@ class LaboratoryConfig:
     """Everything once, as small as it gets, to see that it runs."""
 
     def resolved(self) -> LaboratoryConfig:
-        """The sizes of `tiny`."""
+        """With the defaults of the data, or the sizes of `tiny`."""
         if not self.tiny:
-            return self
+            minutes = self.minutes or (3.5 if self.data == "omniglot" else 1.0)
+            return replace(self, minutes=minutes)
         return replace(self, width=0.1, draws=2, images=3, test_images=4, test_samples=2, minutes=0.01)
 
 
@@ -241,6 +243,7 @@ def train_and_score(
 
 def train_all(config: LaboratoryConfig, data: Data) -> tuple[list[Training], list[Training]]:
     """All with VIMCO's decoder evaluations; then the best again, in half of VIMCO's time."""
+    assert config.minutes is not None  # resolved
     first, *others = plan_of(config).trained
     judge = train_and_score(config, data, folder_of(first), first, minutes=config.minutes)
     budget = judge.updates * judge.evaluations * judge.queries
@@ -371,6 +374,7 @@ def measure_model(
 
 def stages_of(config: LaboratoryConfig, name: str, data: Data, updates: int) -> dict[str, tuple[Model, Guide]]:
     """VIMCO's model before training, after an eighth of it, and at its end."""
+    assert config.minutes is not None  # resolved
     found = {"start": build(config)}
     judge = plan_of(config).trained[0]
     for stage, count in (("middle", max(2, updates // 8)), ("end", updates)):
