@@ -99,7 +99,7 @@ class LaboratoryConfig:
     Default: 1 for glyphs, 3.5 for Omniglot."""
     width: float = 0.33
     """Factor on the paper's 48 and 64 maps per convolution."""
-    draws: int = 100
+    draws: int = 50
     """Gradients per estimator and table."""
     images: int = 8
     """Images per gradient in the tables."""
