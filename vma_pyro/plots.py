@@ -93,11 +93,14 @@ def save_curves(path: Path, runs: Mapping[str, Sequence[Sequence[float]]]) -> No
     """
     figure = Figure(figsize=(12, 5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    lowest = min(row[2] for rows in runs.values() for row in rows)
+    values = [row[2] for rows in runs.values() for row in rows]
+    lowest, highest = min(values), max(values)
     for label, rows in runs.items():
         for column, panel in enumerate(axes):
             panel.plot([row[column] for row in rows], [row[2] for row in rows], linewidth=1, label=label)
-    axes[0].set(xlabel="updates", ylabel="validation NLL, nats per image", ylim=(lowest - 1, lowest + 40))
+    axes[0].set(
+        xlabel="updates", ylabel="validation NLL, nats per image", ylim=(lowest - 1, min(lowest + 40, highest + 1))
+    )
     axes[1].set(xlabel="seconds")
     axes[1].legend(fontsize=7)
     figure.savefig(path, dpi=150)
@@ -114,12 +117,16 @@ def save_slopes(path: Path, particles: Sequence[int], snr: Mapping[str, Sequence
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     axes = figure.subplots()
     for label, values in snr.items():
-        axes.plot(particles, values, marker="o", markersize=3, linewidth=1, label=label)
+        # A signal that is lost in noise has no logarithm.
+        found = [(k, value) for k, value in zip(particles, values, strict=True) if value > 0]
+        axes.plot([k for k, _ in found], [v for _, v in found], marker="o", markersize=3, linewidth=1, label=label)
     middle = float(np.median([v for values in snr.values() for v in values if v > 0] or [1.0]))
     for slope in (0.5, -0.5):
         line = [middle * (k / particles[0]) ** slope for k in particles]
         axes.plot(particles, line, color="black", linewidth=0.6, linestyle=":", label=f"slope {slope:+}")
-    axes.set(xscale="log", yscale="log", xlabel="runs of the model", ylabel="SNR of the address")
+    axes.set(xscale="log", yscale="log", xlabel="runs of the model per image", ylabel="SNR of the address")
+    axes.set_xticks(list(particles), [str(k) for k in particles])
+    axes.minorticks_off()
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=150)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class LearnedBaseline(nn.Module):
+class LearnedBaseline(nn.Module, ABC):
     """A score baseline that sees the program's arguments; it is trained along with model and guide.
 
     A guide's site that asks for one with `infer={"estimator": ...}` holds it as a submodule of the guide. As the
@@ -21,9 +22,9 @@ class LearnedBaseline(nn.Module):
     min_particles = 1
     unbiased = True
 
+    @abstractmethod
     def forward(self, log_weights: Float[Tensor, "K B"], *args: Any, **kwargs: Any) -> Float[Tensor, "K B"]:
-        """c [K, B] or [B], from log weights without gradient and the arguments of the program."""
-        raise NotImplementedError
+        """c [K, B], from log weights without gradient and the arguments of the program."""
 
 
 class NVIL(LearnedBaseline):
