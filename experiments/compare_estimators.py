@@ -2,9 +2,9 @@
 
 (a) Gradients on a small mixture whose discrete site can be summed, on procedural glyphs, and on the data, at the
 start, in the middle and at the end of training, for several numbers of particles and memory sizes. (b) Every
-estimator trains the same model from the same initial weights with the same number of decoder evaluations. (c) The
-page `estimators.md`. Interrupted, it goes on with --resume. Without options it takes minutes, on procedural
-glyphs; --minutes is the training time of VIMCO, from which all other budgets follow.
+estimator trains the same model from the same initial weights with the same number of decoder evaluations; then
+VIMCO for longer, and the best of the others in half of its time. (c) The page `estimators.md`. Interrupted, it
+goes on with --resume. Without options it takes minutes, on procedural glyphs.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch import nn
 from vma_pyro import ConvNetworks, Guide, Model, laboratory, plots
 from vma_pyro.atomic import write_text
 from vma_pyro.data import Characters, EpisodeSampler, glyphs, omniglot
+from vma_pyro.evaluation import Estimate
 from vma_pyro.infer import make
 from vma_pyro.infer.compare import evaluations_of
 from vma_pyro.laboratory import Quality, Training
@@ -36,25 +37,44 @@ from vma_pyro.laboratory_page import Findings, snr_of, to_markdown
 from vma_pyro.record import read_metrics
 from vma_pyro.training import TrainConfig, fit
 
-# Each trains the same model: name, K, images per update. K times images is 128 for all that draw.
+
+class Candidate(NamedTuple):
+    """Who trains: an estimator, K, images per update, learning rate."""
+
+    estimator: str
+    num_particles: int = 4
+    queries: int = 32
+    learning_rate: float = 1.5e-3
+
+    @property
+    def folder(self) -> str:
+        """Of its training run."""
+        return "-".join(map(str, self))
+
+
+# All train the same model. K times images is 128 for all that draw, but for those whose particles cost less than a
+# run of the model. Twice the images come with sqrt 2 times the learning rate, which VIMCO gets on its own, too.
 TRAINED = (
-    ("vimco", 4, 32),
-    ("vimco", 2, 64),
-    ("vimco+dreg", 4, 32),
-    ("vimco+dreg", 2, 64),
-    ("vimco+stl", 4, 32),
-    ("loo", 4, 32),
-    ("loo+dreg", 4, 32),
-    ("ovis", 4, 32),
-    ("rloo", 4, 32),
-    ("vimco+common", 4, 32),
-    ("distinct+wake", 4, 32),
-    ("unordered-set", 4, 32),
-    ("pyro-graph", 4, 32),
-    ("pyro-enum", 4, 32),
-    ("wake-wake", 4, 32),
-    ("gumbel-softmax", 4, 32),
-    ("reinforce", 4, 32),
+    Candidate("vimco"),
+    Candidate("vimco", 4, 32, 2.1e-3),
+    Candidate("vimco", 2, 64, 2.1e-3),
+    Candidate("vimco+dreg"),
+    Candidate("vimco+dreg", 2, 64, 2.1e-3),
+    Candidate("vimco+resampled", 4, 64, 2.1e-3),
+    Candidate("vimco+dreg+resampled", 4, 64, 2.1e-3),
+    Candidate("vimco+stl"),
+    Candidate("loo"),
+    Candidate("loo+dreg"),
+    Candidate("ovis"),
+    Candidate("rloo"),
+    Candidate("vimco+common"),
+    Candidate("distinct+wake"),
+    Candidate("unordered-set"),
+    Candidate("pyro-graph"),
+    Candidate("pyro-enum"),
+    Candidate("wake-wake"),
+    Candidate("gumbel-softmax"),
+    Candidate("reinforce"),
 )
 MEASURED = (
     "reinforce",
@@ -66,6 +86,8 @@ MEASURED = (
     "vimco+dreg",
     "loo+dreg",
     "vimco+stl",
+    "vimco+resampled",
+    "vimco+dreg+resampled",
     "vimco+common",
     "distinct",
     "distinct+wake",
@@ -96,7 +118,10 @@ class LaboratoryConfig:
     """Go on with what is in the folder `out`."""
     minutes: float | None = None
     """Training time of VIMCO; all others get its number of decoder evaluations, and 1.5 times its time at most.
-    Default: 1 for glyphs, 3.5 for Omniglot."""
+    Default: 0.7 for glyphs, 1.5 for Omniglot."""
+    final_minutes: float | None = None
+    """Training time of VIMCO in the final; the best three of the others get half of it. Default: 2 for glyphs, 10
+    for Omniglot."""
     width: float = 0.33
     """Factor on the paper's 48 and 64 maps per convolution."""
     draws: int = 50
@@ -115,15 +140,16 @@ class LaboratoryConfig:
     def resolved(self) -> LaboratoryConfig:
         """With the defaults of the data, or the sizes of `tiny`."""
         if not self.tiny:
-            minutes = self.minutes or (3.5 if self.data == "omniglot" else 1.0)
-            return replace(self, minutes=minutes)
-        return replace(self, width=0.1, draws=2, images=3, test_images=4, test_samples=2, minutes=0.01)
+            minutes, final = (1.5, 10.0) if self.data == "omniglot" else (0.7, 2.0)
+            return replace(self, minutes=self.minutes or minutes, final_minutes=self.final_minutes or final)
+        sizes: dict[str, Any] = {"width": 0.1, "draws": 2, "images": 3, "test_images": 4, "test_samples": 2}
+        return replace(self, minutes=0.01, final_minutes=0.02, **sizes)
 
 
 class Plan(NamedTuple):
     """What follows from the configuration."""
 
-    trained: tuple[tuple[str, int, int], ...]
+    trained: tuple[Candidate, ...]
     measured: tuple[str, ...]
     particles: tuple[int, ...]
     memories: tuple[int, ...]
@@ -135,7 +161,7 @@ class Plan(NamedTuple):
 def plan_of(config: LaboratoryConfig) -> Plan:
     """All of it, or a little of everything."""
     if config.tiny:
-        tiny = (("vimco", 2, 4), ("vimco+dreg", 2, 4), ("pyro-enum", 2, 4))
+        tiny = (Candidate("vimco", 2, 4), Candidate("vimco+dreg+resampled", 2, 4), Candidate("pyro-enum", 2, 4))
         return Plan(tiny, ("vimco", "loo", "rloo", "wake-wake"), (2, 4), (4, 6), 4, 3, 2)
     return Plan(TRAINED, MEASURED, (2, 4, 8, 16, 32, 64), (8, 32, 128), 64, 12, 3)
 
@@ -173,19 +199,21 @@ def sampler(config: LaboratoryConfig, characters: Characters, queries: int, **op
 
 # (b) Training.
 
+FINAL = "final-vimco"  # folder of VIMCO's long run, whose model is the end of training in the tables
+
 
 def train(
     config: LaboratoryConfig,
     data: Data,
     folder: Path,
-    estimator: tuple[str, int, int],
+    candidate: Candidate,
     *,
     minutes: float,
     updates: int | None = None,
     label: str = "",
 ) -> tuple[Model, Guide, Training]:
     """Train with one estimator, or go on with it."""
-    name, K, queries = estimator
+    name, K, queries, learning_rate = candidate
     model, guide = build(config)
     elbo = make(name, K)
     held_out = sampler(config, data.validation, queries, seed=1)
@@ -197,6 +225,7 @@ def train(
         validate_every=2 if config.tiny else 250,
         log_every=1 if config.tiny else 50,
         validation_samples=8,
+        learning_rate=learning_rate,
         patience=10**6,  # all are to use their whole budget
         seed=config.seed,
         accelerator="cpu",
@@ -221,53 +250,76 @@ def train(
     except FloatingPointError as error:
         stopped = str(error)
     lines = read_metrics(folder / "metrics.jsonl")
-    facts = {"estimator": name, "num_particles": K, "queries": queries, "evaluations": cost, "stopped": stopped}
+    facts = {**candidate._asdict(), "evaluations": cost, "stopped": stopped}
     return model, guide, Training.of_metrics(lines, **facts)
 
 
 def train_and_score(
-    config: LaboratoryConfig, data: Data, where: str, estimator: tuple[str, int, int], **budget: Any
-) -> Training:
-    """One run, and its figures on the test classes; kept in a file, and not done twice."""
+    config: LaboratoryConfig, data: Data, where: str, candidate: Candidate, **budget: Any
+) -> tuple[Training, torch.Tensor]:
+    """One run, and the NLL of each test image; kept in a file, and not done twice."""
 
     def run() -> dict[str, Any]:
-        model, guide, training = train(config, data, config.out / "train" / where, estimator, **budget)
+        model, guide, training = train(config, data, config.out / "train" / where, candidate, **budget)
         if training.stopped:
-            return training.plain()
+            return {"training": training.plain(), "nll": []}
         episode = sampler(config, data.test, config.test_images, seed=2, shared_memory=False).sample()
         nll, kl = laboratory.score(model, guide, episode, samples=config.test_samples)
-        return training._replace(test_nll=nll, test_kl_address=kl).plain()
+        training = training._replace(test_nll=Estimate.of(nll), test_kl_address=Estimate.of(kl))
+        return {"training": training.plain(), "nll": nll.tolist()}
 
-    return Training.of_plain(once(config, f"train-{where}", run))
+    content = once(config, f"train-{where}", run)
+    return Training.of_plain(content["training"]), torch.tensor(content["nll"])
 
 
-def train_all(config: LaboratoryConfig, data: Data) -> tuple[list[Training], list[Training]]:
-    """All with VIMCO's decoder evaluations; then the best again, in half of VIMCO's time."""
+def against(judge: torch.Tensor, run: tuple[Training, torch.Tensor]) -> Training:
+    """A run with its difference to VIMCO's, image by image."""
+    training, nll = run
+    if not len(nll) or not len(judge):
+        return training
+    return training._replace(test_minus_vimco=Estimate.of(nll - judge))
+
+
+def train_all(config: LaboratoryConfig, data: Data) -> list[Training]:
+    """All with VIMCO's decoder evaluations."""
     assert config.minutes is not None  # resolved
     first, *others = plan_of(config).trained
-    judge = train_and_score(config, data, folder_of(first), first, minutes=config.minutes)
+    judge, nll = train_and_score(config, data, first.folder, first, minutes=config.minutes)
     budget = judge.updates * judge.evaluations * judge.queries
     runs = [judge]
-    for estimator in others:
-        name, K, queries = estimator
+    for candidate in others:
         episode = sampler(config, data.validation, 4, seed=1).sample()
-        cost = evaluations_of(make(name, K), *build(config), (episode.memory, episode.x))
-        updates = max(2, round(budget / (cost * queries)))
+        cost = evaluations_of(make(*candidate[:2]), *build(config), (episode.memory, episode.x))
+        updates = max(2, round(budget / (cost * candidate.queries)))
         limits: dict[str, Any] = {"minutes": 1.5 * config.minutes, "updates": updates}
-        runs.append(train_and_score(config, data, folder_of(estimator), estimator, **limits))
-    # Selected on held-out classes of the training alphabets; the test classes are scored, not looked at.
-    rest = sorted((r for r in runs[1:] if r.validation and not r.stopped), key=lambda r: r.validation[-1][2])
-    halves = []
-    for run in rest[: 1 if config.tiny else 4]:
-        again = (run.estimator, run.num_particles, run.queries)
+        runs.append(against(nll, train_and_score(config, data, candidate.folder, candidate, **limits)))
+    return runs
+
+
+def train_finalists(config: LaboratoryConfig, data: Data, runs: Sequence[Training]) -> list[Training]:
+    """VIMCO for longer, and the best of the others in half of its time.
+
+    Selected on held-out classes of the training alphabets, VIMCO's learning rate too; the test classes are scored,
+    not looked at.
+    """
+    first, *_ = plan_of(config).trained
+    ranked = sorted((r for r in runs if r.validation and not r.stopped), key=lambda r: r.validation[-1][2])
+    as_first = [run for run in ranked if candidate_of(run)[:3] == first[:3]]
+    others = [run for run in ranked if run not in as_first]
+    limits: dict[str, Any] = {"minutes": config.final_minutes, "label": "vimco, final"}
+    judge, nll = train_and_score(config, data, FINAL, candidate_of(as_first[0]), **limits)
+    finalists = [judge]
+    for run in others[: 1 if config.tiny else 3]:
+        candidate = candidate_of(run)
         limits = {"minutes": judge.seconds / 120, "label": f"{run.estimator}, half the time"}
-        halves.append(train_and_score(config, data, f"{folder_of(again)}-half", again, **limits))
-    return runs, halves
+        scored = train_and_score(config, data, f"final-half-{candidate.folder}", candidate, **limits)
+        finalists.append(against(nll, scored))
+    return finalists
 
 
-def folder_of(estimator: tuple[str, int, int]) -> str:
-    """Of one training run."""
-    return "-".join(map(str, estimator))
+def candidate_of(run: Training) -> Candidate:
+    """What a run trained."""
+    return Candidate(run.estimator, run.num_particles, run.queries, run.learning_rate)
 
 
 def once(config: LaboratoryConfig, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -372,22 +424,27 @@ def measure_model(
     return Quality.of_plain(once(config, key, run))
 
 
-def stages_of(config: LaboratoryConfig, name: str, data: Data, updates: int) -> dict[str, tuple[Model, Guide]]:
-    """VIMCO's model before training, after an eighth of it, and at its end."""
-    assert config.minutes is not None  # resolved
-    found = {"start": build(config)}
+def stages_of(
+    config: LaboratoryConfig, name: str, data: Data, finalist: Candidate
+) -> dict[str, tuple[Model, Guide]]:
+    """VIMCO's model before training, after `minutes`, and at the end of its long run."""
+    assert config.minutes is not None
+    assert config.final_minutes is not None
     judge = plan_of(config).trained[0]
-    for stage, count in (("middle", max(2, updates // 8)), ("end", updates)):
-        folder = config.out / "stages" / f"{name}-{stage}"
-        limit = 2 * config.minutes + 1
-        found[stage] = train(config, data, folder, judge, minutes=limit, updates=count, label=f"{name}, {stage}")[
-            :2
-        ]
+    own = {"middle": config.out / "train" / judge.folder, "end": config.out / "train" / FINAL}
+    again = replace(config, resume=True)  # the data's own two runs are finished, and only loaded
+    found = {"start": build(config)}
+    for stage, who, minutes in (("middle", judge, config.minutes), ("end", finalist, config.final_minutes)):
+        where = own[stage]
+        if name != config.data:  # a comparison on the side: a quarter of the time is enough
+            where, minutes = config.out / "stages" / f"{name}-{stage}", minutes / 4
+        model, guide, _ = train(again, data, where, who, minutes=minutes, label=f"{name}, {stage}")
+        found[stage] = (model, guide)
     return found
 
 
 def measure_all(
-    config: LaboratoryConfig, data: Data, updates: int
+    config: LaboratoryConfig, data: Data, finalist: Candidate
 ) -> tuple[list[Quality], list[Quality], list[Quality]]:
     """All estimators at the stages of training; some for growing K, and for growing memories."""
     plan = plan_of(config)
@@ -397,9 +454,7 @@ def measure_all(
     memories: list[Quality] = []
     for name in dict.fromkeys(("glyphs", config.data)):
         own = data if name == config.data else load(config, name)
-        # On glyphs, if they are not the data, a quarter of the updates is enough.
-        pairs = stages_of(config, name, own, updates if name == config.data else max(2, updates // 4))
-        for stage, pair in pairs.items():
+        for stage, pair in stages_of(config, name, own, finalist).items():
             stages.append(measure_model(config, own, pair, program=name, stage=stage, names=plan.measured))
             if name != config.data:
                 continue
@@ -421,20 +476,22 @@ def main(config: LaboratoryConfig) -> None:
         raise ValueError(f"out: expected a new or empty folder, or --resume, got {config.out}")
     start = time.monotonic()
     data = load(config, config.data)
-    training, halves = train_all(config, data)
-    stages, particles, memories = measure_all(config, data, training[0].updates)
+    training = train_all(config, data)
+    final = train_finalists(config, data, training)
+    stages, particles, memories = measure_all(config, data, candidate_of(final[0]))
     plan = plan_of(config)
     minutes = (time.monotonic() - start) / 60
     about = (
         f"Data: {config.data}; memories of {plan.classes} classes x {plan.shots} examples; networks of width",
         f"{config.width}; seed {config.seed}. Tables: {config.draws} gradients (toy: {2 * config.draws}) of",
-        f"{config.images} held-out images each. Test NLL: upper bound from {config.test_samples} samples,",
-        f"{config.test_images} images, each with a memory of its own, mean ± standard error.",
+        f"{config.images} held-out images each; the middle of training is VIMCO's model after {config.minutes:g}",
+        f"minutes, the end after {config.final_minutes:g}. Test NLL, mean ± standard error: upper bound",
+        f"from {config.test_samples} samples, {config.test_images} images, each with a memory of its own.",
         f"{minutes:.0f} minutes in the last session, {torch.get_num_threads()} threads,",
         f"torch {torch.__version__}, pyro {pyro.__version__}, python {platform.python_version()}.",
     )
     found = Findings(
-        command(), about, tuple(stages), tuple(particles), tuple(memories), tuple(training), tuple(halves)
+        command(), about, tuple(stages), tuple(particles), tuple(memories), tuple(training), tuple(final)
     )
     write(config, found)
     print((config.out / "estimators.md").read_text().split("## All figures")[0])
@@ -446,12 +503,17 @@ def write(config: LaboratoryConfig, found: Findings) -> None:
         "command": found.command,
         "about": found.about,
         **{name: [q.plain() for q in getattr(found, name)] for name in ("stages", "particles", "memories")},
-        **{name: [r.plain() for r in getattr(found, name)] for name in ("training", "halves")},
+        **{name: [r.plain() for r in getattr(found, name)] for name in ("training", "final")},
     }
     write_text(config.out / "estimators.json", json.dumps(plain, indent=1) + "\n")
     write_text(config.out / "estimators.md", to_markdown(found))
-    curves = {run.label: run.validation for run in found.training if run.validation}
-    plots.save_curves(config.out / "training.png", curves)
+    for name, runs in (("training.png", found.training), ("final.png", found.final)):
+        seen = [run for run in runs if run.validation]
+        plots.save_curves(
+            config.out / name,
+            {run.label: run.validation for run in seen},
+            {run.label: run.kl_address for run in seen},
+        )
     end = [q for q in found.particles if q.program == config.data and q.stage == "end"]
     plots.save_slopes(config.out / "slopes.png", [q.evaluations for q in end], snr_of(end))
 

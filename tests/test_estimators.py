@@ -37,6 +37,8 @@ TRIALS = 200_000
 # Which of its outcomes an estimator draws; all others draw K times.
 DRAWS = {"unordered-set": "set", "sum-and-sample": "one", "distinct": "one", "exact": "none", "pyro-enum": "none"}
 RANDOM_OTHERWISE = {"wake-sleep", "wake-wake-defensive", "gumbel-softmax", "straight-through", "vimco+chunks"}
+# Exact over the particle that is drawn in tests/test_resampled.py.
+RANDOM_OTHERWISE |= {"vimco+resampled", "vimco+dreg+resampled"}
 UNBIASED = [name for name in ESTIMATORS if ESTIMATORS[name](K, "a", 1).unbiased]
 BIASED = sorted(set(ESTIMATORS) - set(UNBIASED))
 
@@ -329,6 +331,7 @@ def test_coupled_particles_have_the_gradient_of_their_own_bound(name):
 
 
 SEQUENTIAL = [
+    "vimco+dreg+resampled",
     "vimco",
     "loo+dreg",
     "vimco+common",

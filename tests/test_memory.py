@@ -62,9 +62,14 @@ def test_the_model_picks_up_what_the_guide_left_for_this_x_once(random_images):
     for by, for_x in ((other, x), (networks, x.clone()), (networks, None)):
         left = memory.encode(networks, x)
         assert memory.encoded(by, for_x) is not left
+    with torch.no_grad():
+        left = memory.encode(networks, x)
+    assert memory.encoded(networks, x) is not left
     left = memory.encode(networks, x)
     with torch.no_grad():
-        assert memory.encoded(networks, x) is not left
+        assert memory.encoded(networks, x) is left
+    assert memory.encoded(networks, x) is left  # a look without gradients leaves it for the run with them
+    assert memory.encoded(networks, x) is not left
 
 
 def test_two_losses_of_one_memory_have_graphs_of_their_own(random_images):

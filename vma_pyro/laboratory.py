@@ -10,7 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from vma_pyro.data import Episode
 from vma_pyro.evaluation import Estimate, log_likelihood, split_bound, undisturbed
@@ -58,18 +59,21 @@ class Training(NamedTuple):
         estimator: its name.
         num_particles: K.
         queries: images per update.
+        learning_rate: of Adam, at its highest.
         evaluations: runs of the model per image and update.
         updates: made.
         seconds: of training, validation included.
         validation: of held-out classes: [update, seconds, NLL].
-        kl_address: [update, KL(a)] on training episodes.
+        kl_address: of training episodes: [update, seconds, KL(a)].
         test_nll, test_kl_address: at the end; None if it did not get there.
+        test_minus_vimco: test NLL less that of VIMCO's run, paired by image.
         stopped: why it did not get to the end, or "".
     """
 
     estimator: str
     num_particles: int
     queries: int
+    learning_rate: float
     evaluations: float
     updates: int
     seconds: float
@@ -77,12 +81,13 @@ class Training(NamedTuple):
     kl_address: list[list[float]]
     test_nll: Estimate | None = None
     test_kl_address: Estimate | None = None
+    test_minus_vimco: Estimate | None = None
     stopped: str = ""
 
     @property
     def label(self) -> str:
-        """Name, K and images per update."""
-        return f"{self.estimator} (K = {self.num_particles}, {self.queries} images)"
+        """Name, K, images per update and learning rate."""
+        return f"{self.estimator} (K = {self.num_particles}, {self.queries} images, {self.learning_rate:g})"
 
     def seconds_to(self, nll: float) -> float:
         """Seconds until the validation NLL first was as low; infinity if it never was."""
@@ -105,7 +110,9 @@ class Training(NamedTuple):
         validation = [
             [line["update"], line["seconds"], line["validation_nll"]] for line in lines if "validation_nll" in line
         ]
-        kl_address = [[line["update"], line["kl_address"]] for line in lines if "kl_address" in line]
+        kl_address = [
+            [line["update"], line["seconds"], line["kl_address"]] for line in lines if "kl_address" in line
+        ]
         last = max(seconds, default=0)
         return cls(
             updates=last, seconds=seconds.get(last, 0.0), validation=validation, kl_address=kl_address, **facts
@@ -144,9 +151,9 @@ def measure(
 
 def score(
     model: nn.Module, guide: nn.Module, episode: Episode, *, samples: int, seed: int = 0
-) -> tuple[Estimate, Estimate]:
-    """NLL of the episode's images from `samples` importance samples, and KL(a), in nats per image."""
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """NLL of each of the episode's images from `samples` importance samples, and KL(a), in nats."""
     nll = -log_likelihood(model, guide, episode.memory, episode.x, num_samples=samples, seed=seed)
     with undisturbed(model, guide, seed=seed):
         kl_address = split_bound(model, guide, episode.memory, episode.x).kl_address
-    return Estimate.of(nll), Estimate.of(kl_address)
+    return nll, kl_address

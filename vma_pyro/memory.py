@@ -130,13 +130,17 @@ class Memory:
     def encoded(self, networks: Encoder, x: Tensor | None = None) -> Memory:
         """What the guide has just encoded for this very x, else a fresh encoding; the model calls this.
 
-        It is picked up once only: two losses of one memory have graphs of their own. Where the guide runs without
-        the model and the parameters change before the model runs alone, give the model another `Memory`.
+        It is picked up once only: two losses of one memory have graphs of their own. A run of the model without
+        gradients leaves it for the one with. Where the guide runs without the model and the parameters change
+        before the model runs alone, give the model another `Memory`.
         """
         left, self._left = self._left, None
         if left is not None and x is not None:
             by, for_x, with_grad, encoded = left
-            if by is networks and for_x is x and with_grad == torch.is_grad_enabled():
+            wanted = torch.is_grad_enabled()
+            if by is networks and for_x is x and (with_grad or not wanted):
+                if with_grad and not wanted:
+                    self._left = left
                 return encoded
         return self.encode(networks)
 

@@ -84,26 +84,38 @@ def save_posterior(
     figure.savefig(path, dpi=150)
 
 
-def save_curves(path: Path, runs: Mapping[str, Sequence[Sequence[float]]]) -> None:
-    """Validation NLL against updates and against seconds.
+Curves = Mapping[str, Sequence[Sequence[float]]]
+
+
+def save_curves(path: Path, nll: Curves, kl_address: Curves) -> None:
+    """Validation NLL, and KL(a), against updates and against seconds.
 
     Args:
         path: of the picture.
-        runs: label to rows of (update, seconds, NLL in nats per image).
+        nll: label to rows of (update, seconds, NLL in nats per image).
+        kl_address: label to rows of (update, seconds, KL(a) in nats per image).
     """
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    values = [row[2] for rows in runs.values() for row in rows]
-    lowest, highest = min(values), max(values)
-    for label, rows in runs.items():
-        for column, panel in enumerate(axes):
-            panel.plot([row[column] for row in rows], [row[2] for row in rows], linewidth=1, label=label)
-    axes[0].set(
-        xlabel="updates", ylabel="validation NLL, nats per image", ylim=(lowest - 1, min(lowest + 40, highest + 1))
-    )
-    axes[1].set(xlabel="seconds")
-    axes[1].legend(fontsize=7)
-    figure.savefig(path, dpi=150)
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    axes = figure.subplots(2, 2, sharex="col", sharey="row")
+    for row, curves in zip(axes, (nll, kl_address), strict=True):
+        for column, panel in enumerate(row):
+            for position, (label, points) in enumerate(curves.items()):
+                panel.plot(
+                    [point[column] for point in points],
+                    [point[2] for point in points],
+                    linewidth=1,
+                    color=f"C{position % 10}",
+                    linestyle=("-", "--", ":")[position // 10 % 3],  # there are ten colours
+                    label=label,
+                )
+    values = [point[2] for points in nll.values() for point in points]
+    if values:  # what has not begun to learn would flatten the rest
+        axes[0, 0].set_ylim(min(values) - 1, min(min(values) + 40, max(values) + 1))
+    axes[0, 0].set_ylabel("validation NLL, nats per image")
+    axes[1, 0].set(xlabel="updates", ylabel="KL(a) in training, nats per image")
+    axes[1, 1].set_xlabel("seconds")
+    axes[0, 1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+    figure.savefig(path, dpi=130)
 
 
 def save_slopes(path: Path, particles: Sequence[int], snr: Mapping[str, Sequence[float]]) -> None:

@@ -66,6 +66,7 @@ from vma_pyro.infer.pyro_elbos import EnumeratedELBO, GraphELBO
 from vma_pyro.infer.reference import EnumeratedReference
 from vma_pyro.infer.registry import ESTIMATORS, make
 from vma_pyro.infer.relaxed import RelaxedELBO
+from vma_pyro.infer.resampled import ResampledELBO
 from vma_pyro.infer.rloo import RLOO
 from vma_pyro.infer.thermodynamic import ThermodynamicELBO
 from vma_pyro.infer.wake_sleep import WakeWake
@@ -91,6 +92,7 @@ __all__ = [
     "Particles",
     "PathwiseRule",
     "RelaxedELBO",
+    "ResampledELBO",
     "Row",
     "SumAndSampleELBO",
     "ThermodynamicELBO",

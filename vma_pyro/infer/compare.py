@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -95,22 +97,37 @@ def matched(
         model, guide, args, kwargs, batch_plates: as for `compare`.
     """
     programs = Programs(model, guide, args, kwargs or {}, tuple(batch_plates))
-    found: dict[str, ELBO] = {}
-    for name in names:
-        # From above: the largest K within the budget, or the smallest that the estimator accepts.
-        reason = ValueError(f"evaluations: expected at least 1, got {evaluations}")
-        for k in range(evaluations, 0, -1):
-            try:
-                elbo = make(name, k)
-                cost = programs.evaluations(copy.deepcopy(elbo))  # a learned baseline learns from a draw
-            except ValueError as error:  # more than the site has values, or less than the estimator needs
-                reason = error
-                continue
-            found[name] = elbo
-            if cost <= evaluations:
-                break
-        if name not in found:
-            raise reason
+    return {name: _largest(functools.partial(make, name), evaluations, programs) for name in names}
+
+
+def _largest(make: Callable[[int], ELBO], evaluations: int, programs: Programs) -> ELBO:
+    """With the most particles whose cost is within the budget, or the fewest that the estimator accepts."""
+
+    def cost_of(elbo: ELBO) -> float:
+        return programs.evaluations(copy.deepcopy(elbo))  # a learned baseline learns from a draw
+
+    found: ELBO | None = None
+    cost, k = math.inf, evaluations + 1
+    reason = ValueError(f"evaluations: expected at least 1, got {evaluations}")
+    while cost > evaluations and k > 1:
+        k -= 1
+        try:
+            elbo = make(k)
+            found, cost = elbo, cost_of(elbo)
+        except ValueError as error:  # more than the site has values, or less than the estimator needs
+            reason = error
+    if found is None:
+        raise reason
+    while cost < evaluations:  # a particle may cost less than a run of the model
+        more = max(k + 1, int(k * evaluations / cost))
+        try:
+            larger = make(more)
+            its_cost = cost_of(larger)
+        except ValueError:
+            break
+        if its_cost > evaluations + 1e-9 or its_cost == cost:  # it takes all values once, whatever K
+            break
+        found, cost, k = larger, its_cost, more
     return found
 
 

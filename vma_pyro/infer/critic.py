@@ -65,11 +65,11 @@ class CriticELBO(MultiSampleELBO):
             )
         return estimate
 
-    def _score_part(
+    def _surrogate_of(
         self, score: SiteScore, coefficient: Float[Tensor, "K B"], log_q: Float[Tensor, "K B"]
     ) -> Float[Tensor, ""]:
         if score.name != self.site:
-            return super()._score_part(score, coefficient, log_q)
+            return super()._surrogate_of(score, coefficient, log_q)
         self._met = True
         log_probs, drawn = _table(score)  # [S, K, B], [K, B]
         size = len(log_probs)

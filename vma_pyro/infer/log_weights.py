@@ -185,6 +185,23 @@ def guide_log_prob(
     return _weigh(Traces(empty, trace, empty, (), frozenset()), layout).log_q
 
 
+def model_log_prob(
+    model: Program,
+    latents: poutine.Trace,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    batch_plates: Sequence[str],
+    max_plate_nesting: int,
+) -> Float[Tensor, "1 B"]:
+    """log p(x, latents) of given values of the latent sites."""
+    layout = Layout(tuple(batch_plates), max_plate_nesting)
+    trace = prune_subsample_sites(run(poutine.replay(model, trace=latents), args, kwargs))
+    trace.compute_log_prob()
+    empty = poutine.Trace()
+    return _weigh(Traces(trace, empty, empty, (), frozenset()), layout).log_p
+
+
 def _trace(
     model: Program,
     guide: Program,
@@ -333,6 +350,7 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
         batch,
         tuple(SiteGate(0, log_w.shape[layout.leading], gate) for gate in traces.gates),
         traces.subsamples,
+        (traces.guide,),
         chosen_site,
     )
 

@@ -118,13 +118,27 @@ class MultiSampleELBO(Estimator):
         return f"baseline {baseline_name(self.baseline)!r}"
 
     def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
-        fresh = getattr(self.baseline, "fresh_particles", 0)
-        particles = self._particles(model, guide, args, kwargs, self.num_particles + fresh)
-        log_w = particles.log_weights[: self.num_particles * self.draws_per_score]
-        bound = log_mean_exp(log_w).detach()  # [B]
-        v = normalised(log_w)
+        nesting = self._nesting(model, guide, args, kwargs)
+        particles = self._particles(model, guide, args, kwargs, nesting)
+        log_w = self._own(particles.log_weights)
+        bound, v = log_mean_exp(log_w).detach(), normalised(log_w)  # [B], [K, B]
+        self._open_gates(particles, v)
+        surrogate = weighted(v, log_w).sum() + self._score_part(particles, bound, args, kwargs)
+        return Estimate(bound, surrogate, particles.scale)
+
+    def _own(self, values: Float[Tensor, "N B"]) -> Float[Tensor, "K B"]:
+        """Without the fresh particles of the baseline."""
+        return values[: self.num_particles * self.draws_per_score]
+
+    def _open_gates(self, particles: Particles, v: Float[Tensor, "K B"]) -> None:
+        """Fresh particles weigh nothing."""
         particles.open_gates(torch.cat([v, torch.zeros_like(particles.log_weights[len(v) :])]))
-        surrogate = weighted(v, log_w).sum()
+
+    def _score_part(
+        self, particles: Particles, bound: Float[Tensor, " B"], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Float[Tensor, ""]:
+        """The surrogate of the scores, and of what a learned baseline learns."""
+        surrogate = bound.new_zeros(())
         grouped = _groups(particles.log_weights.detach(), self.draws_per_score)  # [K + fresh, B]
         baselines: dict[int, Tensor] = {}  # each once per draw: a learned one remembers what it has seen
         for score in particles.scores:
@@ -135,10 +149,10 @@ class MultiSampleELBO(Estimator):
                     surrogate = surrogate - _finite_square(bound - c).sum()
             log_q = _first_of_groups(score, self.draws_per_score)[: self.num_particles]
             coefficient = learning_signal(bound, baselines[id(baseline)].detach())
-            surrogate = surrogate + self._score_part(score, coefficient, log_q)
-        return Estimate(bound, surrogate, particles.scale)
+            surrogate = surrogate + self._surrogate_of(score, coefficient, log_q)
+        return surrogate
 
-    def _score_part(
+    def _surrogate_of(
         self, score: SiteScore, coefficient: Float[Tensor, "K B"], log_q: Float[Tensor, "K B"]
     ) -> Float[Tensor, ""]:
         """The surrogate of one site's score."""
@@ -149,11 +163,12 @@ class MultiSampleELBO(Estimator):
         return [ShareDiscrete(self.draws_per_score, nesting)] if self.draws_per_score > 1 else []
 
     def _particles(
-        self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], num_scores: int
+        self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], nesting: int
     ) -> Particles:
-        nesting = self._nesting(model, guide, args, kwargs)
+        """K draws, and the fresh ones of the baseline."""
+        fresh = getattr(self.baseline, "fresh_particles", 0)
         handlers = self._handlers(nesting)
-        total = num_scores * self.draws_per_score
+        total = (self.num_particles + fresh) * self.draws_per_score
         options: dict[str, Any] = {"pathwise": self.pathwise, "handlers": handlers, "nesting": nesting}
         if self.chunk_size is None or not torch.is_grad_enabled():
             return self._draw(model, guide, args, kwargs, total, **options)
@@ -186,7 +201,7 @@ class MultiSampleELBO(Estimator):
 
         log_w, log_p, *log_q = checkpoint(draw, use_reentrant=False)
         scores = tuple(s._replace(log_prob=q) for s, q in zip(first[0].scores, log_q, strict=True))
-        return first[0]._replace(log_weights=log_w, log_p=log_p, scores=scores)
+        return first[0]._replace(log_weights=log_w, log_p=log_p, scores=scores, draws=())
 
     def _baseline(
         self,

@@ -58,6 +58,7 @@ class Particles(NamedTuple):
         batch_shape: sizes of the batch plates; B is their product.
         gates: of reparameterised sites under another pathwise rule than `iwae`; see `open_gates`.
         subsamples: the draws of randomly subsampled plates, for further particles of the same datapoints.
+        draws: traces of the guide: one of all particles, or one of each; empty if they are not kept.
         chosen_site: the last of the sites with given values, and the layout of its tensors.
     """
 
@@ -73,6 +74,7 @@ class Particles(NamedTuple):
     batch_shape: torch.Size
     gates: tuple[SiteGate, ...]
     subsamples: poutine.Trace
+    draws: tuple[poutine.Trace, ...] = ()
     chosen_site: tuple[Layout, Site] | None = None
 
     def at_datapoints(self, values: Float[Tensor, "..."]) -> Float[Tensor, " B"]:
@@ -120,4 +122,5 @@ def concatenate(runs: Sequence[Particles]) -> Particles:
             for run, start in zip(runs, starts[:-1], strict=True)
             for gate in run.gates
         ),
+        draws=tuple(draw for run in runs for draw in run.draws),
     )

@@ -14,6 +14,7 @@ from vma_pyro.infer.multi_sample import MultiSampleELBO
 from vma_pyro.infer.pathwise import dreg, stl
 from vma_pyro.infer.pyro_elbos import EnumeratedELBO, GraphELBO
 from vma_pyro.infer.relaxed import RelaxedELBO
+from vma_pyro.infer.resampled import ResampledELBO
 from vma_pyro.infer.rloo import RLOO
 from vma_pyro.infer.thermodynamic import ThermodynamicELBO
 from vma_pyro.infer.wake_sleep import WakeWake
@@ -36,6 +37,8 @@ ESTIMATORS: dict[str, Build] = {
     "vimco+common": lambda k, site, n: MultiSampleELBO(k, noise="common", max_plate_nesting=n),
     "vimco+2z": lambda k, site, n: MultiSampleELBO(k, draws_per_score=2, max_plate_nesting=n),
     "vimco+chunks": lambda k, site, n: MultiSampleELBO(k, chunk_size=2, max_plate_nesting=n),
+    "vimco+resampled": lambda k, site, n: ResampledELBO(k, max_plate_nesting=n),
+    "vimco+dreg+resampled": lambda k, site, n: ResampledELBO(k, pathwise=dreg, max_plate_nesting=n),
     # Chosen values of one discrete site.
     "exact": lambda k, site, n: ExactELBO(1, site=site, max_plate_nesting=n),
     "distinct": lambda k, site, n: DistinctELBO(k, site=site, max_plate_nesting=n),
