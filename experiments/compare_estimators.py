@@ -118,13 +118,13 @@ class LaboratoryConfig:
     """Go on with what is in the folder `out`."""
     minutes: float | None = None
     """Training time of VIMCO; all others get its number of decoder evaluations, and 1.5 times its time at most.
-    Default: 0.7 for glyphs, 1.5 for Omniglot."""
+    Default: 0.7 for glyphs, 1 for Omniglot."""
     final_minutes: float | None = None
-    """Training time of VIMCO in the final; the best three of the others get half of it. Default: 2 for glyphs, 10
+    """Training time of VIMCO in the final; the best three of the others get half of it. Default: 2 for glyphs, 8
     for Omniglot."""
     width: float = 0.33
     """Factor on the paper's 48 and 64 maps per convolution."""
-    draws: int = 50
+    draws: int = 40
     """Gradients per estimator and table."""
     images: int = 8
     """Images per gradient in the tables."""
@@ -140,7 +140,7 @@ class LaboratoryConfig:
     def resolved(self) -> LaboratoryConfig:
         """With the defaults of the data, or the sizes of `tiny`."""
         if not self.tiny:
-            minutes, final = (1.5, 10.0) if self.data == "omniglot" else (0.7, 2.0)
+            minutes, final = (1.0, 8.0) if self.data == "omniglot" else (0.7, 2.0)
             return replace(self, minutes=self.minutes or minutes, final_minutes=self.final_minutes or final)
         sizes: dict[str, Any] = {"width": 0.1, "draws": 2, "images": 3, "test_images": 4, "test_samples": 2}
         return replace(self, minutes=0.01, final_minutes=0.02, **sizes)

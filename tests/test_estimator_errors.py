@@ -158,10 +158,6 @@ CASES = {
         lambda: CriticELBO(2, critic=Constant(5), site="a", max_plate_nesting=1).loss(model, guide_with(), X),
         "critic: expected output .*3.*, one value for each of site 'a', got",
     ),
-    "a critic with chunks": (
-        lambda: CriticELBO(2, critic=Constant(3), site="a", chunk_size=1),
-        "critic: expected all particles at once",
-    ),
     "a critic of no site": (
         lambda: CriticELBO(2, critic=Constant(3), site="c", max_plate_nesting=1).loss(model, guide_with(), X),
         "site 'c': expected among the guide's sites that are not reparameterised, found none",
@@ -275,3 +271,17 @@ def test_sites_choose_their_own_estimator():
     one = gradients(multi(baseline=loo, pathwise=stl), {}, {"estimator": iwae})
     torch.testing.assert_close(one[0], everywhere[0])
     torch.testing.assert_close(one[1], plain[1])
+
+
+@pytest.mark.parametrize(
+    ("build", "argument"),
+    [
+        (lambda: CriticELBO(2, critic=Constant(3), site="a", chunk_size=1), "chunk_size"),
+        (lambda: WakeWake(2, noise="common"), "noise"),
+        (lambda: ExactELBO(site="a", vectorize_particles=False), "vectorize_particles"),
+        (lambda: MultiSampleELBO(2, plates=("data",)), "plates"),
+    ],
+)
+def test_an_argument_that_an_estimator_does_not_take(build, argument):
+    with pytest.raises(TypeError, match=f"'{argument}'"):
+        build()

@@ -1,8 +1,7 @@
 """One contract for all estimators; an estimator that is not in the registry fails it.
 
 Discrete programs: the expectation over all outcomes, in float64, against autograd of the enumerated objective.
-Mixed
-program: 200,000 independent trials against a reference that sums the addresses, |z| < 4 in every component.
+Mixed program: 200,000 independent trials against a reference that sums the addresses, |z| < 4 in every component.
 """
 
 import copy

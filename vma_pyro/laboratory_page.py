@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from vma_pyro.evaluation import Estimate
 from vma_pyro.infer import Row, fit_slope
-from vma_pyro.laboratory import ADDRESS, Quality, Training
+from vma_pyro.laboratory import ADDRESS, JUDGE, Quality, Training
 
 
 class Findings(NamedTuple):
@@ -45,6 +45,8 @@ def to_markdown(found: Findings) -> str:
         "## In short",
         "",
         *address_answers(found),
+        *memory_answers(found.memories),
+        *particle_answers(found.particles),
         *training_answers(found),
         "",
         "## Training",
@@ -108,6 +110,41 @@ def address_answers(found: Findings) -> list[str]:
             line += f"; among the biased: {any_best.estimator}, {quality.gain(any_best.estimator):.2f} times less"
         lines.append(line + ".")
     return lines
+
+
+def memory_answers(memories: Sequence[Quality]) -> list[str]:
+    """The lowest variance x time on the address for each |M|, at the last stage that was measured."""
+    lines = []
+    for quality in _last_stage(memories):
+        rows = [row for row in _rows(quality) if row.claims_unbiased]
+        if rows:
+            best = min(rows, key=lambda row: row.variance_time).estimator
+            lines.append(f"|M| = {quality.memory}: {best} ({quality.gain(best):.2f} times less than VIMCO's)")
+    if not lines:
+        return []
+    names = ", ".join(dict.fromkeys(row.estimator for quality in memories for row in _rows(quality)))
+    return [
+        f"- Memories of other sizes, {memories[-1].program} {memories[-1].stage}, of {names}: {'; '.join(lines)}."
+    ]
+
+
+def particle_answers(particles: Sequence[Quality]) -> list[str]:
+    """The highest signal-to-noise ratio with most runs of the model, at the last stage that was measured."""
+    last = _last_stage(particles)
+    snr = {name: values[-1] for name, values in snr_of(last).items() if values[-1] > 0} if last else {}
+    if not snr:
+        return []
+    best = max(snr, key=lambda name: snr[name])
+    most = max(quality.evaluations for quality in last)
+    return [
+        f"- Many particles, {last[0].program} {last[0].stage}: with {most} runs of the model the address has the "
+        f"highest SNR under {best}: {snr[best]:.3g} (VIMCO: {snr.get(JUDGE, math.nan):.3g})."
+    ]
+
+
+def _last_stage(qualities: Sequence[Quality]) -> list[Quality]:
+    groups = list(_by_program(qualities).values())
+    return groups[-1] if groups else []
 
 
 def training_answers(found: Findings) -> list[str]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vma_pyro.infer.estimator import Estimate, Estimator, Noise, finite, normalised, weighted
+from vma_pyro.infer.estimator import Estimate, Estimator, Noise, PlateOptions, finite, normalised, weighted
 from vma_pyro.infer.handlers import Chooser, ChooseValues, whole_support
 from vma_pyro.infer.particles import Particles
 from vma_pyro.infer.plates import Program
@@ -30,17 +30,9 @@ class ChosenSiteELBO(Estimator):
         *,
         site: str = "address",
         noise: Noise = "independent",
-        batch_plates: Sequence[str] = ("data",),
-        max_plate_nesting: int | None = None,
-        retain_graph: bool | None = None,
+        **plates: Unpack[PlateOptions],
     ) -> None:
-        super().__init__(
-            num_particles,
-            noise=noise,
-            batch_plates=batch_plates,
-            max_plate_nesting=max_plate_nesting,
-            retain_graph=retain_graph,
-        )
+        super().__init__(num_particles, noise=noise, vectorize_particles=True, **plates)
         self.site = site
 
     def _draw_given(
@@ -80,9 +72,8 @@ class ExactELBO(ChosenSiteELBO):
     Args:
         num_particles: K, draws of the reparameterised sites for each value.
         site: name of the discrete site, or a sequence of names, in the order in which the guide draws them.
-        noise, batch_plates, max_plate_nesting, retain_graph: see `Estimator`. With "common" noise all values of
-        the
-            site meet the same noise.
+        noise, batch_plates, max_plate_nesting, retain_graph: see `Estimator`. With "common" noise all
+            values of the site meet the same noise.
 
     Raises:
         ValueError: another site that is not reparameterised; no such site; no finite support.
@@ -91,8 +82,15 @@ class ExactELBO(ChosenSiteELBO):
     objective = "exact"
     unbiased = True
 
-    def __init__(self, num_particles: int = 1, *, site: str | Sequence[str] = "address", **plates: Any) -> None:
-        super().__init__(num_particles, **plates)
+    def __init__(
+        self,
+        num_particles: int = 1,
+        *,
+        site: str | Sequence[str] = "address",
+        noise: Noise = "independent",
+        **plates: Unpack[PlateOptions],
+    ) -> None:
+        super().__init__(num_particles, noise=noise, **plates)
         self.sites = (site,) if isinstance(site, str) else tuple(site)
 
     def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
@@ -125,8 +123,15 @@ class UnorderedSetELBO(ChosenSiteELBO):
     unbiased = True
     min_particles = 2
 
-    def __init__(self, num_particles: int = 2, *, site: str = "address", **plates: Any) -> None:
-        super().__init__(num_particles, site=site, **plates)
+    def __init__(
+        self,
+        num_particles: int = 2,
+        *,
+        site: str = "address",
+        noise: Noise = "independent",
+        **plates: Unpack[PlateOptions],
+    ) -> None:
+        super().__init__(num_particles, site=site, noise=noise, **plates)
         if num_particles > MOST_VALUES:
             raise ValueError(f"num_particles: expected at most {MOST_VALUES} values in a set, got {num_particles}")
 
@@ -214,9 +219,10 @@ class DistinctELBO(ChosenSiteELBO):
         *,
         site: str = "address",
         guide_follows: str = "bound",
-        **plates: Any,
+        noise: Noise = "independent",
+        **plates: Unpack[PlateOptions],
     ) -> None:
-        super().__init__(num_particles, site=site, **plates)
+        super().__init__(num_particles, site=site, noise=noise, **plates)
         if guide_follows not in ("bound", "posterior"):
             raise ValueError(f"guide_follows: expected 'bound' or 'posterior', got {guide_follows!r}")
         self.guide_follows = guide_follows

@@ -19,9 +19,8 @@ class Row(NamedTuple):
         num_particles: K.
         objective: what it estimates the gradient of.
         claims_unbiased: what the estimator says of itself.
-        bias_z: the largest |z-score| of mean g - G over the direction of G and 16 random directions. Below 4 for
-        an
-            estimator without bias.
+        bias_z: the largest |z-score| of mean g - G over the direction of G and 16 random directions. Below 4
+            for an estimator without bias.
         relative_variance: E|g - E g|^2 / |G|^2; for an estimator that is held to another objective's gradient
             / |E g|^2, as it has another length.
         snr: |E g| / sqrt(E|g - E g|^2), bias-corrected for the number of draws.

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vma_pyro.infer.baselines import ScoreBaseline, vimco
 from vma_pyro.infer.checks import check_batch_plates_only
-from vma_pyro.infer.estimator import Estimate
+from vma_pyro.infer.estimator import Estimate, Noise, PlateOptions
 from vma_pyro.infer.handlers import check_no_own_mask, whole_support
 from vma_pyro.infer.multi_sample import MultiSampleELBO
 from vma_pyro.infer.particles import SiteScore
+from vma_pyro.infer.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.plates import Program
 
 
@@ -29,22 +31,29 @@ class CriticELBO(MultiSampleELBO):
 
     Args:
         num_particles: K.
-        critic: module of the program's arguments with output [*batch, S], one value for each of the site's; the
-        batch
-            plates in the order of `batch_plates`.
+        critic: module of the program's arguments with output [*batch, S], one value for each of the site's;
+            the batch plates in the order of `batch_plates`.
         site: name of the discrete site; its support is finite.
-        options: those of `MultiSampleELBO` but `draws_per_score` and `chunk_size`.
+        baseline, pathwise, noise, batch_plates, max_plate_nesting, retain_graph: see `MultiSampleELBO`.
 
     Raises:
         ValueError: a site without finite support; a critic of another shape.
     """
 
     def __init__(
-        self, num_particles: int = 2, *, critic: nn.Module, site: str = "address", **options: Any
+        self,
+        num_particles: int = 2,
+        *,
+        critic: nn.Module,
+        site: str = "address",
+        baseline: ScoreBaseline = vimco,
+        pathwise: PathwiseRule = iwae,
+        noise: Noise = "independent",
+        **plates: Unpack[PlateOptions],
     ) -> None:
-        super().__init__(num_particles, **options)
-        if self.draws_per_score != 1 or self.chunk_size is not None or not self.vectorize_particles:
-            raise ValueError("critic: expected all particles at once, one draw per score")
+        # Named, so that those the critic cannot serve are refused: it judges all particles at once, one draw each.
+        fixed: dict[str, Any] = {"draws_per_score": 1, "chunk_size": None, "vectorize_particles": True}
+        super().__init__(num_particles, baseline=baseline, pathwise=pathwise, noise=noise, **fixed, **plates)
         self.critic, self.site = critic, site
         self._values, self._met = torch.zeros(0), False
 

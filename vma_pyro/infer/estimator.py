@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import pyro
 import torch
@@ -21,14 +21,27 @@ from vma_pyro.infer.plates import PlateNesting, Program
 Noise = str  # "independent" or "common"
 
 
+class PlateOptions(TypedDict, total=False):
+    """Arguments of every estimator, explained at `Estimator`."""
+
+    batch_plates: Sequence[str]
+    max_plate_nesting: int | None
+    retain_graph: bool | None
+
+
+class RunOptions(PlateOptions, total=False):
+    """Arguments of those that draw each particle like the others, explained at `Estimator`."""
+
+    vectorize_particles: bool
+
+
 class Estimate(NamedTuple):
     """What one draw tells.
 
     Attributes:
         value: the objective of each datapoint [B], in nats.
-        surrogate: a scalar whose gradient is the estimate of that of the objective, summed over datapoints; its
-        value
-            means nothing.
+        surrogate: a scalar whose gradient is the estimate of that of the objective, summed over datapoints;
+            its value means nothing.
         scale: full size over subsample size.
     """
 
@@ -205,7 +218,5 @@ def weighted(v: Float[Tensor, "K B"], log_weights: Float[Tensor, "K B"]) -> Floa
 
 
 def finite(values: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """The same values, and 0 (without a gradient) for those that are not finite: the loss itself is then
-    infinite.
-    """
+    """The same values, and 0 (without a gradient) for those that are not finite: there the loss is infinite."""
     return torch.where(values.isfinite(), values, 0.0)

@@ -7,14 +7,14 @@ refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions import Unit
-from pyro.distributions.util import detach, scale_and_mask
+from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import check_site_shape
@@ -24,16 +24,15 @@ from vma_pyro.infer.checks import (
     check_batch_plates_only,
     check_nesting,
     check_no_enumeration,
-    check_nothing_depends_on,
     check_same_latents,
     is_reparameterised,
     latents,
-    name_of,
     same_scale,
 )
+from vma_pyro.infer.gates import Gate, power_of, set_gates
 from vma_pyro.infer.handlers import ChooseValues, Defended, fixed
 from vma_pyro.infer.particles import Particles, SiteGate, SiteScore, concatenate
-from vma_pyro.infer.pathwise import Gate, PathwiseRule, iwae
+from vma_pyro.infer.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.plates import Layout, Program, Site, particle_plate, sample_sites
 
 Handler = Callable[[Program], Program]
@@ -79,9 +78,8 @@ def draw_particles(
         batch_plates: names of the plates whose elements are the datapoints, outermost dimension of B first.
         max_plate_nesting: number of plate dimensions that model and guide use.
         vectorize: run once, with a particle plate at dimension -max_plate_nesting - 1; else K times.
-        pathwise: rule of reparameterised sites that name none with `infer={"estimator": ...}`; None: `iwae` even
-        of
-            those that do.
+        pathwise: rule of reparameterised sites that name none with `infer={"estimator": ...}`; None: `iwae`
+            even of those that do.
         handlers: effect handlers around the guide, which see its sites with all plates.
         given: sites whose values are chosen instead of drawn; the first is at the leftmost dimension. Their weight
             is q w, so that a sum over all values is an expectation under q.
@@ -227,7 +225,7 @@ def _trace(
             raise ValueError(f"site '{name}': expected among the latent sites of the guide, found {found}")
     check_nesting(pruned_guide, nesting)
     pruned_guide.compute_score_parts()
-    gates = _set_gates(pruned_guide, layout, pathwise, chosen)  # the model sees the values behind the gates
+    gates = set_gates(pruned_guide, layout, pathwise, chosen)  # the model sees the values behind the gates
     model_trace = run(poutine.replay(model, trace=guide_trace), args, kwargs)
     subsamples = poutine.Trace()
     for trace in (guide_trace, model_trace):
@@ -242,51 +240,6 @@ def _trace(
         for site in [*sample_sites(model_trace), *sample_sites(pruned_guide)]:
             check_site_shape(site, nesting)
     return Traces(model_trace, pruned_guide, subsamples, gates, frozenset(chosen))
-
-
-def _set_gates(
-    guide_trace: poutine.Trace, layout: Layout, default: PathwiseRule | None, chosen: Collection[str]
-) -> tuple[Gate, ...]:
-    """Check what the sites ask for, and put reparameterised values under a detached rule behind gates."""
-    gates = []
-    sites = list(sample_sites(guide_trace))
-    for position, site in enumerate(sites):
-        if site["is_observed"] or site["name"] in chosen:
-            continue
-        asked = site["infer"].get("estimator")
-        if is_reparameterised(site):
-            if asked is not None and not isinstance(asked, PathwiseRule):
-                raise ValueError(
-                    f"site '{site['name']}': expected a pathwise rule (iwae, dreg, stl) as it is reparameterised, "
-                    f"got the score baseline {name_of(asked)}"
-                )
-            rule = iwae if default is None else asked or default
-            if rule.detached and site["value"].requires_grad:
-                check_nothing_depends_on(site, sites[position + 1 :], rule)
-                gates.append(_gate(guide_trace, site, rule, layout))
-        elif isinstance(asked, PathwiseRule):
-            raise ValueError(
-                f"site '{site['name']}': expected a score baseline, as it is not reparameterised, "
-                f"got the pathwise rule '{asked.name}'"
-            )
-    return tuple(gates)
-
-
-def _gate(guide_trace: poutine.Trace, site: Site, rule: PathwiseRule, layout: Layout) -> Gate:
-    """Put the site's value behind a gate, and hold the parameters of its log q fixed."""
-    gate = Gate(site, rule, layout, power_of(site, layout))
-    site["value"] = gate.pass_through(site["value"])
-    site["fn"] = detach(site["fn"])
-    for stale in ("log_prob", "log_prob_sum", "unscaled_log_prob", "score_parts"):
-        site.pop(stale, None)
-    try:
-        guide_trace.compute_score_parts()
-    except KeyError as error:  # a flow that knows the density of its own draws only
-        raise ValueError(
-            f"site '{site['name']}': expected a density at any value under the rule '{rule.name}', "
-            f"got {type(site['fn']).__name__} without an inverse; use iwae there"
-        ) from error
-    return gate
 
 
 def _weigh(traces: Traces, layout: Layout) -> Particles:
@@ -361,15 +314,6 @@ def _of_the_guide(site: Site, layout: Layout, log_prob: Tensor, scale: float) ->
         return log_prob
     own = scale_and_mask(site["fn"].guide.log_prob(site["value"]), site["scale"], site["mask"])
     return layout.per_datapoint(site, own / scale)
-
-
-def power_of(site: Site, layout: Layout) -> Tensor:
-    """The power to which q stands in w at each element of a site: its scale without the subsampling, and its
-    mask.
-    """
-    power = torch.as_tensor(site["scale"], dtype=site["log_prob"].dtype, device=site["log_prob"].device)
-    power = power / layout.subsampling_scale(site)
-    return power if site["mask"] is None else power * site["mask"]
 
 
 def _but_sampled(site: Site, layout: Layout, scale: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vma_pyro.infer.baselines import ScoreBaseline, baseline_name, vimco
-from vma_pyro.infer.estimator import Estimate, Estimator, Noise, log_mean_exp, normalised, weighted
+from vma_pyro.infer.estimator import Estimate, Estimator, Noise, RunOptions, log_mean_exp, normalised, weighted
 from vma_pyro.infer.handlers import ShareDiscrete
 from vma_pyro.infer.learned_baseline import LearnedBaseline
 from vma_pyro.infer.particles import Particles, SiteScore, concatenate
@@ -45,11 +45,9 @@ class MultiSampleELBO(Estimator):
             `OVIS(gamma)`, `OVISMonteCarlo(samples)`, `NVIL(network)`, or your own; see `vma_pyro.infer.baselines`.
         pathwise: `iwae` (default), `dreg` or `stl`; see `vma_pyro.infer.pathwise`.
         draws_per_score: Z; each of the K draws of the discrete sites comes with so many of the reparameterised
-        ones:
-            K Z particles, whose mean weight over Z takes the place of w_k. Default 1.
+            ones: K Z particles, whose mean weight over Z takes the place of w_k. Default 1.
         chunk_size: particles at a time; memory no longer grows with K, at the price of a second forward pass, in
-        which
-            the weights of all particles are known. The gradient is the same. Default None: all at once.
+            which the weights of all particles are known. The gradient is the same. Default None: all at once.
         noise, batch_plates, max_plate_nesting, vectorize_particles, retain_graph: see `Estimator`.
 
     Raises:
@@ -75,22 +73,12 @@ class MultiSampleELBO(Estimator):
         draws_per_score: int = 1,
         chunk_size: int | None = None,
         noise: Noise = "independent",
-        batch_plates: Sequence[str] = ("data",),
-        max_plate_nesting: int | None = None,
-        vectorize_particles: bool = True,
-        retain_graph: bool | None = None,
+        **options: Unpack[RunOptions],
     ) -> None:
         self.baseline, self.pathwise = baseline, pathwise
         self.draws_per_score, self.chunk_size = draws_per_score, chunk_size
         self.min_particles = getattr(baseline, "min_particles", 1)
-        super().__init__(
-            num_particles,
-            noise=noise,
-            batch_plates=batch_plates,
-            max_plate_nesting=max_plate_nesting,
-            vectorize_particles=vectorize_particles,
-            retain_graph=retain_graph,
-        )
+        super().__init__(num_particles, noise=noise, **options)
         self._check_options()
         single = num_particles * draws_per_score == 1
         if noise == "common" or draws_per_score > 1:
@@ -192,16 +180,20 @@ class MultiSampleELBO(Estimator):
         options: dict[str, Any],
     ) -> Particles:
         """A draw that keeps no intermediate values: the backward pass draws the same particles once more."""
-        first: list[Particles] = []
+        drawn: list[Particles] | None = []
 
         def draw() -> tuple[Tensor, ...]:
             particles = self._draw(model, guide, args, kwargs, num_particles, **options)
-            first.append(particles)
+            if drawn is not None:
+                drawn.append(particles)
             return (particles.log_weights, particles.log_p, *(s.log_prob for s in particles.scores))
 
         log_w, log_p, *log_q = checkpoint(draw, use_reentrant=False)
-        scores = tuple(s._replace(log_prob=q) for s, q in zip(first[0].scores, log_q, strict=True))
-        return first[0]._replace(log_weights=log_w, log_p=log_p, scores=scores, draws=())
+        assert drawn  # by `checkpoint`
+        first = drawn[0]
+        drawn = None  # the graph keeps `draw`, which must not keep the graph, nor what it draws again
+        scores = tuple(s._replace(log_prob=q) for s, q in zip(first.scores, log_q, strict=True))
+        return first._replace(log_weights=log_w, log_p=log_p, scores=scores, draws=())
 
     def _baseline(
         self,

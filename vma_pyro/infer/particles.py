@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from pyro import poutine
 from torch import Tensor
 
-from vma_pyro.infer.pathwise import Gate
+from vma_pyro.infer.gates import Gate
 from vma_pyro.infer.plates import Layout, Site
 
 

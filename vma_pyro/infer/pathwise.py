@@ -20,8 +20,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from vma_pyro.infer.plates import Layout, Site
-
 
 class PathwiseRule(NamedTuple):
     """How gradients flow through reparameterised values.
@@ -48,45 +46,10 @@ def _doubly(v: Tensor, s: Tensor) -> Tensor:
 
 
 iwae = PathwiseRule("iwae", detached=False, factor=_one, unbiased=True)
-"""The plain gradient of the bound, v_k (Burda et al. 2016, equation 13); its signal-to-noise ratio falls with
-K.
-"""
+"""The plain gradient of the bound, v_k (Burda et al. 2016, equation 13); its SNR falls with K."""
 
 dreg = PathwiseRule("dreg", detached=True, factor=_doubly, unbiased=True)
 """Doubly reparameterised, v_k^2 for s = 1 (Tucker et al. 2018, equation 8); its SNR grows like sqrt(K)."""
 
 stl = PathwiseRule("stl", detached=True, factor=_one, unbiased=False)
 """Sticking the landing, v_k (Roeder et al. 2017). Leaves the score out: biased for K > 1, unbiased for K = 1."""
-
-
-class Gate:
-    """The identity on a reparameterised value that multiplies the gradient through it by its rule's factor.
-
-    The factor depends on the weights of all particles, which are known only after the model has run: it is set
-    with `open`, before the backward pass.
-
-    Args:
-        site: of the guide.
-        rule: its pathwise rule.
-        layout: where the site's tensors hold particles and datapoints.
-        power: s, broadcasts to the site's log probability.
-    """
-
-    def __init__(self, site: Site, rule: PathwiseRule, layout: Layout, power: Tensor) -> None:
-        self.site, self.rule, self.layout, self.power = site, rule, layout, power
-        self.factor: Tensor | None = None
-
-    def pass_through(self, value: Tensor) -> Tensor:
-        """The value, with the gate in its backward pass."""
-        value = value.view_as(value)
-        value.register_hook(self._multiply)
-        return value
-
-    def open(self, v: Tensor) -> None:
-        """Set the factor from normalised weights [*S, K, *batch]."""
-        self.factor = self.rule.factor(self.layout.spread(self.site, v), self.power)
-
-    def _multiply(self, gradient: Tensor) -> Tensor:
-        assert self.factor is not None, "open_gates comes before the backward pass"
-        factor = self.factor.reshape(self.factor.shape + (1,) * self.site["fn"].event_dim)
-        return (gradient * factor).reshape(gradient.shape)

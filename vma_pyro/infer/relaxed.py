@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from pyro.distributions.torch import Categorical
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vma_pyro.infer.estimator import Estimate, Estimator, Noise, log_mean_exp, normalised, weighted
+from vma_pyro.infer.estimator import Estimate, Estimator, Noise, RunOptions, log_mean_exp, normalised, weighted
 from vma_pyro.infer.handlers import Message
 from vma_pyro.infer.plates import Program
 
@@ -53,19 +53,9 @@ class RelaxedELBO(Estimator):
         temperature: float = 0.5,
         straight_through: bool = False,
         noise: Noise = "independent",
-        batch_plates: Sequence[str] = ("data",),
-        max_plate_nesting: int | None = None,
-        vectorize_particles: bool = True,
-        retain_graph: bool | None = None,
+        **options: Unpack[RunOptions],
     ) -> None:
-        super().__init__(
-            num_particles,
-            noise=noise,
-            batch_plates=batch_plates,
-            max_plate_nesting=max_plate_nesting,
-            vectorize_particles=vectorize_particles,
-            retain_graph=retain_graph,
-        )
+        super().__init__(num_particles, noise=noise, **options)
         if not temperature > 0:
             raise ValueError(f"temperature: expected more than 0, got {temperature}")
         self.site, self.temperature, self.straight_through = site, temperature, straight_through

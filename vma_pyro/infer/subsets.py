@@ -68,9 +68,7 @@ class SetRatios:
         return torch.stack([self.log_q[s] + self.log_f[1 << s] for s in range(self.k)]) - self.log_f[0]
 
     def expectation_given_first(self, f: Float[Tensor, " k *B"]) -> Float[Tensor, " k *B"]:
-        """Estimates of E f that for each s are unbiased given that s was drawn first (Kool et al. 2020, eq.
-        12).
-        """
+        """Estimates of E f, for each s unbiased given that s was drawn first (Kool et al. 2020, eq. 12)."""
         rows = []
         for s in range(self.k):
             row = self.log_q[s].exp() * f[s]

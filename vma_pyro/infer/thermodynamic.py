@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
-from vma_pyro.infer.estimator import Estimate, Estimator, finite, normalised
+from vma_pyro.infer.estimator import Estimate, Estimator, RunOptions, finite, normalised
 from vma_pyro.infer.handlers import DetachValues
 from vma_pyro.infer.plates import Program
 
@@ -43,18 +43,9 @@ class ThermodynamicELBO(Estimator):
         num_particles: int = 4,
         *,
         betas: Sequence[float] = (0.0, 0.1, 0.3),
-        batch_plates: Sequence[str] = ("data",),
-        max_plate_nesting: int | None = None,
-        vectorize_particles: bool = True,
-        retain_graph: bool | None = None,
+        **options: Unpack[RunOptions],
     ) -> None:
-        super().__init__(
-            num_particles,
-            batch_plates=batch_plates,
-            max_plate_nesting=max_plate_nesting,
-            vectorize_particles=vectorize_particles,
-            retain_graph=retain_graph,
-        )
+        super().__init__(num_particles, noise="independent", **options)  # values without a gradient share none
         ends = [*betas[1:], 1.0]
         if not betas or betas[0] != 0 or any(a >= b for a, b in zip(betas, ends, strict=True)):
             raise ValueError(f"betas: expected numbers that rise from 0 and stay below 1, got {list(betas)}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from pyro import poutine
 from pyro.distributions import Unit
 from torch import nn
 
-from vma_pyro.infer.estimator import Estimate, Estimator, finite, log_mean_exp, normalised, weighted
+from vma_pyro.infer.estimator import Estimate, Estimator, RunOptions, finite, log_mean_exp, normalised, weighted
 from vma_pyro.infer.handlers import Defensive, DetachValues
 from vma_pyro.infer.log_weights import Handler, guide_log_prob
 from vma_pyro.infer.plates import Program, is_random_subsample
@@ -58,18 +58,9 @@ class WakeWake(Estimator):
         insomnia: float = 1.0,
         dreams: Mapping[str, str] | None = None,
         defensive: float = 0.0,
-        batch_plates: Sequence[str] = ("data",),
-        max_plate_nesting: int | None = None,
-        vectorize_particles: bool = True,
-        retain_graph: bool | None = None,
+        **options: Unpack[RunOptions],
     ) -> None:
-        super().__init__(
-            num_particles,
-            batch_plates=batch_plates,
-            max_plate_nesting=max_plate_nesting,
-            vectorize_particles=vectorize_particles,
-            retain_graph=retain_graph,
-        )
+        super().__init__(num_particles, noise="independent", **options)  # values without a gradient share none
         if not 0 <= insomnia <= 1:
             raise ValueError(f"insomnia: expected 0 <= insomnia <= 1, got {insomnia}")
         if not 0 <= defensive < 1:
