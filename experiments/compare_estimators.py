@@ -13,10 +13,12 @@ import json
 import platform
 import shlex
 import signal
+import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -35,7 +37,7 @@ from vma_pyro.infer.compare import evaluations_of
 from vma_pyro.laboratory import Quality, Training
 from vma_pyro.laboratory_page import Findings, snr_of, to_markdown
 from vma_pyro.record import read_metrics
-from vma_pyro.training import TrainConfig, fit
+from vma_pyro.training import TrainConfig, fit, keep_freed_memory
 
 
 class Candidate(NamedTuple):
@@ -53,15 +55,17 @@ class Candidate(NamedTuple):
 
 
 # All train the same model. K times images is 128 for all that draw, but for those whose particles cost less than a
-# run of the model. Twice the images come with sqrt 2 times the learning rate, which VIMCO gets on its own, too.
+# run of the model. Twice the images come with sqrt 2 times the learning rate; VIMCO gets several.
 TRAINED = (
     Candidate("vimco"),
     Candidate("vimco", 4, 32, 2.1e-3),
+    Candidate("vimco", 4, 32, 3e-3),
     Candidate("vimco", 2, 64, 2.1e-3),
     Candidate("vimco+dreg"),
     Candidate("vimco+dreg", 2, 64, 2.1e-3),
     Candidate("vimco+resampled", 4, 64, 2.1e-3),
     Candidate("vimco+dreg+resampled", 4, 64, 2.1e-3),
+    Candidate("vimco+dreg+resampled", 4, 64, 2.5e-3),
     Candidate("vimco+stl"),
     Candidate("loo"),
     Candidate("loo+dreg"),
@@ -119,12 +123,14 @@ class LaboratoryConfig:
     minutes: float | None = None
     """Training time of VIMCO; all others get its number of decoder evaluations, and 1.5 times its time at most.
     Default: 0.7 for glyphs, 1 for Omniglot."""
-    final_minutes: float | None = None
-    """Training time of VIMCO in the final; the best three of the others get half of it. Default: 2 for glyphs, 8
-    for Omniglot."""
+    final_minutes: tuple[float, ...] | None = None
+    """Training times of VIMCO in the final, shortest first; the best of the others gets as many updates as fit in
+    half of each. Default: 2 for glyphs, 4 and 8 for Omniglot."""
     width: float = 0.33
     """Factor on the paper's 48 and 64 maps per convolution."""
-    draws: int = 40
+    final_seeds: int = 2
+    """Repetitions of the final, each with weights, episodes and draws of its own."""
+    draws: int = 30
     """Gradients per estimator and table."""
     images: int = 8
     """Images per gradient in the tables."""
@@ -140,10 +146,10 @@ class LaboratoryConfig:
     def resolved(self) -> LaboratoryConfig:
         """With the defaults of the data, or the sizes of `tiny`."""
         if not self.tiny:
-            minutes, final = (1.0, 8.0) if self.data == "omniglot" else (0.7, 2.0)
+            minutes, final = (1.0, (4.0, 8.0)) if self.data == "omniglot" else (0.7, (2.0,))
             return replace(self, minutes=self.minutes or minutes, final_minutes=self.final_minutes or final)
         sizes: dict[str, Any] = {"width": 0.1, "draws": 2, "images": 3, "test_images": 4, "test_samples": 2}
-        return replace(self, minutes=0.01, final_minutes=0.02, **sizes)
+        return replace(self, minutes=0.01, final_minutes=(0.01, 0.02), final_seeds=1, **sizes)
 
 
 class Plan(NamedTuple):
@@ -199,8 +205,6 @@ def sampler(config: LaboratoryConfig, characters: Characters, queries: int, **op
 
 # (b) Training.
 
-FINAL = "final-vimco"  # folder of VIMCO's long run, whose model is the end of training in the tables
-
 
 def train(
     config: LaboratoryConfig,
@@ -208,7 +212,7 @@ def train(
     folder: Path,
     candidate: Candidate,
     *,
-    minutes: float,
+    minutes: float | None = None,
     updates: int | None = None,
     label: str = "",
 ) -> tuple[Model, Guide, Training]:
@@ -250,7 +254,7 @@ def train(
     except FloatingPointError as error:
         stopped = str(error)
     lines = read_metrics(folder / "metrics.jsonl")
-    facts = {**candidate._asdict(), "evaluations": cost, "stopped": stopped}
+    facts = {**candidate._asdict(), "evaluations": cost, "stopped": stopped, "seed": config.seed}
     return model, guide, Training.of_metrics(lines, **facts)
 
 
@@ -297,29 +301,69 @@ def train_all(config: LaboratoryConfig, data: Data) -> list[Training]:
 
 
 def train_finalists(config: LaboratoryConfig, data: Data, runs: Sequence[Training]) -> list[Training]:
-    """VIMCO for longer, and the best of the others in half of its time.
+    """VIMCO for longer, and the best of the others in half of its time, for each seed.
 
     Selected on held-out classes of the training alphabets, VIMCO's learning rate too; the test classes are scored,
     not looked at.
     """
+    assert config.final_minutes is not None  # resolved
     first, *_ = plan_of(config).trained
     ranked = sorted((r for r in runs if r.validation and not r.stopped), key=lambda r: r.validation[-1][2])
-    as_first = [run for run in ranked if candidate_of(run)[:3] == first[:3]]
-    others = [run for run in ranked if run not in as_first]
-    limits: dict[str, Any] = {"minutes": config.final_minutes, "label": "vimco, final"}
-    judge, nll = train_and_score(config, data, FINAL, candidate_of(as_first[0]), **limits)
-    finalists = [judge]
-    for run in others[: 1 if config.tiny else 3]:
-        candidate = candidate_of(run)
-        limits = {"minutes": judge.seconds / 120, "label": f"{run.estimator}, half the time"}
-        scored = train_and_score(config, data, f"final-half-{candidate.folder}", candidate, **limits)
-        finalists.append(against(nll, scored))
+    judge, *_ = (candidate_of(run) for run in ranked if candidate_of(run)[:3] == first[:3])
+    rival, *_ = (candidate_of(run) for run in ranked if candidate_of(run)[:3] != first[:3])
+    # Other work on the machine slows one run and not the next: half of the time is a number of updates.
+    cost = once(config, f"cost-{rival.folder}", partial(timed, config, data, rival, judge))["ratio"]
+    finalists = []
+    for minutes in config.final_minutes:
+        for seed in range(config.seed, config.seed + config.final_seeds):
+            seeded = replace(config, seed=seed)
+            facts: dict[str, Any] = {"final_minutes": minutes}
+            limits: dict[str, Any] = {"minutes": minutes, "label": f"vimco, {minutes:g} minutes, seed {seed}"}
+            run, nll = train_and_score(seeded, data, final_folder(minutes, seed), judge, **limits)
+            finalists.append(run._replace(**facts))
+            limits = {
+                "updates": max(2, round(run.updates / (2 * cost))),
+                "label": f"{rival.estimator}, half of it",
+            }
+            scored = train_and_score(seeded, data, final_folder(minutes, seed) + "-half", rival, **limits)
+            finalists.append(against(nll, scored)._replace(update_cost=cost, **facts))
     return finalists
+
+
+def final_folder(minutes: float, seed: int) -> str:
+    """Of VIMCO's run in the final."""
+    return f"final-{minutes:g}-{seed}"
 
 
 def candidate_of(run: Training) -> Candidate:
     """What a run trained."""
     return Candidate(run.estimator, run.num_particles, run.queries, run.learning_rate)
+
+
+def timed(config: LaboratoryConfig, data: Data, candidate: Candidate, judge: Candidate) -> dict[str, float]:
+    """Seconds per update over the judge's, both in turns; the median of the rounds."""
+    steps = [updates_of(config, data, who) for who in (candidate, judge)]
+    ratios = []
+    for _ in range(3 if config.tiny else 60):
+        seconds = []
+        for step in steps:
+            start = time.perf_counter()
+            next(step)
+            seconds.append(time.perf_counter() - start)
+        ratios.append(seconds[0] / seconds[1])
+    return {"ratio": statistics.median(ratios[len(ratios) // 5 :])}  # without the first, which warm up
+
+
+def updates_of(config: LaboratoryConfig, data: Data, candidate: Candidate) -> Iterator[None]:
+    """One update after the other, as in training."""
+    loss_fn = make(*candidate[:2])(*build(config))
+    optimizer = torch.optim.Adam(loss_fn.parameters(), candidate.learning_rate, fused=True)
+    for episode in sampler(config, data.train, candidate.queries, augment="rotations"):
+        optimizer.zero_grad()
+        (loss_fn(episode.memory, episode.x) / candidate.queries).backward()
+        nn.utils.clip_grad_norm_(loss_fn.parameters(), 100.0)
+        optimizer.step()
+        yield
 
 
 def once(config: LaboratoryConfig, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -430,12 +474,12 @@ def stages_of(
     """VIMCO's model before training, after `minutes`, and at the end of its long run."""
     assert config.minutes is not None
     assert config.final_minutes is not None
-    judge = plan_of(config).trained[0]
-    own = {"middle": config.out / "train" / judge.folder, "end": config.out / "train" / FINAL}
+    judge, longest = plan_of(config).trained[0], config.final_minutes[-1]
+    own = {"middle": judge.folder, "end": final_folder(longest, config.seed)}
     again = replace(config, resume=True)  # the data's own two runs are finished, and only loaded
     found = {"start": build(config)}
-    for stage, who, minutes in (("middle", judge, config.minutes), ("end", finalist, config.final_minutes)):
-        where = own[stage]
+    for stage, who, minutes in (("middle", judge, config.minutes), ("end", finalist, longest)):
+        where = config.out / "train" / own[stage]
         if name != config.data:  # a comparison on the side: a quarter of the time is enough
             where, minutes = config.out / "stages" / f"{name}-{stage}", minutes / 4
         model, guide, _ = train(again, data, where, who, minutes=minutes, label=f"{name}, {stage}")
@@ -470,6 +514,8 @@ def measure_all(
 def main(config: LaboratoryConfig) -> None:
     """Train, measure, write."""
     config = config.resolved()
+    assert config.final_minutes is not None
+    keep_freed_memory()
     pyro.settings.set(module_local_params=True)
     pyro.enable_validation(False)
     if config.out.exists() and any(config.out.iterdir()) and not config.resume:
@@ -485,7 +531,7 @@ def main(config: LaboratoryConfig) -> None:
         f"Data: {config.data}; memories of {plan.classes} classes x {plan.shots} examples; networks of width",
         f"{config.width}; seed {config.seed}. Tables: {config.draws} gradients (toy: {2 * config.draws}) of",
         f"{config.images} held-out images each; the middle of training is VIMCO's model after {config.minutes:g}",
-        f"minutes, the end after {config.final_minutes:g}. Test NLL, mean ± standard error: upper bound",
+        f"minutes, the end after {config.final_minutes[-1]:g}. Test NLL, mean ± standard error: upper bound",
         f"from {config.test_samples} samples, {config.test_images} images, each with a memory of its own.",
         f"{minutes:.0f} minutes in the last session, {torch.get_num_threads()} threads,",
         f"torch {torch.__version__}, pyro {pyro.__version__}, python {platform.python_version()}.",
@@ -511,11 +557,17 @@ def write(config: LaboratoryConfig, found: Findings) -> None:
         seen = [run for run in runs if run.validation]
         plots.save_curves(
             config.out / name,
-            {run.label: run.validation for run in seen},
-            {run.label: run.kl_address for run in seen},
+            {name_of(run): run.validation for run in seen},
+            {name_of(run): run.kl_address for run in seen},
         )
     end = [q for q in found.particles if q.program == config.data and q.stage == "end"]
     plots.save_slopes(config.out / "slopes.png", [q.evaluations for q in end], snr_of(end))
+
+
+def name_of(run: Training) -> str:
+    """In the pictures."""
+    final = "" if run.final_minutes is None else f", final {run.final_minutes:g}, seed {run.seed}"
+    return run.label + final
 
 
 def command() -> str:

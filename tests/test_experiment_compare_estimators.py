@@ -39,8 +39,8 @@ def test_the_page_answers(finished):
     for heading in ("In short", "Training", "The address", "Particles", "Memory size", "All figures"):
         assert f"## {heading}" in page, heading
     assert "lowest variance x time on the address: **" in page
-    assert "The final: VIMCO has a test NLL of" in page
-    assert "VIMCO's** (difference" in page
+    assert "The final, 0.02 minutes: vimco (K = 2" in page
+    assert "VIMCO's**. Differences, paired by image:" in page
     assert "## In short" in output
     for picture in ("training.png", "final.png", "slopes.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG")

@@ -36,13 +36,14 @@ class MemorylessModel(PyroModule):
         if x is not None:
             check_binary("x", x)
             x = x.float()
-        device = next(iter(self.networks.parameters())).device
-        blank = blank_memory(self.networks, device).encode(self.networks)
+        networks = self.networks
+        device = next(iter(networks.parameters())).device
+        blank = blank_memory(networks, device).encode(networks)
         batch = num_images if x is None else len(x)
         with pyro.plate("data", batch, dim=-1):
             m = blank.read(torch.zeros(1, dtype=torch.long, device=device))  # broadcasts over the plate
-            z = pyro.sample("z", dist.Normal(*self.networks.prior(m)).to_event(1))  # p(z)
-            logits = self.networks.decode(z, m)
+            z = pyro.sample("z", dist.Normal(*networks.prior(m)).to_event(1))  # p(z)
+            logits = networks.decode(z, m)
             return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=x)  # p(x | z)
 
 
@@ -55,10 +56,11 @@ class MemorylessGuide(PyroModule):
 
     def forward(self, memory: Memory | Tensor | None, x: Tensor) -> None:
         """Sample `z` for images x [B, 1, 28, 28]; the memory is ignored."""
-        blank = blank_memory(self.networks, x.device)
+        networks = self.networks
+        blank = blank_memory(networks, x.device)
         blank.check(x)
-        blank = blank.encode(self.networks)
-        query = self.networks.query(x)
+        blank = blank.encode(networks)
+        query = networks.query(x)
         with pyro.plate("data", len(x), dim=-1):
             m = blank.read(torch.zeros(1, dtype=torch.long, device=x.device))
-            pyro.sample("z", dist.Normal(*self.networks.posterior(query, m)).to_event(1))  # q(z | x)
+            pyro.sample("z", dist.Normal(*networks.posterior(query, m)).to_event(1))  # q(z | x)

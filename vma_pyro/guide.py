@@ -39,13 +39,14 @@ class Guide(PyroModule):
         """Sample `address` and `z` for images x [B, 1, 28, 28]; the arguments are the model's."""
         memory = Memory.of(memory)
         memory.check(x)
-        memory = memory.encode(self.networks, x)
-        query = self.networks.query(x)
+        networks = self.networks  # once: Pyro registers all parameters whenever it is asked for a module
+        memory = memory.encode(networks, x)
+        query = networks.query(x)
         with pyro.plate("data", len(x), dim=-1):
             logits = self.similarity(query.key, memory.features.key)
             address = pyro.sample("address", dist.Categorical(logits=logits))  # q(a | x, M)
             m = memory.read(address)  # m_a
-            pyro.sample("z", dist.Normal(*self.networks.posterior(query, m)).to_event(1))  # q(z | x, m_a)
+            pyro.sample("z", dist.Normal(*networks.posterior(query, m)).to_event(1))  # q(z | x, m_a)
 
 
 class CosineSimilarity(nn.Module):

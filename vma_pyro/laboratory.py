@@ -61,12 +61,15 @@ class Training(NamedTuple):
         queries: images per update.
         learning_rate: of Adam, at its highest.
         evaluations: runs of the model per image and update.
+        seed: of weights, episodes and draws.
         updates: made.
         seconds: of training, validation included.
         validation: of held-out classes: [update, seconds, NLL].
         kl_address: of training episodes: [update, seconds, KL(a)].
         test_nll, test_kl_address: at the end; None if it did not get there.
         test_minus_vimco: test NLL less that of VIMCO's run, paired by image.
+        update_cost: time of one update over that of VIMCO's, both timed in turns, if it was.
+        final_minutes: in the final, the time of the VIMCO run that it is or is held to.
         stopped: why it did not get to the end, or "".
     """
 
@@ -75,6 +78,7 @@ class Training(NamedTuple):
     queries: int
     learning_rate: float
     evaluations: float
+    seed: int
     updates: int
     seconds: float
     validation: list[list[float]]
@@ -82,6 +86,8 @@ class Training(NamedTuple):
     test_nll: Estimate | None = None
     test_kl_address: Estimate | None = None
     test_minus_vimco: Estimate | None = None
+    update_cost: float | None = None
+    final_minutes: float | None = None
     stopped: str = ""
 
     @property

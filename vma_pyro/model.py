@@ -47,13 +47,14 @@ class Model(PyroModule):
             memory.check(x)
             check_binary("x", x)
         batch = len(x) if x is not None else memory.batch_size or num_images
-        memory = memory.encoded(self.networks, x)  # once per update, shared with the guide
+        networks = self.networks  # once: Pyro registers all parameters whenever it is asked for a module
+        memory = memory.encoded(networks, x)  # once per update, shared with the guide
         observed = None if x is None else x.float()
         with pyro.plate("data", batch, dim=-1):
             address = pyro.sample("address", dist.Categorical(logits=self.address_prior(memory)))  # p(a | M)
             m = memory.read(address)  # m_a
-            z = pyro.sample("z", dist.Normal(*self.networks.prior(m)).to_event(1))  # p(z | m_a)
-            logits = self.networks.decode(z, m)
+            z = pyro.sample("z", dist.Normal(*networks.prior(m)).to_event(1))  # p(z | m_a)
+            logits = networks.decode(z, m)
             return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=observed)  # p(x | z, m_a)
 
 

@@ -4,7 +4,8 @@ A run is a function of its configuration: stopped at any moment and resumed, it 
 uninterrupted one, bit for bit on a CPU (with a budget in updates; one in minutes depends on the clock).
 """
 
+from vma_pyro.training.allocator import keep_freed_memory
 from vma_pyro.training.config import TrainConfig, device_of, learning_rate
 from vma_pyro.training.loop import FitResult, fit
 
-__all__ = ["FitResult", "TrainConfig", "device_of", "fit", "learning_rate"]
+__all__ = ["FitResult", "TrainConfig", "device_of", "fit", "keep_freed_memory", "learning_rate"]
