@@ -40,7 +40,9 @@ def test_the_page_answers(finished):
         assert f"## {heading}" in page, heading
     assert "lowest variance x time on the address: **" in page
     assert "The final, 0.02 minutes: vimco (K = 2" in page
-    assert "VIMCO's**. Differences, paired by image:" in page
+    assert "**. Differences, paired by image:" in page
+    assert "### 0.02 minutes, seed 1" in page
+    assert "(seed 0), " in page
     assert "## In short" in output
     for picture in ("training.png", "final.png", "slopes.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
@@ -78,3 +80,11 @@ def test_a_folder_with_something_in_it_is_refused_in_one_line(finished):
     code, output = run("--tiny", "--out", "out", cwd=out.parent)
     assert code == 1
     assert output.strip().splitlines() == ["error: out: expected a new or empty folder, or --resume, got out"]
+
+
+def test_another_configuration_is_not_mixed_in(finished):
+    out, _ = finished
+    code, output = run("--tiny", "--out", "out", "--resume", "--seed", "1", cwd=out.parent)
+    assert code == 1
+    (line,) = output.strip().splitlines()
+    assert line == f"error: resume: expected seed = 0 as in {Path('out') / 'config.json'}, got 1"

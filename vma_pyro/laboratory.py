@@ -1,6 +1,7 @@
 """The estimator laboratory: gradient quality at stages of training, training curves, and the page they end in.
 
-A run of the model is the unit of cost: one decoder evaluation for one image. The address is the group "discrete
+A run of the model is the unit of cost: one decoder evaluation for one image, forward
+and backward; forward alone is a third. The address is the group "discrete
 guide": the parameters that are in log q(a | x, M) and in nothing else.
 """
 

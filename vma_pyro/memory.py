@@ -131,8 +131,8 @@ class Memory:
         """What the guide has just encoded for this very x, else a fresh encoding; the model calls this.
 
         It is picked up once only: two losses of one memory have graphs of their own. A run of the model without
-        gradients leaves it for the one with. Where the guide runs without the model and the parameters change
-        before the model runs alone, give the model another `Memory`.
+        gradients leaves it for the one with. Where the guide runs without a run of the model with gradients after
+        it, and the parameters change before the model runs alone, give the model another `Memory`.
         """
         left, self._left = self._left, None
         if left is not None and x is not None:

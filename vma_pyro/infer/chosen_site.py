@@ -32,7 +32,9 @@ class ChosenSiteELBO(Estimator):
         noise: Noise = "independent",
         **plates: Unpack[PlateOptions],
     ) -> None:
-        super().__init__(num_particles, noise=noise, vectorize_particles=True, **plates)
+        super().__init__(num_particles, noise=noise, **plates)
+        if not self.vectorize_particles:
+            raise ValueError(f"vectorize_particles: expected True for {type(self).__name__}, got False")
         self.site = site
 
     def _draw_given(

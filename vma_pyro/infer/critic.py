@@ -51,9 +51,13 @@ class CriticELBO(MultiSampleELBO):
         noise: Noise = "independent",
         **plates: Unpack[PlateOptions],
     ) -> None:
-        # Named, so that those the critic cannot serve are refused: it judges all particles at once, one draw each.
-        fixed: dict[str, Any] = {"draws_per_score": 1, "chunk_size": None, "vectorize_particles": True}
-        super().__init__(num_particles, baseline=baseline, pathwise=pathwise, noise=noise, **fixed, **plates)
+        super().__init__(num_particles, baseline=baseline, pathwise=pathwise, noise=noise, **plates)
+        for name, needed in (("draws_per_score", 1), ("chunk_size", None), ("vectorize_particles", True)):
+            if getattr(self, name) != needed:
+                raise ValueError(
+                    f"{name}: expected {needed}, as the critic judges all particles at once, "
+                    f"got {getattr(self, name)}"
+                )
         self.critic, self.site = critic, site
         self._values, self._met = torch.zeros(0), False
 

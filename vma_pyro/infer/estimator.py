@@ -82,6 +82,7 @@ class Estimator(ELBO):
     min_particles: int = 1
     handles_discrete: bool = True
     _knows_rules = False  # whether sites may ask for pathwise rules
+    _couples = True  # whether particles may share noise
 
     def __init__(
         self,
@@ -103,6 +104,8 @@ class Estimator(ELBO):
             raise ValueError(f"batch_plates: expected a sequence of plate names, got {batch_plates!r}")
         if noise not in ("independent", "common"):
             raise ValueError(f"noise: expected 'independent' or 'common', got {noise!r}")
+        if noise == "common" and not self._couples:
+            raise ValueError(f"noise: expected 'independent' for {type(self).__name__}, got {noise!r}")
         super().__init__(
             num_particles=num_particles, vectorize_particles=vectorize_particles, retain_graph=retain_graph
         )

@@ -1,4 +1,4 @@
-"""From traces to log weights per datapoint: the only file that takes Pyro's traces apart.
+"""From traces to log weights per datapoint: where Pyro's traces are taken apart.
 
 A particle k of datapoint b weighs log w = log p(x, latents) - log q(latents), summed over the sites of b. A site
 belongs to datapoint b when it lies in the batch plates; a site outside them belongs to no datapoint and is

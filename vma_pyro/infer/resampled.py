@@ -58,6 +58,7 @@ class ResampledELBO(MultiSampleELBO):
 
         nesting = self._nesting(model, guide, args, kwargs)
         particles = self._particles(forward_only, guide, args, kwargs, nesting)
+        torch.clear_autocast_cache()  # else weights that were cast without a graph would get no gradient
         log_w = self._own(particles.log_weights).detach()  # [K, B]
         bound, v = log_mean_exp(log_w), normalised(log_w)
         self._open_gates(particles, v)
@@ -87,13 +88,20 @@ def select(particles: Particles, k: Int64[Tensor, " B"], layout: Layout) -> pout
     selected = poutine.Trace()
     for name in particles.draws[0].stochastic_nodes:
         sites: list[Any] = [draw.nodes[name] for draw in particles.draws]
-        event = sites[0]["value"].shape[sites[0]["value"].dim() - sites[0]["fn"].event_dim :]
-        runs = []  # [K, plates, event]; more than one if the particles were drawn one after the other
-        for site in sites:
-            plates = site["value"].shape[: site["value"].dim() - len(event)]
-            runs.append(site["value"].reshape((1,) * (layout.rank - len(plates)) + plates + event))
-        values = torch.cat(runs)
+        values = torch.cat([_with_plates(site, layout.rank) for site in sites])  # [K, plates, event]
+        event = values.dim() - layout.rank
         where = layout.spread(sites[0], index)
-        where = where.reshape(*where.shape, *(1 for _ in event)).expand(1, *values.shape[1:])
-        selected.add_node(name, **{**sites[0], "value": values.gather(0, where).squeeze(0)})
+        where = where.reshape(*where.shape, *(1 for _ in range(event))).expand(1, *values.shape[1:])
+        # As many plates as the site has: one run of all particles has theirs as well, leftmost.
+        plates = min(len(sites[0]["fn"].batch_shape), layout.rank - 1)
+        value = values.gather(0, where)
+        value = value.reshape(value.shape[value.dim() - event - plates :])
+        selected.add_node(name, **{**sites[0], "value": value})
     return selected
+
+
+def _with_plates(site: Any, rank: int) -> Tensor:
+    """The value with all dimensions [particles, plates] of its distribution, also where it was broadcast."""
+    event = site["value"].shape[site["value"].dim() - site["fn"].event_dim :]
+    value = site["value"].expand(*site["fn"].batch_shape, *event)
+    return value.reshape((1,) * (rank - len(site["fn"].batch_shape)) + value.shape)

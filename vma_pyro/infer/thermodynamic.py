@@ -37,6 +37,7 @@ class ThermodynamicELBO(Estimator):
     objective = "tvo"
     unbiased = False
     min_particles = 2
+    _couples = False  # no gradient passes through the noise
 
     def __init__(
         self,
@@ -45,7 +46,7 @@ class ThermodynamicELBO(Estimator):
         betas: Sequence[float] = (0.0, 0.1, 0.3),
         **options: Unpack[RunOptions],
     ) -> None:
-        super().__init__(num_particles, noise="independent", **options)  # values without a gradient share none
+        super().__init__(num_particles, **options)
         ends = [*betas[1:], 1.0]
         if not betas or betas[0] != 0 or any(a >= b for a, b in zip(betas, ends, strict=True)):
             raise ValueError(f"betas: expected numbers that rise from 0 and stay below 1, got {list(betas)}")

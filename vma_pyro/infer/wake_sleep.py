@@ -49,6 +49,7 @@ class WakeWake(Estimator):
     objective = "wake-sleep"
     unbiased = False
     min_particles = 2
+    _couples = False  # no gradient passes through the noise
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class WakeWake(Estimator):
         defensive: float = 0.0,
         **options: Unpack[RunOptions],
     ) -> None:
-        super().__init__(num_particles, noise="independent", **options)  # values without a gradient share none
+        super().__init__(num_particles, **options)
         if not 0 <= insomnia <= 1:
             raise ValueError(f"insomnia: expected 0 <= insomnia <= 1, got {insomnia}")
         if not 0 <= defensive < 1:
