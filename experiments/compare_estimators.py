@@ -171,7 +171,7 @@ def plan_of(config: LaboratoryConfig) -> Plan:
     """All of it, or a little of everything."""
     if config.tiny:
         tiny = (Candidate("vimco", 2, 4), Candidate("vimco+dreg+resampled", 2, 4), Candidate("pyro-enum", 2, 4))
-        return Plan(tiny, ("vimco", "loo", "rloo", "wake-wake"), (2, 4), (4, 6), 4, 3, 2)
+        return Plan(tiny, ("vimco", "loo", "rloo", "wake-wake"), (2, 4), (8, 12), 4, 3, 2)
     return Plan(TRAINED, MEASURED, (2, 4, 8, 16, 32, 64), (8, 32, 128), 64, 12, 3)
 
 
@@ -526,7 +526,7 @@ def measure_all(
                 continue
             what: dict[str, Any] = {"program": name, "stage": stage, "names": swept}
             particles += [measure_model(config, own, pair, evaluations=k, **what) for k in plan.particles]
-            memories += [measure_model(config, own, pair, shape=(m // 2, 2), **what) for m in plan.memories]
+            memories += [measure_model(config, own, pair, shape=(m // 4, 4), **what) for m in plan.memories]
     return stages, particles, memories
 
 
