@@ -1,9 +1,11 @@
-"""What a run leaves behind while it goes on: metrics.jsonl, a progress line, and TensorBoard if wanted."""
+"""What a run leaves behind: metrics.jsonl, a progress line, TensorBoard if wanted, its command."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ class Recorder:
     """Appends one JSON object per line to `metrics.jsonl`; each line carries its update.
 
     Args:
-        folder: of the run; must exist.
+        folder: of the run; must exist. None: nothing is written (by a process beside the first).
         resume_at: keep the lines up to this update and drop later ones, which the resumed run writes again; 0
             starts a new file.
         tensorboard: also write TensorBoard events (needs the extra `track`).
@@ -28,7 +30,7 @@ class Recorder:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
         *,
         resume_at: int = 0,
         tensorboard: bool = False,
@@ -36,14 +38,8 @@ class Recorder:
         label: str = "",
         show: bool = True,
     ) -> None:
-        self.path = folder / "metrics.jsonl"
-        kept = _lines_until(self.path, resume_at) if resume_at else []
-        # Replaced as a whole: a crash while dropping lines must not lose the others.
-        temporary = folder / ".metrics.jsonl.tmp"
-        temporary.write_text("".join(kept))
-        os.replace(temporary, self.path)
-        self._file = self.path.open("a", buffering=1)
-        self._writer = _open_tensorboard(folder, resume_at) if tensorboard else None
+        self._file: Any = None if folder is None else _reopened(folder / "metrics.jsonl", resume_at)
+        self._writer = _open_tensorboard(folder, resume_at) if folder is not None and tensorboard else None
         self._bar = tqdm(
             desc=label,
             total=total,
@@ -60,6 +56,8 @@ class Recorder:
 
     def write(self, update: int, **figures: float) -> None:
         """Record figures at an update and show the main ones."""
+        if self._file is None:
+            return
         try:
             self._file.write(json.dumps({"update": update, **figures}) + "\n")
         except OSError as error:  # a full disk must not end the run
@@ -80,9 +78,20 @@ class Recorder:
     def close(self) -> None:
         """Close files and the progress line."""
         self._bar.close()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
+
+
+def _reopened(path: Path, resume_at: int) -> Any:
+    """The file of figures, with those up to an update, to add to."""
+    kept = _lines_until(path, resume_at) if resume_at else []
+    # Replaced as a whole: a crash while dropping lines must not lose the others.
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+    return path.open("a", buffering=1)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -120,3 +129,15 @@ def tensorboard_writer() -> Any:
 
 def _open_tensorboard(folder: Path, resume_at: int) -> Any:
     return tensorboard_writer()(str(folder / "tensorboard"), purge_step=resume_at + 1)
+
+
+def command() -> str:
+    """How the script that runs was called, as one would call it from the root of the repository."""
+    script = Path(sys.argv[0]).resolve()
+    root = Path(__file__).resolve().parents[1]
+    shown = script.relative_to(root) if script.is_relative_to(root) else Path(script.name)
+    how = ["uv", "run"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        local, total = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        how = ["torchrun", f"--nnodes={total // local}", f"--nproc_per_node={local}"]
+    return shlex.join([*how, shown.as_posix(), *(a for a in sys.argv[1:] if a != "--resume")])

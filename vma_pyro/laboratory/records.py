@@ -1,4 +1,4 @@
-"""The estimator laboratory: gradient quality at stages of training, training curves, and the page they end in.
+"""What the laboratory finds: the quality of gradients, and training runs.
 
 A run of the model is the unit of cost: one decoder evaluation for one image, forward
 and backward; forward alone is a third. The address is the group "discrete
@@ -11,12 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxtyping import Float
-from torch import Tensor, nn
-
-from vma_pyro.data import Episode
-from vma_pyro.evaluation import Estimate, log_likelihood, split_bound, undisturbed
-from vma_pyro.infer import Comparison, compare, make, matched
+from vma_pyro.evaluation import Estimate
+from vma_pyro.infer import Comparison
 
 ADDRESS = "discrete guide"
 JUDGE = "vimco"
@@ -124,43 +120,3 @@ class Training(NamedTuple):
         return cls(
             updates=last, seconds=seconds.get(last, 0.0), validation=validation, kl_address=kl_address, **facts
         )
-
-
-def measure(
-    model: nn.Module,
-    guide: nn.Module,
-    args: tuple[Any, ...],
-    *,
-    names: Sequence[str],
-    evaluations: int,
-    draws: int,
-    program: str,
-    stage: str,
-    memory: int,
-    seed: int = 0,
-    show_progress: bool = True,
-) -> Quality:
-    """Compare estimators on the same data at a matched number of runs of the model.
-
-    Args:
-        model, guide, args: programs and their data.
-        names: of estimators; those that need more runs keep their least.
-        evaluations: runs of the model per image and gradient.
-        draws: gradients of each.
-        program, stage, memory: for the record.
-        seed: of the draws.
-        show_progress: whether to draw a progress bar.
-    """
-    estimators = matched([*names], lambda name, k: make(name, k), evaluations, model, guide, args)
-    table = compare(model, guide, args, estimators=estimators, draws=draws, seed=seed, show_progress=show_progress)
-    return Quality(program, stage, memory, evaluations, table)
-
-
-def score(
-    model: nn.Module, guide: nn.Module, episode: Episode, *, samples: int, seed: int = 0
-) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """NLL of each of the episode's images from `samples` importance samples, and KL(a), in nats."""
-    nll = -log_likelihood(model, guide, episode.memory, episode.x, num_samples=samples, seed=seed)
-    with undisturbed(model, guide, seed=seed):
-        kl_address = split_bound(model, guide, episode.memory, episode.x).kl_address
-    return nll, kl_address

@@ -1,0 +1,39 @@
+"""Parts of a long job, kept in files, so that an interrupted job goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from vma_pyro.atomic import write_text
+from vma_pyro.laboratory.setting import LaboratoryConfig
+
+FREE = ("out", "resume", "data_dir")  # may differ between the sessions of one job
+
+
+def once(config: LaboratoryConfig, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A part of the results: from its file, if an interrupted job has got so far, else computed and kept."""
+    path = config.out / "parts" / f"{name}.json"
+    if config.resume and path.exists():
+        return json.loads(path.read_text())
+    content = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=1) + "\n")
+    return content
+
+
+def check_same(config: LaboratoryConfig) -> None:
+    """Refuse to go on under another configuration: parts of both would stand on one page."""
+    path = config.out / "config.json"
+    present = {k: v for k, v in json.loads(json.dumps(asdict(config), default=str)).items() if k not in FREE}
+    if path.exists():
+        saved = json.loads(path.read_text())
+        for name in sorted(saved.keys() | present.keys()):
+            if saved.get(name) != present.get(name):
+                raise ValueError(
+                    f"resume: expected {name} = {saved.get(name)!r} as in {path}, got {present.get(name)!r}"
+                )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(present, indent=1) + "\n")
