@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import signal
 import sys
 import time
@@ -29,8 +28,9 @@ from vma_pyro.baselines import MemorylessGuide, MemorylessModel
 from vma_pyro.data import Characters, EpisodeSampler, glyphs, omniglot
 from vma_pyro.data.episodes import Augmentation
 from vma_pyro.infer import MultiSampleELBO, make
-from vma_pyro.record import read_metrics, tensorboard_writer
-from vma_pyro.training import TrainConfig, device_of, fit
+from vma_pyro.ranks import Ranks
+from vma_pyro.record import command, read_metrics, tensorboard_writer
+from vma_pyro.training import TrainConfig, check_shares, device_of, fit
 
 
 @dataclass(frozen=True)
@@ -213,15 +213,19 @@ def train(
         tensorboard=config.tensorboard,
         label="memory model" if memory else "memoryless model",
     )
+    ranks = Ranks.present()
     if result.interrupted:
-        print(f"stopped at update {result.updates}; go on with: {command()} --resume")
+        if ranks.rank == 0:
+            print(f"stopped at update {result.updates}; go on with: {command()} --resume")
+        ranks.wait()
         sys.exit(128 + result.interrupted)
     weights = {
         "architecture": architecture,
         "data": config.data,
         "weights": programs_of(model, guide).state_dict(),
     }
-    checkpoint.save(folder / "model.pt", weights)
+    if ranks.rank == 0:
+        checkpoint.save(folder / "model.pt", weights)
     facts = {
         "updates": result.updates,
         "training_seconds": round(result.seconds, 1),
@@ -250,14 +254,17 @@ def programs_of(model: torch.nn.Module, guide: torch.nn.Module) -> torch.nn.Modu
 
 
 def main(config: FewShotConfig) -> None:
-    """Train (or load), evaluate, write."""
+    """Train (or load), evaluate, write; under `torchrun` all processes train, and the first does the rest."""
     start = time.monotonic()
     config = config.resolved()
+    ranks = Ranks.start()
     pyro.settings.set(module_local_params=True)
     pyro.enable_validation(False)  # 0.4 to 1.3 ms per update; the tests run with it
-    data = load_data(config)
+    data = ranks.in_turn(lambda: load_data(config))  # the first one downloads
     rehearse(config, data)
-    make_room(config)
+    if ranks.rank == 0:
+        make_room(config)
+    ranks.wait()
     device = device_of(config.train)
     protocol = config.protocol()
     training: dict[str, Any] = {}
@@ -265,6 +272,10 @@ def main(config: FewShotConfig) -> None:
         model, guide, training["memory"] = train(config, data, config.out, memory=True)
     else:
         model, guide = load(config.load, memory=True)
+    if ranks.rank > 0:
+        if config.load is None:
+            memoryless_pair(config, data, training)
+        return
     model, guide = model.to(device), guide.to(device)
     print("scoring the memory model on unseen classes ...")
     few_shot.draw_pictures(model, guide, data.test, protocol, config.out, device=device)
@@ -305,6 +316,7 @@ def rehearse(config: FewShotConfig, data: Split) -> None:
     few_shot.check(config.protocol())
     objective(config)
     device_of(config.train)
+    check_shares(config.queries, Ranks.present())
     if config.tensorboard:
         tensorboard_writer()
     if config.load is not None:
@@ -371,11 +383,6 @@ def write(
         assert config.shots is not None
         entries = config.classes * config.shots
         plots.save_training(config.out / "training.png", runs, log_memory=math.log(entries))
-
-
-def command() -> str:
-    """How this was called."""
-    return shlex.join(["uv", "run", "experiments/few_shot.py", *(a for a in sys.argv[1:] if a != "--resume")])
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

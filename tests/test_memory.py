@@ -119,6 +119,32 @@ def test_two_backward_passes_without_an_update(random_images):
         assert (first == second).all()
 
 
+class TestRepeatedEntries:
+    """Entries that memories of their own have in common are encoded once, with the same features and gradients."""
+
+    @pytest.mark.parametrize(("copies", "encoded"), [(3, 4), (1, 12)])
+    def test_are_encoded_once(self, copies, encoded, random_images):
+        networks = CountingNetworks()
+        different = random_images(12 // copies)
+        order = torch.arange(12).remainder(len(different))[torch.randperm(12)]
+        entries = different[order].reshape(4, 3, 1, 28, 28)
+        features = Memory(entries).encode(networks).features
+        assert networks.encoded == encoded
+        plain = MLPNetworks.encode(networks, entries.flatten(0, 1))
+        torch.testing.assert_close(features.stem, plain.stem.reshape(4, 3, -1))
+        (features.stem**3).sum().backward()
+        ours = networks.entry_to_stem.weight.grad.clone()
+        networks.zero_grad()
+        (plain.stem**3).sum().backward()
+        torch.testing.assert_close(networks.entry_to_stem.weight.grad, ours)
+
+    def test_unequal_entries_with_equal_sums_are_told_apart(self, monkeypatch, random_images):
+        networks, memory = CountingNetworks(), Memory(random_images(2, 3))
+        monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.zeros(784))
+        memory.encode(networks)
+        assert networks.encoded == 6
+
+
 def test_copies_and_slices(random_images):
     networks = CountingNetworks()
     memory = Memory(random_images(B, S), torch.arange(S).expand(B, -1))

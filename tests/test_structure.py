@@ -7,17 +7,18 @@ ROOT = Path(__file__).parents[1]
 
 # Each layer may import those after it.
 LAYERS = [
-    {"report", "laboratory_page"},
+    {"report"},
     {"few_shot", "laboratory"},
     {"training"},
-    {"evaluation", "plots", "record", "checkpoint"},
+    {"evaluation", "plots", "record"},
+    {"large_memory"},
     {"model", "guide", "baselines", "data", "infer"},
-    {"memory", "networks", "atomic"},
+    {"memory", "networks", "checkpoint", "atomic", "ranks"},
 ]
 
 
 def layer(module):
-    """Number of the layer of vma_pyro.<module>; the package itself re-exports the fifth and fourth."""
+    """Number of the layer of vma_pyro.<module>; the package itself re-exports those of the model."""
     part = module.split(".")[1] if "." in module else "model"
     return next(i for i, names in enumerate(LAYERS) if part in names)
 

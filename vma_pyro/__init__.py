@@ -14,6 +14,7 @@ A memory is a tensor of entries; an address is a sample site; everything else fo
 """
 
 from vma_pyro.guide import CosineSimilarity, Guide, InnerProduct
+from vma_pyro.large_memory import LargeMemory
 from vma_pyro.memory import Memory
 from vma_pyro.model import LearnedAddress, Model, UniformAddress
 from vma_pyro.networks import ConvNetworks, MLPNetworks, Networks
@@ -25,6 +26,7 @@ __all__ = [
     "CosineSimilarity",
     "Guide",
     "InnerProduct",
+    "LargeMemory",
     "LearnedAddress",
     "MLPNetworks",
     "Memory",

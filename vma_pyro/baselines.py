@@ -6,8 +6,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 
+from vma_pyro.guide import CosineSimilarity
 from vma_pyro.memory import Memory, check_binary
 from vma_pyro.networks import Networks
 
@@ -64,3 +65,82 @@ class MemorylessGuide(PyroModule):
         with pyro.plate("data", len(x), dim=-1):
             m = blank.read(torch.zeros(1, dtype=torch.long, device=x.device))
             pyro.sample("z", dist.Normal(*networks.posterior(query, m)).to_event(1))  # q(z | x)
+
+
+class SoftAttentionModel(PyroModule):
+    r"""Read a weighted mean of all entries instead of one.
+
+    .. math:: p(x \mid M) = \int p(z) \, p(x \mid z, \bar m(z)) \, dz, \qquad
+              \bar m(z) = \sum_a \pi_a(z) \, m_a, \qquad
+              \pi(z) = \mathrm{softmax}_a \, s(f(z), e(m_a))
+
+    The soft-attention baseline of Bornschein et al. 2017: the read is deterministic given z, so z has to say where
+    to look, and every feature of every entry enters every read. p(z) is that of `MemorylessModel`; the networks
+    are those of `Model`, plus f.
+
+    Args:
+        networks: as in `Model`; share the object with `SoftAttentionGuide`.
+        hidden_dim: width of f.
+        similarity: s, as in `Guide`.
+    """
+
+    def __init__(self, networks: Networks, *, hidden_dim: int = 256, similarity: nn.Module | None = None) -> None:
+        super().__init__()
+        self.networks = networks
+        self.to_query = nn.Sequential(
+            nn.Linear(networks.latent_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, networks.key_dim)
+        )
+        self.similarity = CosineSimilarity() if similarity is None else similarity
+
+    def forward(self, memory: Memory | Tensor, x: Tensor | None = None, *, num_images: int = 1) -> Tensor:
+        """As `Model.forward`."""
+        memory = Memory.of(memory)
+        if x is not None:
+            memory.check(x)
+            check_binary("x", x)
+        batch = len(x) if x is not None else memory.batch_size or num_images
+        networks = self.networks
+        blank = blank_memory(networks, memory.entries.device).encode(networks)
+        memory = memory.encoded(networks, x)
+        observed = None if x is None else x.float()
+        with pyro.plate("data", batch, dim=-1):
+            nothing = blank.read(torch.zeros(1, dtype=torch.long, device=memory.entries.device))
+            z = pyro.sample("z", dist.Normal(*networks.prior(nothing)).to_event(1))  # p(z)
+            weights = self.similarity(self.to_query(z), memory.features.key).softmax(-1)  # pi(z)
+            logits = networks.decode(z, memory.read(weights))
+            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=observed)  # p(x | z, m(z))
+
+
+class SoftAttentionGuide(PyroModule):
+    r"""q(z | x), or q(z | x, M) with a soft read of its own that looks for x.
+
+    Args:
+        networks: as in `Guide`.
+        target_guided: whether the posterior also sees a mean of the entries, weighted by their similarity to x, or
+            x alone (default).
+        similarity: of x to the entries, as in `Guide`.
+    """
+
+    def __init__(
+        self, networks: Networks, *, target_guided: bool = False, similarity: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.networks = networks
+        self.target_guided = target_guided
+        if target_guided:
+            self.similarity = CosineSimilarity() if similarity is None else similarity
+
+    def forward(self, memory: Memory | Tensor, x: Tensor) -> None:
+        """Sample `z` for images x [B, 1, 28, 28]."""
+        memory = Memory.of(memory)
+        memory.check(x)
+        networks = self.networks
+        memory = memory.encode(networks, x)
+        query = networks.query(x)
+        with pyro.plate("data", len(x), dim=-1):
+            if self.target_guided:
+                m = memory.read(self.similarity(query.key, memory.features.key).softmax(-1))
+            else:
+                blank = blank_memory(networks, x.device).encode(networks)
+                m = blank.read(torch.zeros(1, dtype=torch.long, device=x.device))
+            pyro.sample("z", dist.Normal(*networks.posterior(query, m)).to_event(1))  # q(z | x, M)

@@ -39,8 +39,12 @@ def save(path: Path, content: dict[str, Any]) -> None:
         raise OSError(f"checkpoint: expected to be able to write {path}, got '{reason}'") from error
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint; tensors come to the CPU.
+
+    Args:
+        path: of the file.
+        mmap: map the file instead of reading it: it opens at once, and its parts are read as they are needed.
 
     Raises:
         FileNotFoundError: no such file.
@@ -50,7 +54,7 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: expected a file, found none at {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except PermissionError as error:
         raise PermissionError(f"checkpoint: expected a file that can be read, got {path}") from error
     except pickle.UnpicklingError as error:

@@ -66,12 +66,14 @@ class CosineSimilarity(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.centred = centred
 
-    def forward(self, query: Float[Tensor, "B E"], keys: Float[Tensor, "*own S E"]) -> Float[Tensor, "B S"]:
-        """Logits [B, S] from [B, E] and [S, E] or [B, S, E]."""
-        if self.centred:
-            centre = keys.mean(-2, keepdim=True)  # [1, E] or [B, 1, E]
-            query, keys = query - centre.squeeze(-2), keys - centre
-        return self.log_scale.exp() * inner(F.normalize(query, dim=-1), F.normalize(keys, dim=-1))
+    def forward(self, query: Float[Tensor, "*K B E"], keys: Float[Tensor, "*own S E"]) -> Float[Tensor, "*K B S"]:
+        """Logits [..., B, S] from [..., B, E] and [S, E] or [B, S, E]."""
+        centre = keys.mean(-2, keepdim=True)  # [1, E] or [B, 1, E]
+        return self.log_scale.exp() * inner(self.embed(query, centre.squeeze(-2)), self.embed(keys, centre))
+
+    def embed(self, keys: Float[Tensor, "*any E"], centre: Float[Tensor, "*mean E"]) -> Float[Tensor, "*any E"]:
+        """What the inner product compares, of keys of targets or entries; `centre` is the mean of the entries'."""
+        return F.normalize(keys - centre if self.centred else keys, dim=-1)
 
 
 class InnerProduct(nn.Module):
@@ -81,14 +83,18 @@ class InnerProduct(nn.Module):
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
-    def forward(self, query: Float[Tensor, "B E"], keys: Float[Tensor, "*own S E"]) -> Float[Tensor, "B S"]:
-        """Logits [B, S] from [B, E] and [S, E] or [B, S, E]."""
+    def forward(self, query: Float[Tensor, "*K B E"], keys: Float[Tensor, "*own S E"]) -> Float[Tensor, "*K B S"]:
+        """Logits [..., B, S] from [..., B, E] and [S, E] or [B, S, E]."""
         return self.log_scale.exp() * inner(query, keys)
 
+    def embed(self, keys: Float[Tensor, "*any E"], centre: Float[Tensor, "*mean E"]) -> Float[Tensor, "*any E"]:
+        """What the inner product compares: the keys themselves."""
+        return keys
 
-def inner(query: Float[Tensor, "B E"], keys: Float[Tensor, "*own S E"]) -> Float[Tensor, "B S"]:
-    """Inner products [B, S], in float32 or better: a cosine rounded to bfloat16 ties entries."""
+
+def inner(query: Float[Tensor, "*K B E"], keys: Float[Tensor, "*own S E"]) -> Float[Tensor, "*K B S"]:
+    """Inner products [..., B, S], in float32 or better: a cosine rounded to bfloat16 ties entries."""
     with torch.autocast(query.device.type, enabled=False):
         if keys.dim() == 2:
             return query @ keys.T
-        return torch.einsum("be,bse->bs", query, keys)
+        return torch.einsum("...be,bse->...bs", query, keys)

@@ -117,10 +117,14 @@ class Memory:
         """
         if self._held is not None and self._held[0] is networks:
             return self._held[1]
-        flat = self.entries.reshape(-1, *self.entry_shape)
         lead = self.entries.shape[: self.entries.dim() - self.event_dim]
+        flat = self.entries.reshape(-1, *self.entry_shape)
+        flat, repeated = (flat, None) if self.is_shared else _distinct(flat)
+        features = networks.encode(flat)
+        if repeated is not None:
+            features = map_tensors(lambda f: _select(f, repeated), features)
         encoded = copy.copy(self)
-        encoded.features = map_tensors(lambda f: f.reshape(*lead, *f.shape[1:]), networks.encode(flat))
+        encoded.features = map_tensors(lambda f: f.reshape(*lead, *f.shape[1:]), features)
         if self._holding:
             self._held = (networks, encoded)
         if x is not None:
@@ -201,6 +205,27 @@ class Memory:
 def _select(rows: Tensor, index: Tensor) -> Tensor:
     """rows[index]: index_select has a much faster backward pass on a CPU than advanced indexing."""
     return rows.index_select(0, index.reshape(-1)).reshape(*index.shape, *rows.shape[1:])
+
+
+def _distinct(entries: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Each entry once, and for all N the one that it equals; None where fewer than a tenth are repeated.
+
+    Memories of their own for many images have entries in common. Only on the CPU: a GPU would have to wait for
+    their number.
+    """
+    if entries.device.type != "cpu":
+        return entries, None
+    rows = entries.detach().reshape(len(entries), -1)
+    # Equal rows have equal sums (exactly, if binary); unequal ones are told apart below.
+    weights = torch.randint(2**30, (rows.shape[1],), generator=torch.Generator().manual_seed(0)).double()
+    _, inverse = (rows.double() @ weights).unique(return_inverse=True)
+    count = int(inverse.max()) + 1
+    if entries.requires_grad or count > 0.9 * len(rows):
+        return entries, None
+    first = torch.full((count,), len(rows)).scatter_reduce(0, inverse, torch.arange(len(rows)), "amin")
+    if not torch.equal(rows[first][inverse], rows):
+        return entries, None
+    return entries[first], inverse
 
 
 def _mean(rows: Tensor, weights: Tensor, *, shared: bool) -> Tensor:

@@ -8,6 +8,7 @@ training run. Model and guide are any Pyro programs with the signature (memory, 
 from vma_pyro.evaluation.classification import address_posterior, classify
 from vma_pyro.evaluation.estimates import Estimate, distribution_at, undisturbed
 from vma_pyro.evaluation.kl import KLReport, Split, kl_report, split_bound
+from vma_pyro.evaluation.large import generate, large_log_likelihood
 from vma_pyro.evaluation.likelihood import log_likelihood
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "address_posterior",
     "classify",
     "distribution_at",
+    "generate",
     "kl_report",
+    "large_log_likelihood",
     "log_likelihood",
     "split_bound",
     "undisturbed",

@@ -15,6 +15,7 @@ from vma_pyro.data import Episode, EpisodeSampler
 from vma_pyro.record import Recorder
 from vma_pyro.training.allocator import keep_freed_memory
 from vma_pyro.training.config import TrainConfig, identity_of, learning_rate
+from vma_pyro.training.processes import share_of
 from vma_pyro.training.run import Run
 from vma_pyro.training.stopping import Stop, stop_signals
 
@@ -88,13 +89,14 @@ def fit(
     run.architecture = architecture or {}
     if path.exists():
         run.restore()
+    run.check_together()
     recorder = Recorder(
-        folder,
+        folder if run.ranks.rank == 0 else None,
         resume_at=run.update,
         tensorboard=tensorboard,
         total=config.updates,
         label=label,
-        show=show_progress,
+        show=show_progress and run.ranks.rank == 0,
     )
     try:
         with stop_signals() as stop:
@@ -111,6 +113,7 @@ def fit(
         if run.finished and run.best is None:
             run.keep()
         run.save()
+        run.ranks.wait()  # none may leave, and end the job, before the first has written
     finally:
         recorder.close()
     run.load_best()
@@ -120,11 +123,13 @@ def fit(
 def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: Stop) -> None:
     """The loop itself."""
     config, fabric = run.config, run.fabric
-    session_start = last_save = tick = time.monotonic()
-    while not (run.finished or stop.signal or run.progress() >= 1 or run.stale >= config.patience):
+    session_start = tick = time.monotonic()
+    last_save = run.seconds
+    stopped = int(run.agree(stop.signal))
+    while not (run.finished or stopped or run.progress() >= 1 or run.stale >= config.patience):
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(config, run.update, run.progress())
-        episode = run.episodes.sample().to(fabric.device)
+        episode = share_of(run.episodes.sample(), run.ranks).to(fabric.device)
         loss = run.loss_fn(episode.memory, episode.x) / len(episode.x)
         run.optimizer.zero_grad()
         fabric.backward(loss)
@@ -141,15 +146,17 @@ def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: St
             speed = config.log_every / max(now - tick, 1e-9)
             recorder.write(run.update, **run.figures(episode, norm), seconds=run.seconds, updates_per_second=speed)
             tick = now
-        now = time.monotonic()
-        run.seconds = run.seconds_before + now - session_start
+        # Clocks and signals differ; all processes go by those of the first.
+        run.seconds = run.agree(run.seconds_before + time.monotonic() - session_start)
         # Also at the end: the last updates, at the smallest learning rate, are often the best.
         if validation and (run.update % config.validate_every == 0 or run.progress() >= 1):
             nll = run.validate(validation)
             recorder.write(run.update, validation_nll=nll, best_validation_nll=run.best_nll, seconds=run.seconds)
-        now = time.monotonic()
-        if now - last_save > config.checkpoint_seconds:
+        if run.seconds - last_save > config.checkpoint_seconds:
             run.try_to_save(recorder)
-            last_save = time.monotonic()
-        if config.session_minutes is not None and now - session_start > 60 * config.session_minutes:
+            last_save = run.seconds
+        session = run.seconds - run.seconds_before
+        if config.session_minutes is not None and session > 60 * config.session_minutes:
             stop.signal = stop.signal or signal.SIGTERM
+        stopped = int(run.agree(stop.signal))
+    stop.signal = stopped

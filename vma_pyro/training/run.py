@@ -15,8 +15,10 @@ from torch.optim.swa_utils import AveragedModel
 from vma_pyro import checkpoint
 from vma_pyro.data import Episode, EpisodeSampler
 from vma_pyro.evaluation import log_likelihood, split_bound, undisturbed
+from vma_pyro.ranks import Ranks
 from vma_pyro.record import Recorder
-from vma_pyro.training.config import TrainConfig, check_identity, device_of
+from vma_pyro.training.config import TrainConfig, check_identity
+from vma_pyro.training.processes import fabric_of, mean_over
 
 
 class Run:
@@ -31,11 +33,10 @@ class Run:
         config: TrainConfig,
         path: Path,
     ) -> None:
-        from lightning_fabric import Fabric  # seconds to import
-
         self.config, self.episodes, self.path = config, episodes, path
-        self.fabric = Fabric(accelerator=device_of(config).type, devices=1, precision=config.precision)  # type: ignore[arg-type]
-        torch.manual_seed(config.seed)
+        self.ranks = Ranks.start()
+        self.fabric = fabric_of(config, self.ranks)
+        torch.manual_seed(config.seed + self.ranks.rank)  # noise of its own for each process
         self.bare = elbo(model, guide).to(self.fabric.device)
         optimizer = torch.optim.Adam(self.bare.parameters(), config.learning_rate, fused=True)
         self.average = AveragedModel(self.bare, multi_avg_fn=_average(config.ema_decay))
@@ -70,9 +71,15 @@ class Run:
         by_time = self.seconds / (60 * self.config.minutes) if self.config.minutes else 0.0
         return min(1.0, max(by_updates, by_time))
 
+    def agree(self, value: float) -> float:
+        """The first process's value, in all of them."""
+        if self.ranks.size == 1:
+            return value
+        return self.ranks.first(torch.tensor(value, dtype=torch.float64)).item()
+
     def figures(self, episode: Episode, norm: Tensor) -> dict[str, float]:
         """The bound since the last line, and the KL split of the last episode."""
-        bound = self.bound_sum.item() / self.bound_count
+        bound = mean_over(self.ranks, self.bound_sum, self.bound_count)
         if not math.isfinite(bound):
             raise self.diverged("bounds", bound)
         self.bound_sum.zero_()
@@ -91,13 +98,14 @@ class Run:
     def validate(self, validation: Sequence[Episode]) -> float:
         """NLL of held-out classes under the averaged weights; keeps these if it is the best so far."""
         average: Any = self.average.module
-        nll = [
-            -log_likelihood(
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for episode in validation[self.ranks.rank :: self.ranks.size]:
+            e = episode.to(self.fabric.device)
+            nll = -log_likelihood(
                 average.model, average.guide, e.memory, e.x, num_samples=self.config.validation_samples
             )
-            for e in (episode.to(self.fabric.device) for episode in validation)
-        ]
-        mean = torch.cat(nll).mean().item()
+            total, count = total + nll.sum().cpu(), count + len(nll)
+        mean = mean_over(self.ranks, total, count)
         if self.best is None or mean < self.best_nll:
             self.keep()
             self.best_nll, self.stale = mean, 0
@@ -117,7 +125,14 @@ class Run:
         """Write the checkpoint; never over a good one with weights that are lost."""
         if not all(bool(p.isfinite().all()) for p in self.bare.parameters()):
             raise self.diverged("weights", "NaN or infinity")
-        cuda = torch.cuda.get_rng_state(self.fabric.device) if self.fabric.device.type == "cuda" else None
+        gather = self.ranks.gather
+        noise = torch.stack(gather(torch.get_rng_state()))  # of all processes
+        bounds = torch.stack(gather(self.bound_sum.cpu()))
+        cuda = None
+        if self.fabric.device.type == "cuda":
+            cuda = torch.stack(gather(torch.cuda.get_rng_state(self.fabric.device)))
+        if self.ranks.rank > 0:
+            return
         content = {
             "architecture": self.architecture,
             "weights": self.best if self.best is not None else self.average.module.state_dict(),
@@ -126,7 +141,7 @@ class Run:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "episodes": self.episodes.state_dict(),
-            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "rng": {"cpu": noise, "cuda": cuda},
             "progress": {
                 "update": self.update,
                 "seconds": self.seconds,
@@ -134,7 +149,7 @@ class Run:
                 "has_best": self.best is not None,
                 "best_nll": self.best_nll,
                 "stale": self.stale,
-                "bound_sum": self.bound_sum.item(),
+                "bound_sum": bounds,
                 "bound_count": self.bound_count,
             },
         }
@@ -161,16 +176,43 @@ class Run:
         self.average.load_state_dict(content["average"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.episodes.load_state_dict(content["episodes"])
-        torch.set_rng_state(content["rng"]["cpu"])
-        if content["rng"]["cuda"] is not None and self.fabric.device.type == "cuda":
-            torch.cuda.set_rng_state(content["rng"]["cuda"], self.fabric.device)
+        self.restore_noise(content["rng"], content["progress"]["update"])
         progress = content["progress"]
         self.update, self.stale = progress["update"], progress["stale"]
         self.seconds = self.seconds_before = progress["seconds"]
         self.best = content["weights"] if progress["has_best"] else None
         self.best_nll, self.finished = progress["best_nll"], progress["finished"]
-        self.bound_sum.fill_(progress["bound_sum"])
+        bound = _own(torch.atleast_1d(torch.as_tensor(progress["bound_sum"])), self.ranks.rank)
+        self.bound_sum.fill_(0.0 if bound is None else bound)
         self.bound_count = progress["bound_count"]
+
+    def check_together(self) -> None:
+        """Refuse processes that would go on from different updates.
+
+        Raises:
+            ValueError: some have found a checkpoint and others none.
+        """
+        updates = [int(update) for update in self.ranks.gather(torch.tensor([self.update]))]
+        if len(set(updates)) > 1:
+            raise ValueError(
+                f"folder: expected one that all processes share, got checkpoints of updates {updates} by process"
+            )
+
+    def restore_noise(self, saved: dict[str, Any], update: int) -> None:
+        """Go on with the process's own random stream; one that the saved run did not have begins a new one."""
+        torch.manual_seed(hash((self.config.seed, self.ranks.rank, update)) % 2**63)
+        own = _own(torch.atleast_2d(saved["cpu"]), self.ranks.rank)
+        if own is not None:
+            torch.set_rng_state(own)
+        own = None if saved["cuda"] is None else _own(torch.atleast_2d(saved["cuda"]), self.ranks.rank)
+        if own is not None and self.fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(own, self.fabric.device)
+
+
+def _own(saved: Tensor, rank: int) -> Tensor | None:
+    """This process's row of what all have saved; None if there were fewer of them."""
+    # A copy: the setters of random states read a view from the start of what it views.
+    return saved[rank].clone() if rank < len(saved) else None
 
 
 def _average(decay: float) -> Callable[[Any, Any, Any], None]:

@@ -1,0 +1,126 @@
+"""Hard against soft attention: the cost of one update for growing memories.
+
+Hard: one entry is read per particle. Soft: every read is a weighted mean of the features of all entries. Same
+networks, same number of particles, same entries; both encode each entry once per update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import torch
+from page import cli, device_of, machine, table, write
+from timing import Spread, ratio, take_turns
+from torch import nn
+from update import episodes, updates_with
+
+from vma_pyro import ConvNetworks, Guide, Model
+from vma_pyro.baselines import SoftAttentionGuide, SoftAttentionModel
+from vma_pyro.data import Episode
+from vma_pyro.infer import MultiSampleELBO, fit_slope
+
+K = 4  # particles
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Time one update with hard and with soft attention."""
+
+    output: Path = Path("runs/benchmarks")
+    """Folder for attention.json, attention.md and attention.png."""
+    memories: tuple[int, ...] = (8, 16, 32, 48, 64, 128, 256, 512)
+    """|M|, multiples of 4."""
+    width: float = 0.33
+    """Factor on the paper's 48 and 64 maps."""
+    queries: int = 32
+    """Images per update."""
+    repetitions: int = 30
+    """Updates of each."""
+    accelerator: Literal["cpu", "cuda"] = "cpu"
+    """Where to run."""
+    tiny: bool = False
+    """Everything once, as small as it gets, to see that it runs."""
+
+
+def updates(kind: str, config: AttentionConfig, rounds: list[Episode]) -> Callable[[], None]:
+    """One parameter update per call."""
+    torch.manual_seed(0)
+    networks = ConvNetworks(width=config.width).to(rounds[0].x.device)
+    model: nn.Module = Model(networks) if kind == "hard" else SoftAttentionModel(networks)
+    guided = kind == "soft, target-guided"
+    guide: nn.Module = Guide(networks) if kind == "hard" else SoftAttentionGuide(networks, target_guided=guided)
+    return updates_with(MultiSampleELBO(K, max_plate_nesting=1)(model, guide).to(rounds[0].x.device), rounds)
+
+
+KINDS = ("hard", "soft", "soft, target-guided")
+
+
+def measure(config: AttentionConfig, size: int) -> dict[str, Any]:
+    """Seconds of each at one |M|, and soft over hard."""
+    device = device_of(config.accelerator)
+    rounds = episodes(size, config.queries, device)
+    turns = {kind: updates(kind, config, rounds) for kind in KINDS}
+    seconds = take_turns(turns, repetitions=config.repetitions, device=device, label=f"|M| = {size}")
+    return {
+        "memory": size,
+        "milliseconds": {kind: Spread.of([1e3 * s for s in seconds[kind]])._asdict() for kind in KINDS},
+        "soft_over_hard": ratio(seconds["soft"], seconds["hard"])._asdict(),
+        "guided_over_hard": ratio(seconds[KINDS[2]], seconds["hard"])._asdict(),
+    }
+
+
+def picture(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Milliseconds and the ratio against |M|."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    sizes = [row["memory"] for row in rows]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for kind in KINDS:
+        left.plot(sizes, [row["milliseconds"][kind]["median"] for row in rows], marker="o", label=kind)
+    left.set(xscale="log", yscale="log", xlabel="|M|", ylabel="ms per update")
+    left.legend()
+    right.plot(sizes, [row["soft_over_hard"]["median"] for row in rows], marker="o")
+    right.axhline(1, color="grey", linewidth=0.8)
+    right.set(xscale="log", xlabel="|M|", ylabel="soft over hard")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(config: AttentionConfig) -> None:
+    """Measure and write."""
+    if config.tiny:
+        config = replace(config, memories=(8, 16), width=0.1, queries=4, repetitions=2)
+    rows = [measure(config, size) for size in config.memories]
+    slope = fit_slope(config.memories, [row["milliseconds"]["hard"]["median"] for row in rows])
+    content = {"machine": machine(device_of(config.accelerator)), "hard_exponent": slope, "rows": rows}
+    head = ["|M|", *(f"{kind}, ms" for kind in KINDS), "soft over hard", "target-guided over hard"]
+    lines = [
+        f"Width {config.width:g}, K = {K}, {config.queries} images per update, one memory for all; medians,",
+        "quartiles in brackets; all take turns.",
+        "",
+        *table(
+            head,
+            [
+                [
+                    row["memory"],
+                    *(Spread(**row["milliseconds"][kind]) for kind in KINDS),
+                    *(Spread(**row[name]) for name in ("soft_over_hard", "guided_over_hard")),
+                ]
+                for row in rows
+            ],
+        ),
+        f"Cost of an update with hard attention grows as |M| to the power {slope:.2f} (fitted over all sizes).",
+        "",
+        "![Milliseconds per update against the size of the memory](attention.png)",
+    ]
+    write(config.output, "attention", "Hard against soft attention", content, lines)
+    picture(config.output / "attention.png", rows)
+
+
+if __name__ == "__main__":
+    cli(main, AttentionConfig, __doc__)

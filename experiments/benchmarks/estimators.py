@@ -1,0 +1,94 @@
+"""Milliseconds per update of every estimator, on the memory model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from page import cli, device_of, machine, table, write
+from timing import Spread, ratio, take_turns
+from update import episodes, updates_with
+
+from vma_pyro import ConvNetworks, Guide, Model
+from vma_pyro.data import Episode
+from vma_pyro.infer import ESTIMATORS, make
+from vma_pyro.infer.compare import evaluations_of
+
+JUDGE = "vimco"
+
+
+@dataclass(frozen=True)
+class EstimatorsConfig:
+    """Time one update of each estimator."""
+
+    output: Path = Path("runs/benchmarks")
+    """Folder for estimators.json and estimators.md."""
+    width: float = 0.33
+    """Factor on the paper's 48 and 64 maps."""
+    particles: int = 4
+    """K."""
+    queries: int = 32
+    """Images per update."""
+    repetitions: int = 20
+    """Updates of each."""
+    accelerator: Literal["cpu", "cuda"] = "cpu"
+    """Where to run."""
+    tiny: bool = False
+    """Everything once, as small as it gets, to see that it runs."""
+
+
+def update_of(name: str, config: EstimatorsConfig, rounds: list[Episode]) -> tuple[Callable[[], None], float]:
+    """One parameter update per call, and the runs of the model per image that it takes."""
+    device = rounds[0].x.device
+    torch.manual_seed(0)
+    networks = ConvNetworks(width=config.width).to(device)
+    model, guide = Model(networks), Guide(networks).to(device)
+    cost = evaluations_of(make(name, config.particles), model, guide, (rounds[0].memory, rounds[0].x))
+    return updates_with(make(name, config.particles)(model, guide).to(device), rounds), cost
+
+
+def main(config: EstimatorsConfig) -> None:
+    """Measure and write."""
+    if config.tiny:
+        config = replace(config, width=0.1, queries=2, repetitions=1)
+    device = device_of(config.accelerator)
+    rounds = episodes(32, config.queries, device)
+    made = {name: update_of(name, config, rounds) for name in ESTIMATORS}
+    turns = {name: update for name, (update, _) in made.items()}
+    seconds = take_turns(turns, repetitions=config.repetitions, warm_up=2, device=device, label="estimators")
+    rows: list[dict[str, Any]] = [
+        {
+            "estimator": name,
+            "evaluations": cost,
+            "milliseconds": Spread.of([1e3 * s for s in seconds[name]])._asdict(),
+            "over_vimco": ratio(seconds[name], seconds[JUDGE])._asdict(),
+        }
+        for name, (_, cost) in made.items()
+    ]
+    rows.sort(key=lambda row: row["milliseconds"]["median"])
+    content = {"machine": machine(device), "width": config.width, "particles": config.particles, "rows": rows}
+    head = ["estimator", "runs of the model per image", "ms per update", "over VIMCO's"]
+    shown = [
+        [
+            row["estimator"],
+            f"{row['evaluations']:.3g}",
+            Spread(**row["milliseconds"]),
+            Spread(**row["over_vimco"]),
+        ]
+        for row in rows
+    ]
+    lines = [
+        f"Width {config.width:g}, K = {config.particles} (or the least that the estimator takes), |M| = 32,",
+        f"{config.queries} images per update; medians, quartiles in brackets; all take turns. A run of the model",
+        "without a graph counts as a third of one.",
+        "",
+        *table(head, shown),
+    ]
+    write(config.output, "estimators", "An update of each estimator", content, lines)
+
+
+if __name__ == "__main__":
+    cli(main, EstimatorsConfig, __doc__)

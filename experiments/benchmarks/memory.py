@@ -1,0 +1,213 @@
+"""The price of |M|: one training update under a shared memory, and addressing up to a million entries.
+
+Training: every entry is encoded once per update. Addressing: all entries are encoded once, then a query is
+compared with every key. Large memories are glyphs and copies of them moved by up to two pixels.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from page import cli, machine, table, write
+from timing import Spread, take_turns
+from update import episodes, updates_with
+
+from vma_pyro import ConvNetworks, Guide, LargeMemory, Model
+from vma_pyro.data import glyphs
+from vma_pyro.evaluation import generate, large_log_likelihood
+from vma_pyro.infer import MultiSampleELBO, fit_slope
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """Time updates and queries for growing memories."""
+
+    output: Path = Path("runs/benchmarks")
+    """Folder for memory.json, memory.md and memory.png."""
+    trained: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)
+    """|M| of the updates, multiples of 4."""
+    addressed: tuple[int, ...] = (10_000, 30_000, 100_000, 300_000, 1_000_000)
+    """|M| of the queries."""
+    key_dtype: tuple[str, ...] = ("float32", "bfloat16")
+    """How keys are kept."""
+    width: float = 0.33
+    """Factor on the paper's 48 and 64 maps."""
+    queries: int = 32
+    """Images per update, and per batch of queries."""
+    repetitions: int = 30
+    """Of each."""
+    tiny: bool = False
+    """Everything once, as small as it gets, to see that it runs."""
+
+
+def programs(config: MemoryConfig) -> tuple[Model, Guide]:
+    """Model and guide with initial weights, whose cost is that of trained ones."""
+    torch.manual_seed(0)
+    networks = ConvNetworks(width=config.width)
+    return Model(networks), Guide(networks)
+
+
+def update_of(config: MemoryConfig, size: int) -> Callable[[], None]:
+    """One parameter update per call, under |M| = size."""
+    loss_fn = MultiSampleELBO(4, max_plate_nesting=1)(*programs(config))
+    return updates_with(loss_fn, episodes(size, config.queries, torch.device("cpu")))
+
+
+def jittered(size: int) -> torch.Tensor:
+    """Glyphs and copies of them, moved by up to two pixels either way: bytes [size, 1, 28, 28]."""
+    originals = torch.from_numpy(glyphs.load(classes=min(2000, -(-size // 20))).images).reshape(-1, 28, 28)
+    moved = [originals]
+    moves = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy, dx) != (0, 0)]
+    while sum(map(len, moved)) < size:
+        moved.append(originals.roll(moves[len(moved) - 1], dims=(1, 2)))
+    return torch.cat(moved)[:size].unsqueeze(1)
+
+
+def addressing(config: MemoryConfig) -> list[dict[str, Any]]:
+    """Seconds to encode, and milliseconds of each kind of query, by size and type of keys."""
+    model, guide = programs(config)
+    entries = jittered(max(config.addressed))
+    characters = glyphs.load(classes=20, seed=1)
+    x = torch.from_numpy(characters.images).flatten(0, 1)[: config.queries, None].float()
+    rows = []
+    for dtype in config.key_dtype:
+        start = time.perf_counter()
+        whole = LargeMemory.encode(model, guide, entries, key_dtype=getattr(torch, dtype), show_progress=True)
+        encoding = (time.perf_counter() - start) / len(entries)
+        for size in config.addressed:
+            # Keys of the whole, cut to size: what a query costs does not depend on their values.
+            parts = (whole.entries[:size], None, whole.keys[:size], whole.centre, whole.prior[:size])
+            memory = LargeMemory(*parts, whole.fingerprint)
+            rows.append(
+                {"keys": dtype, "memory": size, "encoding_seconds": encoding * size}
+                | asked(memory, model, guide, x, config)
+            )
+    return rows
+
+
+def asked(
+    memory: LargeMemory, model: Model, guide: Guide, x: torch.Tensor, config: MemoryConfig
+) -> dict[str, Any]:
+    """Milliseconds of each kind of query."""
+    k = min(32, memory.size)
+    turns: dict[str, Callable[[], object]] = {
+        "posterior of one query": lambda: memory.posterior(model, guide, x[:1]),
+        "top 32 of one query": lambda: memory.top(model, guide, x[:1], k),
+        f"top 32 of {len(x)} queries": lambda: memory.top(model, guide, x, k),
+        "32 samples of one query": lambda: memory.sample(model, guide, x[:1], 32),
+        "bound of one image, top 32, 10 samples": lambda: large_log_likelihood(
+            model, guide, memory, x[:1], num_samples=10, top=k
+        ),
+        "8 new images": lambda: generate(model, guide, memory, 8),
+    }
+    seconds = take_turns(turns, repetitions=config.repetitions, label=f"|M| = {memory.size}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    milliseconds = {name: Spread.of([1e3 * s for s in seconds[name]])._asdict() for name in turns}
+    return {"milliseconds": milliseconds, "peak_gib_so_far": peak}
+
+
+def exponents(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of |M| in the cost of each kind of query, by type of keys."""
+    found: dict[str, dict[str, float]] = {}
+    for dtype in dict.fromkeys(row["keys"] for row in rows):
+        own = [row for row in rows if row["keys"] == dtype]
+        found[dtype] = {
+            name: fit_slope([row["memory"] for row in own], [row["milliseconds"][name]["median"] for row in own])
+            for name in own[0]["milliseconds"]
+        }
+    return found
+
+
+def picture(path: Path, training: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    """Cost against |M|."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    sizes = [row["memory"] for row in training]
+    times = [row["milliseconds"]["median"] for row in training]
+    left.plot(sizes, times, marker="o", label="measured")
+    left.plot(
+        sizes, [times[0] * s / sizes[0] for s in sizes], color="grey", linestyle=":", label="in proportion to |M|"
+    )
+    left.set(xscale="log", yscale="log", xlabel="|M|", ylabel="ms per update", title="training")
+    left.legend()
+    for dtype in dict.fromkeys(row["keys"] for row in rows):
+        own = [row for row in rows if row["keys"] == dtype]
+        for name in list(own[0]["milliseconds"])[:3]:
+            times = [row["milliseconds"][name]["median"] for row in own]
+            style = "-" if dtype == "float32" else "--"
+            right.plot([row["memory"] for row in own], times, style, marker="o", label=f"{name}, {dtype}")
+    right.set(xscale="log", yscale="log", xlabel="|M|", ylabel="ms", title="addressing")
+    right.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(config: MemoryConfig) -> None:
+    """Measure and write."""
+    if config.tiny:
+        config = replace(config, trained=(8, 16), addressed=(40, 80), width=0.1, queries=2, repetitions=2)
+    turns = {str(size): update_of(config, size) for size in config.trained}
+    seconds = take_turns(turns, repetitions=config.repetitions, label="training")
+    training: list[dict[str, Any]] = [
+        {"memory": size, "milliseconds": Spread.of([1e3 * s for s in seconds[str(size)]])._asdict()}
+        for size in config.trained
+    ]
+    slope = fit_slope(config.trained, [row["milliseconds"]["median"] for row in training])
+    rows = addressing(config)
+    slopes = exponents(rows)
+    content = {
+        "machine": machine(torch.device("cpu")),
+        "training": training,
+        "training_exponent": slope,
+        "addressing": rows,
+        "addressing_exponents": slopes,
+    }
+    names = list(rows[0]["milliseconds"])
+    lines = [
+        f"Width {config.width:g}; medians, quartiles in brackets.",
+        "",
+        "## One update, one memory for all images",
+        "",
+        f"K = 4, {config.queries} images, VIMCO; all sizes take turns.",
+        "",
+        *table(["|M|", "ms per update"], [[row["memory"], Spread(**row["milliseconds"])] for row in training]),
+        f"The cost grows as |M| to the power {slope:.2f} (fitted over all sizes).",
+        "",
+        "## Addressing",
+        "",
+        "Milliseconds once encoded. Peak memory is that of the process up to there, in GiB.",
+        "",
+        *table(
+            ["keys", "|M|", "encoding, s (in proportion)", *names, "peak"],
+            [
+                [
+                    row["keys"],
+                    f"{row['memory']:,}",
+                    f"{row['encoding_seconds']:.1f}",
+                    *(Spread(**row["milliseconds"][name]) for name in names),
+                    f"{row['peak_gib_so_far']:.2f}",
+                ]
+                for row in rows
+            ],
+        ),
+        *table(
+            ["exponent of |M|", *names],
+            [[dtype, *(f"{slopes[dtype][name]:.2f}" for name in names)] for dtype in slopes],
+        ),
+        "![Cost against the size of the memory](memory.png)",
+    ]
+    write(config.output, "memory", "The price of memory", content, lines)
+    picture(config.output / "memory.png", training, rows)
+
+
+if __name__ == "__main__":
+    cli(main, MemoryConfig, __doc__)

@@ -1,0 +1,115 @@
+"""What the program is compared with: the same mathematics in plain PyTorch, without Pyro.
+
+`vimco_loss` is the fastest way known to us to write the update by hand: each entry is encoded once, and what
+depends on the entry alone is read rather than computed again. `Reencoding` works as the public PyTorch
+re-implementation of the paper does: every query has a memory of its own, an encoder of its own finds the keys, and
+every entry that is read is encoded again.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vma_pyro import ConvNetworks
+from vma_pyro.memory import map_tensors
+from vma_pyro.networks import Entry
+
+
+def vimco_loss(
+    networks: ConvNetworks, log_scale: Tensor, entries: Tensor, x: Tensor, *, num_particles: int
+) -> Tensor:
+    """Minus the multi-sample bound, summed over images; its gradient is VIMCO's.
+
+    Args:
+        networks: shared by both sides.
+        log_scale: of the cosine between keys.
+        entries: the memory [S, 1, 28, 28].
+        x: images [B, 1, 28, 28].
+        num_particles: K.
+    """
+    K, B = num_particles, len(x)
+    memory, query = networks.encode(entries), networks.query(x)
+    centre = memory.key.mean(0, keepdim=True)
+    keys = F.normalize(memory.key - centre, dim=-1)
+    log_q = (log_scale.exp() * (F.normalize(query.key - centre, dim=-1) @ keys.T)).log_softmax(-1)  # [B, S]
+    a = torch.multinomial(log_q.detach().exp().expand(K, B, -1).flatten(0, 1), 1).view(K, B)
+    m = read(memory, a)
+    loc, scale = networks.posterior(query, m)
+    noise = torch.randn_like(loc)
+    z = loc + scale * noise
+    prior_loc, prior_scale = networks.prior(m)
+    log_q_z = (-0.5 * ((z - loc) / scale) ** 2 - scale.log()).sum(-1)
+    log_p_z = (-0.5 * ((z - prior_loc) / prior_scale) ** 2 - prior_scale.log()).sum(-1)
+    logits = networks.decode(z, m)
+    log_p_x = -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum((-3, -2, -1))
+    log_q_a = log_q.expand(K, B, -1).gather(-1, a[..., None]).squeeze(-1)
+    return vimco(log_p_x + log_p_z - math.log(len(entries)) - log_q_z - log_q_a, log_q_a)
+
+
+def vimco(log_w: Tensor, log_q_a: Tensor) -> Tensor:
+    """Minus log mean w, summed over images, with the gradient of the score; log_w and log_q_a are [K, B]."""
+    K = len(log_w)
+    bound = log_w.logsumexp(0) - math.log(K)
+    with torch.no_grad():
+        others = log_w.expand(K, K, -1).masked_fill(
+            torch.eye(K, dtype=torch.bool, device=log_w.device)[..., None], -math.inf
+        )
+        signal = bound - (others.logsumexp(1) - math.log(K - 1))
+    surrogate = bound.sum() + (signal * log_q_a).sum()
+    return -(bound.detach().sum() + surrogate - surrogate.detach())
+
+
+def read(memory: Entry, a: Tensor) -> Entry:
+    """Features of the entries at addresses a [K, B]."""
+    flat = a.flatten()
+
+    def take(features: Tensor) -> Tensor:
+        return features.index_select(0, flat).reshape(*a.shape, *features.shape[1:])
+
+    return map_tensors(take, memory)
+
+
+class Reencoding(nn.Module):
+    """The bound as the public re-implementation computes it.
+
+    Args:
+        networks: as ours.
+        key_networks: the second encoder, of keys alone.
+    """
+
+    def __init__(self, networks: ConvNetworks, key_networks: ConvNetworks) -> None:
+        super().__init__()
+        self.networks, self.key_networks = networks, key_networks
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, entries: Tensor, x: Tensor, *, num_particles: int) -> Tensor:
+        """Minus the bound, summed over images; entries [B, S, 1, 28, 28]."""
+        networks, keys = self.networks, self.key_networks
+        B, S = entries.shape[:2]
+        K = num_particles
+        entry_key, query_key = (
+            keys.to_key(keys._climb(images)[2]) for images in (entries.flatten(0, 1), x)
+        )  # nothing but keys
+        entry_key = entry_key.view(B, S, -1)
+        similarity = F.cosine_similarity(query_key[:, None], entry_key, dim=-1)
+        log_q = (self.log_scale.exp() * similarity).log_softmax(-1)
+        a = torch.multinomial(log_q.detach().exp(), K, replacement=True).T  # [K, B]
+        images = entries[torch.arange(B, device=a.device), a]  # [K, B, 1, 28, 28]
+        flat = networks.encode(images.flatten(0, 1))  # every read is encoded again
+        m = map_tensors(lambda f: f.reshape(K, B, *f.shape[1:]), flat)
+        query = networks.query(x)
+        loc, scale = networks.posterior(query, m)
+        z = loc + scale * torch.randn_like(loc)
+        prior_loc, prior_scale = networks.prior(m)
+        log_q_z = (-0.5 * ((z - loc) / scale) ** 2 - scale.log()).sum(-1)
+        log_p_z = (-0.5 * ((z - prior_loc) / prior_scale) ** 2 - prior_scale.log()).sum(-1)
+        logits = networks.decode(z, m)
+        log_p_x = -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(
+            (-3, -2, -1)
+        )
+        log_q_a = log_q.gather(-1, a.T).T
+        return vimco(log_p_x + log_p_z - math.log(S) - log_q_z - log_q_a, log_q_a)

@@ -1,0 +1,49 @@
+"""Every benchmark with tiny arguments, and the checks that they rest on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "experiments" / "benchmarks"
+HELPERS = {"page", "reference", "timing", "update"}
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
+
+
+def run(script, *arguments, cwd):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(FOLDER / f"{script}.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_tiny(script, tmp_path):
+    result = run(script, "--tiny", "--output", "out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    content = json.loads((tmp_path / "out" / f"{script}.json").read_text())
+    command = f"uv run experiments/benchmarks/{script}.py --tiny --output out"
+    assert content["command"] == command
+    assert content["machine"]["threads"] == 1
+    page = (tmp_path / "out" / f"{script}.md").read_text()
+    assert f"`{command}`" in page
+    for line in page.splitlines():
+        if line.startswith("!["):
+            picture = line.split("(")[1].rstrip(")")
+            assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
+    if script == "step":
+        (ratio,) = content["ratios"]
+        assert ratio["ratio"]["n"] == 2
+        assert 0 <= max(ratio["difference"].values()) < 1e-5
+        assert ratio["counted_over_reencoding"] > 1
+    if script == "evaluation":
+        assert content["difference_nats"] < 1e-3
+
+
+def test_one_line_where_there_is_no_gpu(tmp_path):
+    result = run("step", "--tiny", "--accelerator", "cuda", cwd=tmp_path)
+    if result.returncode == 0:
+        pytest.skip("there is a GPU")
+    assert result.stderr.strip().splitlines() == ["error: accelerator: expected a GPU for cuda, found none"]

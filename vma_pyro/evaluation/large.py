@@ -1,0 +1,113 @@
+"""Bounds and new images from a memory of a million entries."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vma_pyro.evaluation.chunks import READS_PER_CHUNK, check
+from vma_pyro.evaluation.estimates import undisturbed
+from vma_pyro.evaluation.likelihood import log_likelihood
+from vma_pyro.guide import Guide
+from vma_pyro.infer import log_weights_given
+from vma_pyro.large_memory import Addresses, LargeMemory
+from vma_pyro.memory import Memory
+from vma_pyro.model import Model
+
+IMAGES_PER_CHUNK = 64
+
+
+def large_log_likelihood(
+    model: Model,
+    guide: Guide,
+    memory: LargeMemory,
+    x: Tensor,
+    *,
+    num_samples: int = 1000,
+    top: int | None = None,
+    seed: int = 0,
+) -> Float[Tensor, " B"]:
+    r"""A lower bound of log p(x | M) per image, for a memory of any size.
+
+    Sampled (the default): addresses drawn from q(a | x, M) among all entries, each with a z of its own,
+
+    .. math:: \log \frac1N \sum_n
+              \frac{p(a_n \mid M) \, p(x, z_n \mid m_{a_n})}{q(a_n \mid x, M) \, q(z_n \mid x, m_{a_n})}.
+
+    With `top` the sum over addresses is exact for the k most probable ones, and the rest, which can only add to
+    the likelihood, is left out:
+
+    .. math:: \log \frac1N \sum_n \sum_{a \in \mathrm{top}_k}
+              p(a \mid M) \frac{p(x, z_{na} \mid m_a)}{q(z_{na} \mid x, m_a)}.
+
+    Args:
+        model, guide: those that made the memory's keys.
+        memory: the entries.
+        x: images [B, 1, 28, 28].
+        num_samples: N.
+        top: k, or None to sample addresses.
+        seed: of the evaluation's own random stream.
+
+    Returns:
+        The bound [B], in nats per image.
+
+    Raises:
+        ValueError: N below 1, k outside 1 to |M|, no images, NaN in x, other parameters than those that made the
+            keys.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    check(memory, x)
+    bounds = []
+    with undisturbed(model, guide, seed=seed):
+        # A part of the memory for each image: keep their entries within bounds as well.
+        for images in x.split(max(1, min(IMAGES_PER_CHUNK, READS_PER_CHUNK // (top or 1)))):
+            if top is None:
+                found = memory.sample(model, guide, images, num_samples)
+                bounds.append(_sampled(model, guide, memory, images, found))
+                continue
+            address = memory.top(model, guide, images, top).address
+            part = memory.part(address).to(x.device)
+            bound = log_likelihood(model, guide, part, images, num_samples=num_samples, address="exact", seed=seed)
+            bounds.append(bound + _share(memory, address, x.device).double())
+    return torch.cat(bounds)
+
+
+def generate(
+    model: Model, guide: Guide, memory: LargeMemory, num_images: int, *, seed: int = 0
+) -> tuple[Float[Tensor, "N C height width"], Memory]:
+    """New images from the memory: an address from p(a | M), then an image from its entry alone.
+
+    Args:
+        model, guide: those that made the memory's keys.
+        memory: the entries.
+        num_images: N.
+        seed: of the draws.
+
+    Returns:
+        The images [N, 1, 28, 28], and the entries read, one memory [N, 1, 1, 28, 28].
+    """
+    with undisturbed(model, guide, seed=seed):
+        part = memory.part(memory.sample_prior(num_images)[:, None])
+        return model(part.to(next(model.parameters()).device)), part
+
+
+def _sampled(model: Model, guide: Guide, memory: LargeMemory, x: Tensor, found: Addresses) -> Float[Tensor, " B"]:
+    total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+    step = max(1, READS_PER_CHUNK // len(x))
+    for address, log_q in zip(found.address.split(step, 1), found.log_prob.split(step, 1), strict=True):
+        part = memory.part(address).to(x.device)
+        each = {"address": torch.arange(address.shape[1], device=x.device)}
+        # p(x, z, a | part) / q(z | x, m_a) for every address of the part, once: [k, 1, B].
+        log_w = log_weights_given(each, model, guide, (part, x), num_particles=1).squeeze(1)
+        log_w = log_w + _share(memory, address, x.device) - log_q.T.to(x.device)
+        total = torch.logaddexp(total, log_w.double().logsumexp(0))
+    return total - math.log(found.address.shape[1])
+
+
+def _share(memory: LargeMemory, address: Tensor, device: torch.device) -> Float[Tensor, " B"]:
+    """log p(a | M) - log p(a | part), the same for all addresses a of a part: its share of the prior."""
+    return memory.log_prior(address).logsumexp(1).to(device)
