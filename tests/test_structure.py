@@ -13,7 +13,7 @@ LAYERS = [
     {"evaluation", "plots", "record"},
     {"large_memory"},
     {"model", "guide", "baselines", "data", "infer"},
-    {"memory", "networks", "checkpoint", "atomic", "ranks"},
+    {"memory", "networks", "program", "checkpoint", "atomic", "ranks"},
 ]
 
 

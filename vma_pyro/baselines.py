@@ -5,12 +5,12 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from vma_pyro.guide import CosineSimilarity
 from vma_pyro.memory import Memory, check_binary
 from vma_pyro.networks import Networks
+from vma_pyro.program import Program
 
 
 def blank_memory(networks: Networks, device: torch.device) -> Memory:
@@ -18,7 +18,7 @@ def blank_memory(networks: Networks, device: torch.device) -> Memory:
     return Memory(torch.zeros(1, *networks.image_shape, device=device))
 
 
-class MemorylessModel(PyroModule):
+class MemorylessModel(Program):
     r"""The variational autoencoder :math:`p(x) = \int p(z) \, p(x \mid z) \, dz` on the networks of `Model`.
 
     Every m is the same blank image, so that the prior p(z) and the decoder keep all their layers (and the prior
@@ -48,7 +48,7 @@ class MemorylessModel(PyroModule):
             return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=x)  # p(x | z)
 
 
-class MemorylessGuide(PyroModule):
+class MemorylessGuide(Program):
     """q(z | x) on the networks of `Guide`."""
 
     def __init__(self, networks: Networks) -> None:
@@ -67,7 +67,7 @@ class MemorylessGuide(PyroModule):
             pyro.sample("z", dist.Normal(*networks.posterior(query, m)).to_event(1))  # q(z | x)
 
 
-class SoftAttentionModel(PyroModule):
+class SoftAttentionModel(Program):
     r"""Read a weighted mean of all entries instead of one.
 
     .. math:: p(x \mid M) = \int p(z) \, p(x \mid z, \bar m(z)) \, dz, \qquad
@@ -111,7 +111,7 @@ class SoftAttentionModel(PyroModule):
             return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=observed)  # p(x | z, m(z))
 
 
-class SoftAttentionGuide(PyroModule):
+class SoftAttentionGuide(Program):
     r"""q(z | x), or q(z | x, M) with a soft read of its own that looks for x.
 
     Args:

@@ -9,14 +9,14 @@ import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from vma_pyro.memory import Memory
 from vma_pyro.networks import Networks
+from vma_pyro.program import Program
 
 
-class Guide(PyroModule):
+class Guide(Program):
     r"""Find the entry that explains an image, then the variation of it.
 
     .. math:: q(a, z \mid x, M) = q(a \mid x, M) \, q(z \mid x, m_a), \qquad

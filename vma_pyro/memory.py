@@ -7,6 +7,7 @@ images (the default), or anything with `event_dim` trailing dimensions.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -45,6 +46,8 @@ class Memory:
         self._left: tuple[Encoder, Tensor, bool, Memory] | None = None  # by the guide, for the model
         self._held: tuple[Encoder, Memory] | None = None
         self._holding = False
+        self._kept = False  # by a memory that is held
+        self._last: tuple[Tensor, tuple[int, bool], Any] | None = None  # address, its state, what was read
         lead = self.entries.dim() - self.event_dim
         shape = list(self.entries.shape)
         if lead not in (1, 2):
@@ -92,11 +95,15 @@ class Memory:
 
     def __getstate__(self) -> dict[str, Any]:
         """Entries and labels only: encodings belong to networks, and their graphs cannot be copied."""
-        return self.__dict__ | {"features": None, "_left": None, "_held": None, "_holding": False}
+        return self.__dict__ | {"features": None, "_left": None, "_held": None, "_last": None, "_holding": False}
 
     def __copy__(self) -> Memory:
         """A memory that shares the tensors, without anything left or held."""
-        return Memory(self.entries, self.labels, self.event_dim)
+        other = object.__new__(type(self))
+        # What has been checked once is not checked again in every update.
+        other.__dict__.update(self.__dict__, features=None, _left=None, _held=None, _last=None)
+        other._holding = other._kept = False
+        return other
 
     def datapoints(self, index: slice) -> Memory:
         """The memory of the datapoints in `index`: itself if shared, else a slice of dimension B."""
@@ -126,7 +133,7 @@ class Memory:
         encoded = copy.copy(self)
         encoded.features = map_tensors(lambda f: f.reshape(*lead, *f.shape[1:]), features)
         if self._holding:
-            self._held = (networks, encoded)
+            self._held, encoded._kept = (networks, encoded), True
         if x is not None:
             self._left = (networks, x, torch.is_grad_enabled(), encoded)
         return encoded
@@ -153,7 +160,7 @@ class Memory:
 
         For evaluation: use it only while no parameter changes and no gradient is taken.
         """
-        copy_ = Memory(self.entries, self.labels, self.event_dim)
+        copy_ = copy.copy(self)
         copy_._holding = True
         return copy_
 
@@ -168,6 +175,16 @@ class Memory:
             The structure of `features` with tensors [*address.shape, *F]; for one memory per datapoint the
             last dimension of the address is first expanded to B.
         """
+        # The model reads what the guide has just read at the very same addresses; evaluations hold on to nothing.
+        state = (address._version, torch.is_grad_enabled())
+        if self._last is not None and self._last[0] is address and self._last[1] == state:
+            return self._last[2]
+        found = self._read(address)
+        if self.features is not None and not self._kept:
+            self._last = (address, state, found)
+        return found
+
+    def _read(self, address: Tensor) -> Any:
         source = self.entries if self.features is None else self.features
         if address.is_floating_point():
             return map_tensors(lambda f: _mean(f, address, shared=self.is_shared), source)
@@ -250,6 +267,8 @@ def check_finite(name: str, values: Tensor) -> None:
     Only on the CPU, as `check_binary` does: on a GPU every look at the values would stall the queue.
     """
     if values.device.type == "cpu" and values.is_floating_point():
+        if math.isfinite(values.detach().sum().item()):  # the sum of finite values may overflow: look again
+            return
         bad = int((~torch.isfinite(values)).sum())
         if bad:
             raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite of {values.numel()}")

@@ -6,14 +6,14 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from vma_pyro.memory import Memory, check_binary
 from vma_pyro.networks import Networks
+from vma_pyro.program import Program
 
 
-class Model(PyroModule):
+class Model(Program):
     r"""Generate an image by varying one entry of the memory.
 
     .. math:: p(x, z, a \mid M) = p(a \mid M) \, p(z \mid m_a) \, p(x \mid z, m_a)

@@ -257,7 +257,7 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
         for site in sample_sites(trace):
             scale = same_scale(site, layout.subsampling_scale(site), scale)
             # The handler's scale covers all enclosing plates: take the batch plates' share out again.
-            log_prob = layout.per_datapoint(site, site["log_prob"] / scale)
+            log_prob = layout.per_datapoint(site, site["log_prob"] if scale == 1 else site["log_prob"] / scale)
             if is_validation_enabled() and bool(torch.isnan(log_prob).any()):
                 raise ValueError(f"site '{site['name']}': expected a log probability, got NaN")
             masks.append(layout.unmasked(site))
@@ -282,9 +282,12 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
     log_w = torch.as_tensor(log_p - log_q)
     shape = log_w.shape
     batch = shape[layout.leading + 1 :]
-    live = torch.zeros(shape, dtype=torch.bool, device=log_w.device)
-    for mask in masks:
-        live = live | torch.as_tensor(mask, device=log_w.device)
+    unmasked = any(mask is True for mask in masks)
+    live = torch.full(shape, unmasked, device=log_w.device)
+    if not unmasked:
+        for mask in masks:
+            live = live | torch.as_tensor(mask, device=log_w.device)
+        scores = [s._replace(log_prob=torch.where(live, s.log_prob, 0.0)) for s in scores]
 
     def flat(values: Tensor | float) -> Tensor:
         values = torch.as_tensor(values, dtype=log_w.dtype, device=log_w.device)
@@ -296,7 +299,7 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
         flat(log_guide),
         flat(log_q),
         flat(log_smooth),
-        tuple(s._replace(log_prob=flat(torch.where(live, s.log_prob, 0.0))) for s in scores),
+        tuple(s._replace(log_prob=flat(s.log_prob)) for s in scores),
         flat(given),
         live.flatten(layout.leading + 1),
         scale or 1.0,
