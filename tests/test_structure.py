@@ -12,6 +12,7 @@ LAYERS = [
     {"training"},
     {"evaluation", "plots", "record"},
     {"large_memory"},
+    {"fingerprint"},
     {"model", "guide", "baselines", "data", "infer"},
     {"memory", "networks", "program", "checkpoint", "atomic", "ranks"},
 ]

@@ -8,7 +8,6 @@ query has drawn or likes best, with plain `Model` and `Guide`.
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vma_pyro import checkpoint
+from vma_pyro.fingerprint import fingerprint_of, sums_of
 from vma_pyro.guide import Guide
-from vma_pyro.memory import Memory
+from vma_pyro.memory import Memory, check_binary
 from vma_pyro.model import Model
 from vma_pyro.ranks import Ranks
 
@@ -115,7 +115,7 @@ class LargeMemory:
         starts = range(0, len(entries), chunk_size)
         for start in tqdm(starts, desc="encoding", unit="chunk", disable=not show_progress):
             part = slice(start, start + chunk_size)
-            _check_binary(entries[part])
+            check_binary("entries", entries[part])
             memory = Memory(entries[part].to(device).float())
             encoded = memory.encode(networks)
             raw[part] = encoded.features.key.cpu()
@@ -284,7 +284,7 @@ class LargeMemory:
         return torch.stack(self.ranks.gather(mine)).logsumexp(0)
 
     def _check_parameters(self, model: Model, guide: Guide) -> None:
-        now = torch.stack([value.double().sum().cpu() for value in _parameters(model, guide).values()])
+        now = sums_of(model, guide)
         if self._seen is not None and torch.equal(now, self._seen):  # a fingerprint costs as much as a query
             return
         if fingerprint_of(model, guide) != self.fingerprint:
@@ -293,34 +293,6 @@ class LargeMemory:
 
 
 FIELDS = ("entries", "labels", "keys", "centre", "prior", "fingerprint")
-
-
-def fingerprint_of(model: Model, guide: Guide) -> str:
-    """Of all that decides on keys and prior."""
-    digest = hashlib.sha256()
-    for of, module in _modules(model, guide).items():
-        plain = {
-            k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str) and k != "training"
-        }
-        digest.update(f"{of} {type(module).__qualname__} {sorted(plain.items())}".encode())
-    for name, value in _parameters(model, guide).items():
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _modules(model: Model, guide: Guide) -> dict[str, Any]:
-    modules = {"networks": guide.networks, "similarity": guide.similarity, "prior": model.address_prior}
-    tied = model.networks is guide.networks
-    return modules if tied else modules | {"model": model.networks}
-
-
-def _parameters(model: Model, guide: Guide) -> dict[str, Tensor]:
-    return {
-        f"{of}.{name}": value.detach()
-        for of, module in _modules(model, guide).items()
-        for name, value in sorted(module.state_dict(keep_vars=True).items())
-    }
 
 
 def _best(
@@ -346,9 +318,3 @@ def _check(guide: Guide, entries: Tensor, labels: Tensor | None, key_dtype: torc
                 f"guide.similarity: expected `embed` and `log_scale`, so that keys are compared in chunks, got "
                 f"{type(guide.similarity).__name__} without `{part}`"
             )
-
-
-def _check_binary(images: Tensor) -> None:
-    if not bool(((images == 0) | (images == 1)).all()):
-        low, high = images.min().item(), images.max().item()
-        raise ValueError(f"entries: expected binary values 0 and 1, got values from {low:g} to {high:g}")
