@@ -18,11 +18,15 @@ class CountingNetworks(MLPNetworks):
 
     def __init__(self):
         super().__init__(4, hidden_dims=(8, 7), key_dim=6)
-        self.encoded = 0
+        self.encoded = self.headed = 0
 
     def encode(self, entries):
         self.encoded += len(entries)
         return super().encode(entries)
+
+    def heads(self, encoded):
+        self.headed += len(encoded.key)
+        return super().heads(encoded)
 
 
 def test_read_shared_and_per_datapoint():
@@ -51,6 +55,42 @@ def test_each_entry_is_encoded_once_per_update(lead, random_images):
         loss_fn(memory, x).backward()
         optimizer.step()
         assert networks.encoded == update * entries
+
+
+@pytest.mark.parametrize("lead", [(8,), (B, 8)])
+@pytest.mark.parametrize("K", [2, 4, 10])
+def test_heads_are_computed_of_reads_or_of_entries_whichever_are_fewer(lead, K, random_images):
+    networks = CountingNetworks()
+    loss_fn = MultiSampleELBO(K, max_plate_nesting=1)(Model(networks), Guide(networks))
+    memory, x = Memory(random_images(*lead)), random_images(B)
+    for update in range(1, 3):
+        loss_fn(memory, x).backward()
+        assert networks.headed == update * min(K * B, memory.entries.flatten(0, -4).shape[0])
+
+
+@pytest.mark.parametrize("lead", [(S,), (B, S)])
+@pytest.mark.parametrize("dtype", [torch.long, torch.float])
+def test_reads_are_heads_of_the_entries(lead, dtype, random_images):
+    """Values and gradients, of few reads and of many, addressed and weighted, after a look without gradients."""
+    networks = MLPNetworks(4, hidden_dims=(8, 7), key_dim=6)
+    entries = random_images(*lead)
+    rows = networks.heads(networks.encode(entries.flatten(0, -4))).stem.reshape(*lead, -1).expand(B, S, -1)
+    for K in (1, 7):
+        weights = torch.rand(K, B, S)
+        address = torch.randint(S, (K, B)) if dtype == torch.long else weights
+        if dtype == torch.long:
+            weights = torch.nn.functional.one_hot(address, S).float()
+        expected = torch.einsum("kbs,bsf->kbf", weights, rows)
+        memory = Memory(entries).encode(networks)
+        with torch.no_grad():
+            memory.read(address.clone())
+        found = memory.read(address).stem
+        torch.testing.assert_close(found, expected)
+        gradients = [
+            torch.autograd.grad((out**3).sum(), networks.pyramid[1].weight, retain_graph=True)[0]
+            for out in (found, expected)
+        ]
+        torch.testing.assert_close(*gradients)
 
 
 def test_the_model_picks_up_what_the_guide_left_for_this_x_once(random_images):
@@ -128,9 +168,9 @@ class TestRepeatedEntries:
         different = random_images(12 // copies)
         order = torch.arange(12).remainder(len(different))[torch.randperm(12)]
         entries = different[order].reshape(4, 3, 1, 28, 28)
-        features = Memory(entries).encode(networks).features
+        features = networks.heads(Memory(entries).encode(networks).features)
         assert networks.encoded == encoded
-        plain = MLPNetworks.encode(networks, entries.flatten(0, 1))
+        plain = networks.heads(MLPNetworks.encode(networks, entries.flatten(0, 1)))
         torch.testing.assert_close(features.stem, plain.stem.reshape(4, 3, -1))
         (features.stem**3).sum().backward()
         ours = networks.entry_to_stem.weight.grad.clone()

@@ -53,7 +53,7 @@ def test_the_bound_is_that_of_the_equations(target_guided, shared, random_images
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(entries, x)
     z = guide_trace.nodes["z"]["value"]
     keys = networks.encode(entries.reshape(-1, 1, 28, 28)).key.reshape(*entries.shape[:-3], -1)
-    blank = networks.encode(torch.zeros(1, 1, 28, 28))
+    blank = networks.heads(networks.encode(torch.zeros(1, 1, 28, 28)))
     for b in range(B):
         own = keys if shared else keys[b]
         centre = own.mean(0)
@@ -62,7 +62,7 @@ def test_the_bound_is_that_of_the_equations(target_guided, shared, random_images
             cosine = F.cosine_similarity((query - centre)[None], own - centre)
             return (similarity.log_scale.exp() * cosine).softmax(0)
 
-        features = networks.encode(entries if shared else entries[b])
+        features = networks.heads(networks.encode(entries if shared else entries[b]))
         pi = weights(model.to_query(z[b]), model.similarity)
         stem = (pi[:, None] * features.stem).sum(0)
         logits = networks.decode(z[b][None], features._replace(stem=stem[None], skips=()))

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 
 class Encoder(Protocol):
-    """What `Memory.encode` needs of the networks: features of a flat batch of entries."""
+    """What `Memory.encode` needs of the networks: features of a flat batch of entries.
+
+    They may also have `heads`, from features to what is needed of an entry that is read, tensors [N, *F] both.
+    """
 
     def encode(self, entries: Tensor) -> Any:
         """Features of entries [N, *E]: a tensor [N, *F] or a (named) tuple of such tensors."""
@@ -47,6 +50,8 @@ class Memory:
         self._held: tuple[Encoder, Memory] | None = None
         self._holding = False
         self._kept = False  # by a memory that is held
+        self._heads: Callable[[Any], Any] | None = None  # of the networks
+        self._all: tuple[bool, Any] | None = None  # heads of every entry, and whether with their graph
         self._last: tuple[Tensor, tuple[int, bool], Any] | None = None  # address, its state, what was read
         lead = self.entries.dim() - self.event_dim
         shape = list(self.entries.shape)
@@ -94,14 +99,14 @@ class Memory:
         return Memory(self.entries.to(device), labels, self.event_dim)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Entries and labels only: encodings belong to networks, and their graphs cannot be copied."""
-        return self.__dict__ | {"features": None, "_left": None, "_held": None, "_last": None, "_holding": False}
+        """Entries and labels only."""
+        return self.__dict__ | NOT_ENCODED | {"_holding": False}
 
     def __copy__(self) -> Memory:
         """A memory that shares the tensors, without anything left or held."""
         other = object.__new__(type(self))
         # What has been checked once is not checked again in every update.
-        other.__dict__.update(self.__dict__, features=None, _left=None, _held=None, _last=None)
+        other.__dict__.update(self.__dict__, **NOT_ENCODED)
         other._holding = other._kept = False
         return other
 
@@ -129,9 +134,10 @@ class Memory:
         flat, repeated = (flat, None) if self.is_shared else _distinct(flat)
         features = networks.encode(flat)
         if repeated is not None:
-            features = map_tensors(lambda f: _select(f, repeated), features)
+            features = map_tensors(lambda f: f.index_select(0, repeated), features)
         encoded = copy.copy(self)
         encoded.features = map_tensors(lambda f: f.reshape(*lead, *f.shape[1:]), features)
+        encoded._heads = getattr(networks, "heads", None)
         if self._holding:
             self._held, encoded._kept = (networks, encoded), True
         if x is not None:
@@ -165,37 +171,66 @@ class Memory:
         return copy_
 
     def read(self, address: Tensor) -> Any:
-        """m_a: the features (or, if not encoded, the entries) at the addresses.
+        """m_a: what the networks make of the entries at the addresses; the entries themselves, if not encoded.
+
+        The networks' `heads` are computed of the entries that are read or of all of them, whichever are fewer.
 
         Args:
             address: int64, any shape that broadcasts to [..., B]: [K, B] for particles, [S, 1, 1] when Pyro
                 enumerates it. Or weights, float [..., B, S]: a soft read, the weighted mean of the entries.
 
         Returns:
-            The structure of `features` with tensors [*address.shape, *F]; for one memory per datapoint the
-            last dimension of the address is first expanded to B.
+            The structure that `heads` (or, without them, `encode`) returns, with tensors [*address.shape, *F]; for
+            one memory per datapoint the last dimension of the address is first expanded to B.
         """
         # The model reads what the guide has just read at the very same addresses; evaluations hold on to nothing.
         state = (address._version, torch.is_grad_enabled())
         if self._last is not None and self._last[0] is address and self._last[1] == state:
             return self._last[2]
-        found = self._read(address)
+        found = self._mean(address) if address.is_floating_point() else self._select(self._rows(address))
         if self.features is not None and not self._kept:
             self._last = (address, state, found)
         return found
 
-    def _read(self, address: Tensor) -> Any:
-        source = self.entries if self.features is None else self.features
-        if address.is_floating_point():
-            return map_tensors(lambda f: _mean(f, address, shared=self.is_shared), source)
+    def _rows(self, address: Tensor) -> Tensor:
+        """Of the flattened memories, where entry a of datapoint b is row b S + a."""
         if self.is_shared:
-            return map_tensors(lambda f: _select(f, address), source)
+            return address
         batch = self.entries.shape[0]
         if address.dim() == 0 or address.shape[-1] not in (1, batch):
             raise ValueError(f"address: expected shape [..., {batch}], got {list(address.shape)}")
-        # Entry a of datapoint b is row b S + a of the flattened memories.
-        rows = torch.arange(batch, device=address.device) * self.size + address
-        return map_tensors(lambda f: _select(f.flatten(0, 1), rows), source)
+        return torch.arange(batch, device=address.device) * self.size + address
+
+    def _select(self, rows: Tensor) -> Any:
+        few = rows.numel() < self.size * (self.batch_size or 1) and not self._kept and self._all is None
+        source, heads = (self._flat(), self._heads) if few else (self._every(), None)
+        # index_select has a much faster backward pass on a CPU than advanced indexing.
+        found = map_tensors(lambda f: f.index_select(0, rows.flatten()), source)
+        found = found if heads is None else heads(found)
+        return map_tensors(lambda f: f.reshape(*rows.shape, *f.shape[1:]), found)
+
+    def _mean(self, weights: Tensor) -> Any:
+        def mean(flat: Tensor) -> Tensor:
+            if self.is_shared:
+                return torch.tensordot(weights, flat, 1)
+            rows = flat.reshape(*self.entries.shape[:2], -1)
+            return torch.einsum("...bs,bsf->...bf", weights, rows).reshape(*weights.shape[:-1], *flat.shape[1:])
+
+        return map_tensors(mean, self._every())
+
+    def _flat(self) -> Any:
+        """Features, or the entries, with one dimension for all memories."""
+        source = self.entries if self.features is None else self.features
+        return source if self.is_shared else map_tensors(lambda f: f.flatten(0, 1), source)
+
+    def _every(self) -> Any:
+        """Heads of all entries, computed once."""
+        if self._heads is None:
+            return self._flat()
+        wanted = torch.is_grad_enabled()
+        if self._all is None or (wanted and not self._all[0]):
+            self._all = (wanted, self._heads(self._flat()))
+        return self._all[1]
 
     def check(self, x: Tensor) -> None:
         """Refuse datapoints that do not fit this memory.
@@ -219,9 +254,8 @@ class Memory:
         check_finite("x", x)
 
 
-def _select(rows: Tensor, index: Tensor) -> Tensor:
-    """rows[index]: index_select has a much faster backward pass on a CPU than advanced indexing."""
-    return rows.index_select(0, index.reshape(-1)).reshape(*index.shape, *rows.shape[1:])
+# What a copy of a memory does not take with it: encodings belong to networks, and their graphs cannot be copied.
+NOT_ENCODED = dict.fromkeys(("features", "_left", "_held", "_heads", "_all", "_last"))
 
 
 def _distinct(entries: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -243,14 +277,6 @@ def _distinct(entries: Tensor) -> tuple[Tensor, Tensor | None]:
     if not torch.equal(rows[first][inverse], rows):
         return entries, None
     return entries[first], inverse
-
-
-def _mean(rows: Tensor, weights: Tensor, *, shared: bool) -> Tensor:
-    """Sum over s of weights [..., B, S] times rows [S, *F] or [B, S, *F]."""
-    if shared:
-        return torch.tensordot(weights, rows, 1)
-    mean = torch.einsum("...bs,bsf->...bf", weights, rows.flatten(2))
-    return mean.reshape(*weights.shape[:-1], *rows.shape[2:])
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:

@@ -1,7 +1,8 @@
 """Encoders and decoders, plain torch: everything neural about p(z | m), p(x | z, m), q(a | x) and q(z | x, m).
 
-One pyramid embeds the target x and the entries m (tied weights). All that depends on m alone is computed in
-`encode`, once per entry; what remains per particle is cheap apart from the decoder.
+One pyramid embeds the target x and the entries m (tied weights). What depends on m alone has two stages: `encode`,
+once per entry, gives the key that every x is compared with; `heads` gives what is needed of entries that are read,
+of those or of all, whichever are fewer. What remains per particle is cheap apart from the decoder.
 """
 
 from __future__ import annotations
@@ -30,18 +31,30 @@ class Query(NamedTuple):
     hidden: Float[Tensor, "B H"]
 
 
-class Entry(NamedTuple):
-    """Features of memory entries; each tensor starts with the shape of the address after `Memory.read`.
+class Encoded(NamedTuple):
+    """What is computed of every memory entry.
 
     Attributes:
-        key: embedding compared with the key of the target [..., E].
+        key: embedding compared with the key of the target [N, E].
+        top: output of the pyramid [N, T].
+        maps: of lower layers, channels last [N, height, width, C].
+    """
+
+    key: Float[Tensor, "N E"]
+    top: Float[Tensor, "N T"]
+    maps: tuple[Float[Tensor, "N height width C"], ...] = ()
+
+
+class Entry(NamedTuple):
+    """What is computed of an entry that is read; each tensor starts with the shape of the address.
+
+    Attributes:
         prior: location and raw scale of p(z | m) [..., 2 Z].
         hidden: share of m in the hidden layer of q(z | x, m) [..., H].
         stem: share of m in the first layer of the decoder [..., D].
         skips: shares of m in later layers of the decoder, channels last [..., height, width, C].
     """
 
-    key: Float[Tensor, "... E"]
     prior: Float[Tensor, "... loc_and_scale"]
     hidden: Float[Tensor, "... H"]
     stem: Float[Tensor, "... D"]
@@ -50,14 +63,20 @@ class Entry(NamedTuple):
 
 @runtime_checkable
 class Networks(Protocol):
-    """The interface between the networks and the two files that users edit, model.py and guide.py."""
+    """The interface between the networks and the two files that users edit, model.py and guide.py.
+
+    `heads` may be left out where `encode` computes everything.
+    """
 
     latent_dim: int
     key_dim: int
     image_shape: tuple[int, int, int]
 
     def encode(self, entries: Tensor) -> Any:
-        """Features of memory entries [N, 1, 28, 28]; `Memory.encode` calls it once per update."""
+        """Features of memory entries [N, 1, 28, 28], a `key` [N, E] among them; once per entry and update."""
+
+    def heads(self, encoded: Any) -> Any:
+        """What `prior`, `posterior` and `decode` need of entries, from their features; see `Memory.read`."""
 
     def query(self, x: Tensor) -> Query:
         """Features of targets [B, 1, 28, 28]."""
@@ -136,14 +155,19 @@ class ConvNetworks(nn.Module):
             maps.append(F.relu_(layer(maps[-1])))
         return maps[2], maps[4], maps[6].flatten(1)
 
-    def encode(self, entries: Tensor) -> Entry:
+    def encode(self, entries: Tensor) -> Encoded:
         """See `Networks.encode`."""
         layer2, layer4, top = self._climb(entries)
+        maps = (layer4.permute(0, 2, 3, 1), layer2.permute(0, 2, 3, 1))
+        return Encoded(key=self.to_key(top).float(), top=top, maps=maps)
+
+    def heads(self, encoded: Encoded) -> Entry:
+        """See `Networks.heads`."""
+        layer4, layer2 = (m.permute(0, 3, 1, 2) for m in encoded.maps)
         return Entry(
-            key=self.to_key(top).float(),
-            prior=self.to_prior(top).float(),
-            hidden=self.entry_to_hidden(top),
-            stem=self.entry_to_stem(top),
+            prior=self.to_prior(encoded.top).float(),
+            hidden=self.entry_to_hidden(encoded.top),
+            stem=self.entry_to_stem(encoded.top),
             skips=(self.skip4(layer4).permute(0, 2, 3, 1), self.skip2(layer2).permute(0, 2, 3, 1)),
         )
 
@@ -214,15 +238,18 @@ class MLPNetworks(nn.Module):
         self.to_logits = nn.Sequential(nn.Linear(top, bottom), nn.ReLU(), nn.Linear(bottom, pixels))
         initialise(self, outputs=(self.to_key, self.hidden_to_posterior, self.to_prior[-1], self.to_logits[-1]))
 
-    def encode(self, entries: Tensor) -> Entry:
+    def encode(self, entries: Tensor) -> Encoded:
         """See `Networks.encode`."""
         check_images("images", entries, self.image_shape)
         top = self.pyramid(entries.float())
+        return Encoded(key=self.to_key(top).float(), top=top)
+
+    def heads(self, encoded: Encoded) -> Entry:
+        """See `Networks.heads`."""
         return Entry(
-            key=self.to_key(top).float(),
-            prior=self.to_prior(top).float(),
-            hidden=self.entry_to_hidden(top),
-            stem=self.entry_to_stem(top),
+            prior=self.to_prior(encoded.top).float(),
+            hidden=self.entry_to_hidden(encoded.top),
+            stem=self.entry_to_stem(encoded.top),
         )
 
     def query(self, x: Tensor) -> Query:

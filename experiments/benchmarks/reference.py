@@ -32,12 +32,12 @@ def vimco_loss(
         num_particles: K.
     """
     K, B = num_particles, len(x)
-    memory, query = networks.encode(entries), networks.query(x)
-    centre = memory.key.mean(0, keepdim=True)
-    keys = F.normalize(memory.key - centre, dim=-1)
+    encoded, query = networks.encode(entries), networks.query(x)
+    centre = encoded.key.mean(0, keepdim=True)
+    keys = F.normalize(encoded.key - centre, dim=-1)
     log_q = (log_scale.exp() * (F.normalize(query.key - centre, dim=-1) @ keys.T)).log_softmax(-1)  # [B, S]
     a = torch.multinomial(log_q.detach().exp().expand(K, B, -1).flatten(0, 1), 1).view(K, B)
-    m = read(memory, a)
+    m = read(networks.heads(encoded), a)
     loc, scale = networks.posterior(query, m)
     noise = torch.randn_like(loc)
     z = loc + scale * noise
@@ -64,7 +64,7 @@ def vimco(log_w: Tensor, log_q_a: Tensor) -> Tensor:
 
 
 def read(memory: Entry, a: Tensor) -> Entry:
-    """Features of the entries at addresses a [K, B]."""
+    """Heads of the entries at addresses a [K, B]."""
     flat = a.flatten()
 
     def take(features: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class Reencoding(nn.Module):
         log_q = (self.log_scale.exp() * similarity).log_softmax(-1)
         a = torch.multinomial(log_q.detach().exp(), K, replacement=True).T  # [K, B]
         images = entries[torch.arange(B, device=a.device), a]  # [K, B, 1, 28, 28]
-        flat = networks.encode(images.flatten(0, 1))  # every read is encoded again
+        flat = networks.heads(networks.encode(images.flatten(0, 1)))  # every read is encoded again
         m = map_tensors(lambda f: f.reshape(K, B, *f.shape[1:]), flat)
         query = networks.query(x)
         loc, scale = networks.posterior(query, m)
