@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -287,12 +288,28 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
 
 
-def check_finite(name: str, values: Tensor) -> None:
-    """Refuse NaN and infinity, with their number.
+_checking = True
 
-    Only on the CPU, as `check_binary` does: on a GPU every look at the values would stall the queue.
-    """
-    if values.device.type == "cpu" and values.is_floating_point():
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """No looks at values inside: while operations are recorded, tensors have none."""
+    global _checking
+    before, _checking = _checking, False
+    try:
+        yield
+    finally:
+        _checking = before
+
+
+def _looks_at(values: Tensor) -> bool:
+    """Whether values are checked: only on the CPU, as on a GPU every look at them would stall the queue."""
+    return _checking and values.device.type == "cpu"
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Refuse NaN and infinity, with their number."""
+    if _looks_at(values) and values.is_floating_point():
         if math.isfinite(values.detach().sum().item()):  # the sum of finite values may overflow: look again
             return
         bad = int((~torch.isfinite(values)).sum())
@@ -302,6 +319,6 @@ def check_finite(name: str, values: Tensor) -> None:
 
 def check_binary(name: str, images: Tensor) -> None:
     """Refuse images that a Bernoulli likelihood cannot score, with their range."""
-    if images.device.type == "cpu" and not bool(((images == 0) | (images == 1)).all()):
+    if _looks_at(images) and not bool(((images == 0) | (images == 1)).all()):
         low, high = images.min().item(), images.max().item()
         raise ValueError(f"{name}: expected binary values 0 and 1, got values from {low:g} to {high:g}")

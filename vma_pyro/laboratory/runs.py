@@ -70,6 +70,7 @@ def train(
         patience=10**6,  # all are to use their whole budget
         seed=config.seed,
         accelerator="cpu",
+        capture=False,  # some estimators cannot be: all are to be timed alike
     )
     stopped = ""
     try:

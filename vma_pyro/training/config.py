@@ -46,6 +46,9 @@ class TrainConfig:
     """Where to train: cpu, cuda, or auto, which is one NVIDIA GPU if there is one."""
     precision: str = "32-true"
     """Of the arithmetic: 32-true, or bf16-mixed (weights and likelihoods stay in 32 bits)."""
+    capture: bool = True
+    """Record an update once and replay it without Python, bit for bit the same, where that is possible: on a CPU,
+    in one process, with one memory for all images."""
     seed: int = 0
     """Of the noise in training."""
 
@@ -68,7 +71,7 @@ class TrainConfig:
 
 # What may differ between the sessions of one run. Another accelerator rounds otherwise, but a run that began on a
 # GPU may have to end on a CPU.
-FREE_ON_RESUME = ("session_minutes", "checkpoint_seconds", "accelerator")
+FREE_ON_RESUME = ("session_minutes", "checkpoint_seconds", "accelerator", "capture")
 
 
 def device_of(config: TrainConfig) -> torch.device:

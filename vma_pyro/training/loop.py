@@ -123,6 +123,8 @@ def fit(
 def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: Stop) -> None:
     """The loop itself."""
     config, fabric = run.config, run.fabric
+    if run.captured is not None:
+        run.captured.note = recorder.note
     session_start = tick = time.monotonic()
     last_save = run.seconds
     stopped = int(run.agree(stop.signal))
@@ -130,15 +132,13 @@ def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: St
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(config, run.update, run.progress())
         episode = share_of(run.episodes.sample(), run.ranks).to(fabric.device)
-        loss = run.loss_fn(episode.memory, episode.x) / len(episode.x)
-        run.optimizer.zero_grad()
-        fabric.backward(loss)
+        loss = run.gradient(episode)
         norm = nn.utils.clip_grad_norm_(run.loss_fn.parameters(), config.clip_norm)
         run.check_gradient(norm)
         run.optimizer.step()
         run.average.update_parameters(run.bare)
         run.update += 1
-        run.bound_sum -= loss.detach().double()
+        run.bound_sum -= loss.double()
         run.bound_count += 1
         recorder.advance()
         if run.update % config.log_every == 0:

@@ -17,6 +17,7 @@ from vma_pyro.data import Episode, EpisodeSampler
 from vma_pyro.evaluation import log_likelihood, split_bound, undisturbed
 from vma_pyro.ranks import Ranks
 from vma_pyro.record import Recorder
+from vma_pyro.training.captured import Captured
 from vma_pyro.training.config import TrainConfig, check_identity
 from vma_pyro.training.processes import fabric_of, mean_over
 
@@ -41,6 +42,8 @@ class Run:
         optimizer = torch.optim.Adam(self.bare.parameters(), config.learning_rate, fused=True)
         self.average = AveragedModel(self.bare, multi_avg_fn=_average(config.ema_decay))
         self.loss_fn, self.optimizer = self.fabric.setup(self.bare, optimizer)
+        captures = config.capture and self.ranks.size == 1 and config.precision == "32-true"
+        self.captured = Captured(self.bare) if captures else None
         self.identity: dict[str, Any] = {}
         self.architecture: dict[str, Any] = {}
         self.update = self.stale = self.bound_count = 0
@@ -56,6 +59,15 @@ class Run:
             f"training: expected finite {what}, got {got} at update {self.update}; "
             f"lower the learning rate (now {self.config.learning_rate})"
         )
+
+    def gradient(self, episode: Episode) -> Tensor:
+        """The loss per image; leaves its gradient in the parameters."""
+        if self.captured is not None:
+            return self.captured(episode.memory, episode.x)
+        loss = self.loss_fn(episode.memory, episode.x) / len(episode.x)
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        return loss.detach()
 
     def check_gradient(self, norm: Tensor) -> None:
         """Refuse a gradient that is not finite before it reaches the weights.

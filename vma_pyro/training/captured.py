@@ -1,0 +1,183 @@
+"""An update recorded once and replayed: the tensor operations of guide, model, bound and gradient, without Python.
+
+Pyro runs model and guide through effect handlers, which cost the same few milliseconds however small the networks
+are; a tenth of an update of our small ones. Their tensor operations do not change from update to update, so
+they are written down once, gradient included, and then only these are run: bit for bit what the program does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from vma_pyro.memory import Memory, check_binary, unchecked
+
+TOLERANCE = 1e-6  # of loss and gradient, relative; they are expected to be equal
+WAIT = 200  # updates before one is recorded, which takes seconds
+CHECK_EVERY = 500  # replays, and at 1, 2, 4, 8, ...
+MOST = 8  # recordings
+
+# Recorded operations, and the same ones by a shorter way through torch's Python.
+aten = torch.ops.aten
+METHODS = {
+    aten.view.default: "view",
+    aten.t.default: "t",
+    aten.expand.default: "expand",
+    aten.permute.default: "permute",
+    aten.unsqueeze.default: "unsqueeze",
+}
+FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
+    aten.add.Tensor: torch.add,
+    aten.sub.Tensor: torch.sub,
+    aten.mul.Tensor: torch.mul,
+    aten.div.Tensor: torch.div,
+    aten.neg.default: torch.neg,
+    aten.exp.default: torch.exp,
+    aten.log.default: torch.log,
+    aten.mm.default: torch.mm,
+    aten.relu_.default: torch.relu_,
+}
+
+
+class Gradient(NamedTuple):
+    """What an update needs.
+
+    Attributes:
+        loss: minus the bound, mean over images.
+        of: its gradient by parameter; None where a parameter plays no part.
+    """
+
+    loss: Tensor
+    of: Sequence[Tensor | None]
+
+
+class Captured:
+    """A loss of (memory, x) per image with its gradient: replayed where possible, run as usual elsewhere.
+
+    Possible on a CPU with one memory for all images (otherwise Python is a small part), for programs that do not
+    look at the values of tensors and have no buffers. Numbers among the attributes of modules (a temperature) may
+    change: each of their values is recorded, as is each shape of the data, up to 8 in all. What changes elsewhere
+    would be replayed as it was: replays are therefore compared with the program itself, on the same noise, at
+    calls 1, 2, 4, 8, ... and every 500; at the first difference they end for good, and that update is made as the
+    program says.
+
+    Args:
+        loss_fn: module of (memory, x), a scalar summed over images; `elbo(model, guide)`.
+        note: told in one line why there are no replays, once.
+        wait: calls before one is recorded; 200 by default.
+    """
+
+    def __init__(
+        self, loss_fn: nn.Module, *, note: Callable[[str], object] = print, wait: int | None = None
+    ) -> None:
+        self.loss_fn, self.note = loss_fn, note
+        self.wait = WAIT if wait is None else wait
+        self.parameters = {name: p for name, p in loss_fn.named_parameters() if p.requires_grad}
+        self.possible = True
+        self.replays = 0
+        self._parts = [
+            vars(part) for part in (*loss_fn.modules(), getattr(loss_fn, "elbo", None)) if part is not None
+        ]
+        self._graphs: dict[Any, GraphModule] = {}
+
+    def __call__(self, memory: Memory, x: Tensor) -> Tensor:
+        """The loss (without a graph); its gradient replaces that in the parameters.
+
+        Raises:
+            ValueError: images that do not fit the memory, or are not binary; what the program itself raises.
+        """
+        self.wait -= 1
+        on_cpu = memory.entries.device.type == x.device.type == "cpu"
+        replay = self.possible and self.wait < 0 and memory.is_shared and on_cpu
+        found = self._replayed(memory, x) if replay else self._run(memory, x)
+        for parameter, gradient in zip(self.parameters.values(), found.of, strict=True):
+            parameter.grad = gradient
+        return found.loss
+
+    def _replayed(self, memory: Memory, x: Tensor) -> Gradient:
+        memory.check(x)  # recorded programs make no checks
+        check_binary("x", x)
+        inputs = [memory.entries, memory.labels, x]
+        # What was there to be seen by the program, besides the values of tensors.
+        seen = (*(None if t is None else (t.shape, t.dtype) for t in inputs), *self._numbers())
+        if seen not in self._graphs:
+            if len(self._graphs) == MOST:
+                return self._run(memory, x)
+            try:
+                self._graphs[seen] = self._record(memory, x)
+            except Exception as error:  # whatever a program may raise; it is run as usual, and raises it there
+                return self._give_up(self._run(memory, x), f"the program cannot be recorded: {_reason(error)}")
+        self.replays += 1
+        before = torch.get_rng_state()
+        with torch.no_grad():
+            found = Gradient(*self._graphs[seen].forward(self.parameters, *inputs))
+        if self.replays & (self.replays - 1) == 0 or self.replays % CHECK_EVERY == 0:
+            torch.set_rng_state(before)
+            expected = self._run(memory, x)
+            if not _equal(found, expected):
+                return self._give_up(expected, f"replay {self.replays} differs from the program")
+        return found
+
+    def _numbers(self) -> list[Any]:
+        """Of the modules: whatever a program may compute with that is no tensor."""
+        return [v for part in self._parts for v in part.values() if isinstance(v, bool | int | float | str)]
+
+    def _give_up(self, found: Gradient, why: str) -> Gradient:
+        self.possible = False
+        self._graphs.clear()
+        self.note(f"capture: {why}; updates are made without it")
+        return found
+
+    def _record(self, memory: Memory, x: Tensor) -> GraphModule:
+        """The operations of one call, with parameters and data as inputs; leaves the noise as it was."""
+        if any(True for _ in self.loss_fn.buffers()):
+            raise ValueError("it has buffers, which it may change")
+
+        def gradient(parameters: dict[str, Tensor], entries: Tensor, labels: Tensor | None, x: Tensor) -> Any:
+            loss = functional_call(self.loss_fn, parameters, (Memory(entries, labels, memory.event_dim), x))
+            loss = loss / len(x)
+            return loss, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+
+        with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), unchecked():
+            graph = make_fx(gradient)(self.parameters, memory.entries, memory.labels, x)
+        return _shortened(graph)
+
+    def _run(self, memory: Memory, x: Tensor) -> Gradient:
+        """The program itself."""
+        loss = self.loss_fn(memory, x) / len(x)
+        gradient = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
+        return Gradient(loss.detach(), gradient)
+
+
+def _shortened(graph: GraphModule) -> GraphModule:
+    """The same operations with less Python around them."""
+    for node in list(graph.graph.nodes):
+        if node.target is aten.alias.default:  # what `detach` leaves; the same tensor
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+        elif node.target in METHODS and not node.kwargs:
+            node.op, node.target = "call_method", METHODS[node.target]
+        elif node.target in FUNCTIONS and not node.kwargs:
+            node.target = FUNCTIONS[node.target]
+    graph.recompile()
+    return graph
+
+
+def _equal(found: Gradient, expected: Gradient) -> bool:
+    if [g is None for g in found.of] != [g is None for g in expected.of]:
+        return False
+    pairs = [(found.loss, expected.loss)]
+    pairs += [(f, e) for f, e in zip(found.of, expected.of, strict=True) if f is not None and e is not None]
+    return all(torch.allclose(f, e, TOLERANCE, TOLERANCE * float(e.abs().max()), equal_nan=True) for f, e in pairs)
+
+
+def _reason(error: Exception) -> str:
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return "it looks at the values of tensors" if "value out of a tracing tensor" in line else line
