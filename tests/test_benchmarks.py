@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "benchmarks"
-HELPERS = {"page", "reference", "timing", "update"}
+HELPERS = {"contenders", "page", "reference", "step_page", "timing", "update"}
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
 
 
@@ -34,10 +34,12 @@ def test_tiny(script, tmp_path):
             picture = line.split("(")[1].rstrip(")")
             assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
     if script == "step":
-        (ratio,) = content["ratios"]
-        assert ratio["ratio"]["n"] == 2
-        assert 0 <= max(ratio["difference"].values()) < 1e-5
-        assert ratio["counted_over_reencoding"] > 1
+        assert len(content["ratios"]) == len(content["configurations"]) == 1
+        (row,) = content["configurations"]
+        assert content["ratios"] == [row["ratio"]["median"]]
+        assert row["ratio"]["n"] == 2
+        assert 0 <= max(row["difference"].values()) < 1e-5
+        assert row["speedup"]["ours"]["counted"] > row["speedup"]["ours, a memory per query"]["counted"] > 1
     if script == "evaluation":
         assert content["difference_nats"] < 1e-3
 
@@ -47,3 +49,17 @@ def test_one_line_where_there_is_no_gpu(tmp_path):
     if result.returncode == 0:
         pytest.skip("there is a GPU")
     assert result.stderr.strip().splitlines() == ["error: accelerator: expected a GPU for cuda, found none"]
+
+
+def test_no_figure_has_changed(tmp_path):
+    """Losses, gradients and bounds of fixed seeds are those of the revision before anything was made faster."""
+    earlier = FOLDER.parent / "results" / "benchmarks" / "bounds_34edf9b.json"
+    result = run("bounds", "--updates", "1", "--against", str(earlier), "--output", "out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out" / "bounds.md").read_text().count("loss") > 30
+
+    changed = json.loads(earlier.read_text())
+    changed["figures"]["vimco: gradient"] *= 1.001
+    (tmp_path / "changed.json").write_text(json.dumps(changed))
+    result = run("bounds", "--updates", "1", "--against", "changed.json", "--output", "out", cwd=tmp_path)
+    assert result.stderr.splitlines()[-1].startswith("error: against: expected 'vimco: gradient' to be")

@@ -16,7 +16,7 @@ import torch
 from page import cli, device_of, machine, table, write
 from timing import Spread, ratio, take_turns
 from torch import nn
-from update import episodes, updates_with
+from update import captured_updates, episodes, updates_with
 
 from vma_pyro import ConvNetworks, Guide, Model
 from vma_pyro.baselines import SoftAttentionGuide, SoftAttentionModel
@@ -53,7 +53,9 @@ def updates(kind: str, config: AttentionConfig, rounds: list[Episode]) -> Callab
     model: nn.Module = Model(networks) if kind == "hard" else SoftAttentionModel(networks)
     guided = kind == "soft, target-guided"
     guide: nn.Module = Guide(networks) if kind == "hard" else SoftAttentionGuide(networks, target_guided=guided)
-    return updates_with(MultiSampleELBO(K, max_plate_nesting=1)(model, guide).to(rounds[0].x.device), rounds)
+    device = rounds[0].x.device
+    loss_fn = MultiSampleELBO(K, max_plate_nesting=1)(model, guide).to(device)
+    return (captured_updates if device.type == "cpu" else updates_with)(loss_fn, rounds)
 
 
 KINDS = ("hard", "soft", "soft, target-guided")

@@ -3,7 +3,8 @@
 `vimco_loss` is the fastest way known to us to write the update by hand: each entry is encoded once, and what
 depends on the entry alone is read rather than computed again. `Reencoding` works as the public PyTorch
 re-implementation of the paper does: every query has a memory of its own, an encoder of its own finds the keys, and
-every entry that is read is encoded again.
+every entry that is read is encoded again. It is measured with our networks and with `DefaultLayout`, which leaves
+images in torch's default layout as that implementation does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,29 @@ from torch import Tensor, nn
 from vma_pyro import ConvNetworks
 from vma_pyro.memory import map_tensors
 from vma_pyro.networks import Entry
+
+
+class DefaultLayout(ConvNetworks):
+    """The same networks with channels first, as torch has them unless told otherwise."""
+
+    def __init__(self, *, width: float) -> None:
+        super().__init__(width=width)
+        self.to(memory_format=torch.contiguous_format)
+
+    def _climb(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        maps = [images]
+        for layer in self.pyramid:
+            maps.append(F.relu_(layer(maps[-1])))
+        return maps[2], maps[4], maps[6].flatten(1)
+
+    def decode(self, z: Tensor, m: Entry) -> Tensor:
+        """Logits, for as many z as entries."""
+        skip7, skip14 = (s.flatten(0, -4).permute(0, 3, 1, 2) for s in m.skips)
+        h = F.relu(self.stem(z) + m.stem).reshape(-1, self.high, 4, 4)
+        h = F.relu_(self.conv7(F.relu_(self.up7(h))) + skip7)
+        h = F.relu_(self.conv14(F.relu_(self.up14(h))) + skip14)
+        h = F.relu_(self.conv28(F.relu_(self.up28(h))))
+        return self.to_logits(h).reshape(*z.shape[:-1], *self.image_shape)
 
 
 def vimco_loss(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vma_pyro.data import Episode, EpisodeSampler, glyphs
+from vma_pyro.training.captured import Captured
 
 SHOTS = 4
 
@@ -47,6 +48,28 @@ def updates(
         episode = next(endless)
         optimizer.zero_grad()
         (loss(episode) / len(episode.x)).backward()
+        optimizer.step()
+
+    return update
+
+
+def captured_updates(loss_fn: nn.Module, rounds: Sequence[Episode]) -> Callable[[], None]:
+    """The same as `fit` makes them on a CPU: recorded at the first call, then replayed.
+
+    Raises:
+        ValueError: they cannot be recorded.
+    """
+
+    def refuse(why: str) -> None:
+        raise ValueError(why)
+
+    captured = Captured(loss_fn, note=refuse, wait=0)
+    optimizer = torch.optim.Adam(loss_fn.parameters(), 1e-4, fused=True)
+    endless = itertools.cycle(rounds)
+
+    def update() -> None:
+        episode = next(endless)
+        captured(episode.memory, episode.x)
         optimizer.step()
 
     return update
