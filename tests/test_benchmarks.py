@@ -37,7 +37,7 @@ def test_tiny(script, tmp_path):
         assert len(content["ratios"]) == len(content["configurations"]) == 1
         (row,) = content["configurations"]
         assert content["ratios"] == [row["ratio"]["median"]]
-        assert row["ratio"]["n"] == 2
+        assert row["ratio"]["n"] == 3 * 2
         assert 0 <= max(row["difference"].values()) < 1e-5
         assert row["speedup"]["ours"]["counted"] > row["speedup"]["ours, a memory per query"]["counted"] > 1
     if script == "evaluation":

@@ -61,18 +61,28 @@ def updates(kind: str, config: AttentionConfig, rounds: list[Episode]) -> Callab
 KINDS = ("hard", "soft", "soft, target-guided")
 
 
-def measure(config: AttentionConfig, size: int) -> dict[str, Any]:
-    """Seconds of each at one |M|, and soft over hard."""
+def measure(config: AttentionConfig) -> list[dict[str, Any]]:
+    """Seconds of each at each |M|, and soft over hard."""
     device = device_of(config.accelerator)
-    rounds = episodes(size, config.queries, device)
-    turns = {kind: updates(kind, config, rounds) for kind in KINDS}
-    seconds = take_turns(turns, repetitions=config.repetitions, device=device, label=f"|M| = {size}")
-    return {
-        "memory": size,
-        "milliseconds": {kind: Spread.of([1e3 * s for s in seconds[kind]])._asdict() for kind in KINDS},
-        "soft_over_hard": ratio(seconds["soft"], seconds["hard"])._asdict(),
-        "guided_over_hard": ratio(seconds[KINDS[2]], seconds["hard"])._asdict(),
-    }
+    rounds = {size: episodes(size, config.queries, device) for size in config.memories}
+    turns = {f"{kind} {size}": updates(kind, config, rounds[size]) for kind in KINDS for size in config.memories}
+    seconds = take_turns(turns, repetitions=config.repetitions, device=device, label="all sizes")
+    rows = []
+    for size in config.memories:
+        hard, soft, guided = (seconds[f"{kind} {size}"] for kind in KINDS)
+        milliseconds = {
+            kind: Spread.of([1e3 * s for s in own])._asdict()
+            for kind, own in zip(KINDS, (hard, soft, guided), strict=True)
+        }
+        rows.append(
+            {
+                "memory": size,
+                "milliseconds": milliseconds,
+                "soft_over_hard": ratio(soft, hard)._asdict(),
+                "guided_over_hard": ratio(guided, hard)._asdict(),
+            }
+        )
+    return rows
 
 
 def picture(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -97,7 +107,7 @@ def main(config: AttentionConfig) -> None:
     """Measure and write."""
     if config.tiny:
         config = replace(config, memories=(8, 16), width=0.1, queries=4, repetitions=2)
-    rows = [measure(config, size) for size in config.memories]
+    rows = measure(config)
     slope = fit_slope(config.memories, [row["milliseconds"]["hard"]["median"] for row in rows])
     content = {"machine": machine(device_of(config.accelerator)), "hard_exponent": slope, "rows": rows}
     head = ["|M|", *(f"{kind}, ms" for kind in KINDS), "soft over hard", "target-guided over hard"]

@@ -7,7 +7,6 @@ compared with every key. Large memories are glyphs and copies of them moved by u
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from typing import Any
 import matplotlib
 import torch
 from page import cli, machine, table, write
-from timing import Spread, take_turns
+from timing import Spread, peak_so_far, take_turns
 from update import captured_updates, episodes
 
 from vma_pyro import ConvNetworks, Guide, LargeMemory, Model
@@ -111,9 +110,8 @@ def asked(
         "8 new images": lambda: generate(model, guide, memory, 8),
     }
     seconds = take_turns(turns, repetitions=config.repetitions, label=f"|M| = {memory.size}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     milliseconds = {name: Spread.of([1e3 * s for s in seconds[name]])._asdict() for name in turns}
-    return {"milliseconds": milliseconds, "peak_gib_so_far": peak}
+    return {"milliseconds": milliseconds, "peak_gib_so_far": peak_so_far()}
 
 
 def exponents(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
