@@ -16,9 +16,9 @@ def page(rows: list[dict[str, Any]], rates: dict[str, float]) -> list[str]:
     lines = [
         f"K = {K}, |M| = {SIZE}; medians, quartiles in brackets; all take turns, and those of the first",
         "table also on their own, three times as often. At best a product of matrices runs at",
-        f"{rates['matrix product']:.0f} GFLOP/s here and a 3x3 convolution at {rates['convolution']:.0f}; shares are",
-        "of these. Before timing, bound and gradient of ours and of the hand-written version were equal to",
-        f"{max(max(r['difference'].values()) for r in rows):.0e} on the same samples.",
+        f"{rates['matrix product']:.0f} GFLOP/s here and a 3x3 convolution at {rates['convolution']:.0f};",
+        "shares are of these. Before timing, bound and gradient of ours and of the hand-written version were",
+        f"equal to {max(max(r['difference'].values()) for r in rows):.0e} on the same samples.",
         "",
         "## Ours over the hand-written version",
         "",
