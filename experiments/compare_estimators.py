@@ -11,20 +11,16 @@ from __future__ import annotations
 
 import json
 import platform
-import signal
-import sys
 import time
 from collections.abc import Sequence
 
 import pyro
 import torch
-import tyro
 
-from vma_pyro import plots
+from vma_pyro import plots, script
 from vma_pyro.atomic import write_text
 from vma_pyro.laboratory import (
     Findings,
-    Interrupted,
     LaboratoryConfig,
     Training,
     candidate_of,
@@ -104,15 +100,7 @@ def name_of(run: Training) -> str:
 
 def cli(arguments: Sequence[str] | None = None) -> None:
     """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    try:
-        main(tyro.cli(LaboratoryConfig, description=__doc__, args=arguments))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except Interrupted as stop:
-        print(stop)
-        sys.exit(128 + stop.signal)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+    script.run(main, LaboratoryConfig, __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pyro
-import tyro
 
+from vma_pyro import script
 from vma_pyro.atomic import write_text
 from vma_pyro.infer import ESTIMATORS, compare, make
 from vma_pyro.infer.compare import evaluations_of, matched
@@ -149,10 +149,7 @@ def main(config: ProgramConfig) -> None:
 
 def cli(options: Sequence[str] | None = None) -> None:
     """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    try:
-        main(tyro.cli(ProgramConfig, description=__doc__, args=options))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    script.run(main, ProgramConfig, __doc__, options)
 
 
 if __name__ == "__main__":

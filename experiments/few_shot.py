@@ -8,8 +8,6 @@ glyphs.
 from __future__ import annotations
 
 import math
-import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ import torch
 import tyro
 from pyro.infer.elbo import ELBO
 
-from vma_pyro import ConvNetworks, Guide, Model, checkpoint, few_shot, plots, report
+from vma_pyro import ConvNetworks, Guide, Model, checkpoint, few_shot, plots, report, script
 from vma_pyro.atomic import write_text
 from vma_pyro.baselines import MemorylessGuide, MemorylessModel
 from vma_pyro.data import Characters, EpisodeSampler, glyphs, omniglot
@@ -215,10 +213,10 @@ def train(
     )
     ranks = Ranks.present()
     if result.interrupted:
-        if ranks.rank == 0:
-            print(f"stopped at update {result.updates}; go on with: {command()} --resume")
         ranks.wait()
-        sys.exit(128 + result.interrupted)
+        if ranks.rank > 0:
+            sys.exit(128 + result.interrupted)
+        raise script.Stopped(result.interrupted, result.updates)
     weights = {
         "architecture": architecture,
         "data": config.data,
@@ -263,7 +261,7 @@ def main(config: FewShotConfig) -> None:
     data = ranks.in_turn(lambda: load_data(config))  # the first one downloads
     rehearse(config, data)
     if ranks.rank == 0:
-        make_room(config)
+        script.make_room(config.out, resume=config.resume, load=config.load)
     ranks.wait()
     device = device_of(config.train)
     protocol = config.protocol()
@@ -329,30 +327,6 @@ def rehearse(config: FewShotConfig, data: Split) -> None:
         samplers(config, data)
 
 
-def make_room(config: FewShotConfig) -> None:
-    """Make the folder of results; an earlier run in it is moved aside, and nothing else is touched."""
-    out = config.out
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out: expected a folder, got the file {out}")
-    run_in_it = any((out / name).exists() for name in ("checkpoint.pt", "metrics.jsonl"))
-    if config.resume and not run_in_it:
-        print(f"no run to resume in {out}: a new one begins")
-    if out.exists() and any(out.iterdir()) and not (config.resume and run_in_it):
-        if config.load is not None or not any((out / name).exists() for name in ("metrics.jsonl", "results.json")):
-            raise ValueError(f"out: expected a new or empty folder, or one with an earlier run to move, got {out}")
-        number = 1
-        while (aside := out.with_name(f"{out.name}-{number}")).exists():
-            number += 1
-        out.rename(aside)
-        print(f"moved the earlier run in {out} to {aside}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"out: expected a folder that can be made, got {out} ({error.strerror})") from error
-    if not os.access(out, os.W_OK):
-        raise PermissionError(f"out: expected a folder that can be written, got {out}")
-
-
 def write(
     config: FewShotConfig,
     scores: few_shot.FewShotScores,
@@ -387,12 +361,7 @@ def write(
 
 def cli(arguments: Sequence[str] | None = None) -> None:
     """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    try:
-        main(tyro.cli(FewShotConfig, description=__doc__, args=arguments))
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:  # outside training: nothing to save
-        sys.exit(128 + signal.SIGINT)
+    script.run(main, FewShotConfig, __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -211,6 +211,8 @@ class MLPNetworks(nn.Module):
         hidden_dims: units of the two hidden layers, bottom first.
         key_dim: E, dimension of the embeddings that q(a | x) compares.
         image_shape: shape of one image.
+        copies: whether the logits also get the pixels of m, times a learned factor. # Departs from the paper: the
+            top layer's units cannot carry every pixel, so that without it no entry is recalled exactly.
     """
 
     def __init__(
@@ -220,6 +222,7 @@ class MLPNetworks(nn.Module):
         hidden_dims: Sequence[int] = (256, 128),
         key_dim: int = 128,
         image_shape: tuple[int, int, int] = (1, 28, 28),
+        copies: bool = False,
     ) -> None:
         super().__init__()
         bottom, top = hidden_dims
@@ -236,13 +239,17 @@ class MLPNetworks(nn.Module):
         self.entry_to_stem = nn.Linear(top, top, bias=False)
         self.stem = nn.Linear(latent_dim, top)
         self.to_logits = nn.Sequential(nn.Linear(top, bottom), nn.ReLU(), nn.Linear(bottom, pixels))
+        self.copies = copies
+        if copies:
+            self.log_copy = nn.Parameter(torch.zeros(()))
         initialise(self, outputs=(self.to_key, self.hidden_to_posterior, self.to_prior[-1], self.to_logits[-1]))
 
     def encode(self, entries: Tensor) -> Encoded:
         """See `Networks.encode`."""
         check_images("images", entries, self.image_shape)
         top = self.pyramid(entries.float())
-        return Encoded(key=self.to_key(top).float(), top=top)
+        maps = (entries.float().permute(0, 2, 3, 1),) if self.copies else ()
+        return Encoded(key=self.to_key(top).float(), top=top, maps=maps)
 
     def heads(self, encoded: Encoded) -> Entry:
         """See `Networks.heads`."""
@@ -250,6 +257,7 @@ class MLPNetworks(nn.Module):
             prior=self.to_prior(encoded.top).float(),
             hidden=self.entry_to_hidden(encoded.top),
             stem=self.entry_to_stem(encoded.top),
+            skips=encoded.maps,
         )
 
     def query(self, x: Tensor) -> Query:
@@ -269,7 +277,10 @@ class MLPNetworks(nn.Module):
     def decode(self, z: Float[Tensor, "... Z"], m: Entry) -> Float[Tensor, "... C height width"]:
         """See `Networks.decode`."""
         logits = self.to_logits(F.relu(self.stem(z) + m.stem)).float()
-        return logits.reshape(*logits.shape[:-1], *self.image_shape)
+        logits = logits.reshape(*logits.shape[:-1], *self.image_shape)
+        for pixels in m.skips:
+            logits = logits + self.log_copy.exp() * (2 * pixels - 1).movedim(-1, -3)
+        return logits
 
 
 def initialise(networks: nn.Module, *, outputs: Sequence[nn.Module]) -> None:

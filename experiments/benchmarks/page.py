@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-import tyro
 
+from vma_pyro import script
 from vma_pyro.atomic import write_text
 from vma_pyro.record import command
 from vma_pyro.training import keep_freed_memory
@@ -63,7 +62,4 @@ def set_up() -> None:
 def cli(main: Any, config: Any, description: str | None) -> None:
     """Run with command-line arguments; bad input ends in one line, not in a traceback."""
     set_up()
-    try:
-        main(tyro.cli(config, description=description))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    script.run(main, config, description)

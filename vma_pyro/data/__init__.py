@@ -2,6 +2,16 @@
 
 from vma_pyro.data import glyphs, mnist, omniglot
 from vma_pyro.data.episodes import Episode, EpisodeSampler
+from vma_pyro.data.recall import RecallSampler
 from vma_pyro.data.records import Characters, LabelledImages
 
-__all__ = ["Characters", "Episode", "EpisodeSampler", "LabelledImages", "glyphs", "mnist", "omniglot"]
+__all__ = [
+    "Characters",
+    "Episode",
+    "EpisodeSampler",
+    "LabelledImages",
+    "RecallSampler",
+    "glyphs",
+    "mnist",
+    "omniglot",
+]

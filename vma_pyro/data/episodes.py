@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,19 @@ class Episode(NamedTuple):
     def to(self, device: torch.device | str) -> Episode:
         """The same episode on another device."""
         return Episode(self.memory.to(device), self.x.to(device), self.labels.to(device))
+
+
+class Episodes(Protocol):
+    """An endless stream of episodes whose position can be saved."""
+
+    def sample(self) -> Episode:
+        """The next episode."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the stream; tensors only."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved position."""
 
 
 class EpisodeSampler:

@@ -7,12 +7,11 @@ from vma_pyro.laboratory.gradients import measure_all
 from vma_pyro.laboratory.kept import check_same
 from vma_pyro.laboratory.page import Findings, snr_of, to_markdown
 from vma_pyro.laboratory.records import Quality, Training
-from vma_pyro.laboratory.runs import Interrupted, candidate_of, train_all, train_finalists
+from vma_pyro.laboratory.runs import candidate_of, train_all, train_finalists
 from vma_pyro.laboratory.setting import LaboratoryConfig, load, plan_of
 
 __all__ = [
     "Findings",
-    "Interrupted",
     "LaboratoryConfig",
     "Quality",
     "Training",

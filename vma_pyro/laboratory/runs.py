@@ -24,19 +24,8 @@ from vma_pyro.laboratory.records import JUDGE, Training
 from vma_pyro.laboratory.setting import Candidate, Data, LaboratoryConfig, build, plan_of, sampler
 from vma_pyro.model import Model
 from vma_pyro.record import read_metrics
+from vma_pyro.script import Stopped
 from vma_pyro.training import TrainConfig, fit
-
-
-class Interrupted(Exception):
-    """Training was told to stop; all is kept.
-
-    Attributes:
-        signal: that told it.
-    """
-
-    def __init__(self, signal: int) -> None:
-        super().__init__("stopped; go on with --resume")
-        self.signal = signal
 
 
 def train(
@@ -52,7 +41,7 @@ def train(
     """Train with one estimator, or go on with it.
 
     Raises:
-        Interrupted: on Ctrl-C or SIGTERM, with a checkpoint left.
+        Stopped: on Ctrl-C or SIGTERM, with a checkpoint left.
     """
     name, K, queries, learning_rate = candidate
     model, guide = build(config)
@@ -87,7 +76,7 @@ def train(
             label=label or name,
         )
         if result.interrupted:
-            raise Interrupted(result.interrupted)
+            raise Stopped(result.interrupted, result.updates)
     except FloatingPointError as error:
         stopped = str(error)
     lines = read_metrics(folder / "metrics.jsonl")

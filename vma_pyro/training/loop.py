@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from pyro.infer.elbo import ELBO
 from torch import nn
 
-from vma_pyro.data import Episode, EpisodeSampler
+from vma_pyro.data import Episode
+from vma_pyro.data.episodes import Episodes
 from vma_pyro.record import Recorder
 from vma_pyro.training.allocator import keep_freed_memory
 from vma_pyro.training.config import TrainConfig, identity_of, learning_rate
@@ -40,7 +41,7 @@ def fit(
     model: nn.Module,
     guide: nn.Module,
     elbo: ELBO,
-    episodes: EpisodeSampler,
+    episodes: Episodes,
     *,
     config: TrainConfig,
     folder: Path,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from vma_pyro import checkpoint
-from vma_pyro.data import Episode, EpisodeSampler
+from vma_pyro.data import Episode
+from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import log_likelihood, split_bound, undisturbed
 from vma_pyro.ranks import Ranks
 from vma_pyro.record import Recorder
@@ -30,7 +31,7 @@ class Run:
         model: nn.Module,
         guide: nn.Module,
         elbo: ELBO,
-        episodes: EpisodeSampler,
+        episodes: Episodes,
         config: TrainConfig,
         path: Path,
     ) -> None:

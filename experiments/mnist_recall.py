@@ -1,0 +1,235 @@
+"""Recall on MNIST (figure 2A of the paper): does a model whose target is one of the entries learn to look it up?
+
+One that does pays log|M| nats for the address and nothing else: KL(a) and minus the bound both go to log|M|, and
+KL(z) to 0, without annealing. It is then given memories of images that it has never seen, and larger ones. Writes
+report.md, results.json and training.png.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyro
+import torch
+import tyro
+from torch import nn
+
+from vma_pyro import Guide, MLPNetworks, Model, checkpoint, plots, script
+from vma_pyro.atomic import write_text
+from vma_pyro.data import LabelledImages, RecallSampler, mnist
+from vma_pyro.evaluation import Estimate, kl_report
+from vma_pyro.infer import MultiSampleELBO, make
+from vma_pyro.record import command, read_metrics
+from vma_pyro.training import TrainConfig, device_of, fit
+
+HELD_OUT = 5000  # of the training images, for validation
+
+
+@dataclass(frozen=True)
+class RecallConfig:
+    """Train a model that looks up its targets, then enlarge its memory."""
+
+    data_dir: Path | None = None
+    """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder, where
+    MNIST is downloaded to."""
+    out: Path = Path("runs/mnist_recall")
+    """Folder for the results. An earlier run in it is moved aside, never overwritten."""
+    load: Path | None = None
+    """Report on this checkpoint, without training."""
+    resume: bool = False
+    """Go on with the run in the folder `out`."""
+    memory: int = 256
+    """|M| in training."""
+    copies: bool = True
+    """Whether the logits also get the pixels of the entry. Without, as in the paper, the decoder's bottleneck of
+    128 units decides how exactly an entry is recalled."""
+    queries: int = 128
+    """Images per update."""
+    particles: int = 4
+    """K of the multi-sample bound."""
+    estimator: str = "vimco"
+    """Gradient estimator, a name in `vma_pyro.infer.ESTIMATORS`."""
+    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
+    """Training. Without a budget: 20 minutes."""
+    memories: tuple[int, ...] = (256, 512, 1024, 2048)
+    """|M| of the tests on unseen images."""
+    eval_images: int = 1000
+    """Targets per test."""
+    eval_samples: int = 100
+    """Importance samples per target."""
+    tiny: bool = False
+    """Everything once, as small as it gets, to see that it runs."""
+
+    def resolved(self) -> RecallConfig:
+        """The same configuration with its defaults filled in."""
+        config = self
+        if config.tiny:
+            steps = replace(config.train, updates=3, log_every=1, validate_every=2, validation_samples=1)
+            config = replace(
+                config, memory=6, queries=4, train=steps, memories=(6, 9), eval_images=5, eval_samples=3
+            )
+        if config.train.updates is None and config.train.minutes is None:
+            config = replace(config, train=replace(config.train, minutes=20.0))
+        return config
+
+
+def build(copies: bool) -> tuple[Model, Guide]:
+    """The paper's networks for MNIST."""
+    networks = MLPNetworks(32, copies=copies)
+    return Model(networks), Guide(networks)
+
+
+def load(path: Path) -> tuple[Model, Guide]:
+    """Rebuild a trained model and guide from a checkpoint."""
+    content = checkpoint.load(path)
+    architecture = content.get("architecture", {})
+    if architecture.get("networks") != "mlp":
+        raise ValueError(
+            f"load: expected a checkpoint of mnist_recall.py, got one of {architecture or 'no network'}"
+        )
+    model, guide = build(architecture["copies"])
+    checkpoint.restore(MultiSampleELBO()(model, guide), content["weights"], name=str(path))
+    return model, guide
+
+
+def train(config: RecallConfig, images: LabelledImages) -> tuple[Model, Guide, dict[str, Any]]:
+    """Train, or go on.
+
+    Raises:
+        Stopped: told to, with a checkpoint left.
+    """
+    torch.manual_seed(config.train.seed)
+    model, guide = build(config.copies)
+    seen, held_out = images.images[:-HELD_OUT], images.images[-HELD_OUT:]
+    shape = {"size": config.memory, "queries": config.queries}
+    validation = RecallSampler(held_out, **shape, seed=1)
+    architecture = {"networks": "mlp", "copies": config.copies}
+    result = fit(
+        model,
+        guide,
+        make(config.estimator, config.particles),
+        RecallSampler(seen, **shape, seed=config.train.seed),
+        config=config.train,
+        folder=config.out,
+        validation=[validation.sample() for _ in range(4)],
+        architecture=architecture,
+        identity={
+            name: getattr(config, name) for name in ("memory", "queries", "particles", "estimator", "copies")
+        },
+        resume=config.resume,
+        label="recall",
+    )
+    if result.interrupted:
+        raise script.Stopped(result.interrupted, result.updates)
+    weights = MultiSampleELBO()(model, guide).state_dict()
+    checkpoint.save(config.out / "model.pt", {"architecture": architecture, "weights": weights})
+    return model, guide, {"updates": result.updates, "training_seconds": round(result.seconds, 1)}
+
+
+def test(
+    model: nn.Module, guide: nn.Module, images: LabelledImages, size: int, config: RecallConfig
+) -> dict[str, Any]:
+    """The bound taken apart, over memories of `size` images until there are enough targets."""
+    sampler = RecallSampler(images.images, size=size, queries=min(size, config.eval_images), seed=0)
+    reports = []
+    for _ in range(-(-config.eval_images // sampler.queries)):
+        episode = sampler.sample().to(device_of(config.train))
+        reports.append(
+            kl_report(
+                model, guide, episode.memory, episode.x, labels=episode.labels, num_samples=config.eval_samples
+            )
+        )
+    pooled = {
+        name: pool([getattr(report, name) for report in reports])._asdict()
+        for name in ("nll", "kl_address", "kl_z", "reconstruction", "right_class")
+    }
+    return {"memory": size, "log_memory": math.log(size), **pooled}
+
+
+def pool(parts: Sequence[Estimate]) -> Estimate:
+    """One estimate from several of as many images each."""
+    n = len(parts)
+    within = sum((part.se if part.n > 1 else 0.0) ** 2 for part in parts) / n**2
+    return Estimate(sum(part.mean for part in parts) / n, math.sqrt(within), sum(part.n for part in parts))
+
+
+def page(content: dict[str, Any], config: RecallConfig) -> str:
+    """The report."""
+    rows = "\n".join(
+        f"| {row['images']} | {row['memory']} | {row['log_memory']:.3f} | "
+        + " | ".join(str(Estimate(**row[name])) for name in ("kl_address", "kl_z", "reconstruction", "nll"))
+        + f" | {100 * row['right_class']['mean']:.1f} |"
+        for row in content["tests"]
+    )
+    how = "with" if config.copies else "without"
+    trained = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in content["training"].items())
+    return f"""# Recall on MNIST: the target is one of the entries
+
+`{content["command"]}`
+
+Networks {how} a path from the pixels of the entry to the logits; |M| = {config.memory} in training, drawn
+afresh for each update; K = {config.particles}, {config.estimator}, {config.queries} targets per update, no
+annealing; {trained or "trained elsewhere, loaded here"}; seed {config.train.seed}.
+
+Nats per image, mean ± standard error over {config.eval_images} targets; the NLL is an upper bound from
+{config.eval_samples} importance samples. A model that only looks up pays log|M| for KL(a) and NLL, and 0 for the
+rest.
+
+| images | \\|M\\| | log \\|M\\| | KL(a) | KL(z) | minus reconstruction | NLL | q on the right entry, % |
+|---|---|---|---|---|---|---|---|
+{rows}
+
+![Bound, KL(a) and KL(z) in training](training.png)
+"""
+
+
+def main(config: RecallConfig) -> None:
+    """Train or load, test, write."""
+    start = time.monotonic()
+    config = config.resolved()
+    pyro.settings.set(module_local_params=True)
+    pyro.enable_validation(False)
+    images, unseen = (mnist.load(config.data_dir, split=split) for split in ("train", "test"))
+    for size in (config.memory, *config.memories):  # a bad one must not cost a training run
+        RecallSampler(unseen.images, size=size, queries=min(size, config.queries), seed=0)
+    make(config.estimator, config.particles)
+    script.make_room(config.out, resume=config.resume, load=config.load)
+    training: dict[str, Any] = {}
+    if config.load is None:
+        model, guide, training = train(config, images)
+    else:
+        model, guide = load(config.load)
+    device = device_of(config.train)
+    model, guide = model.to(device), guide.to(device)
+    tests = [{"images": "training"} | test(model, guide, images, config.memory, config)]
+    tests += [{"images": "unseen"} | test(model, guide, unseen, size, config) for size in config.memories]
+    content = {
+        "command": command(),
+        "seconds": round(time.monotonic() - start, 1),
+        "training": training,
+        "tests": tests,
+        "curve": read_metrics(config.out / "metrics.jsonl"),
+        "config": asdict(config),
+    }
+    write_text(config.out / "results.json", json.dumps(content, indent=1, default=str) + "\n")
+    write_text(config.out / "report.md", page(content, config))
+    if content["curve"]:
+        plots.save_training(
+            config.out / "training.png", {"recall": content["curve"]}, log_memory=math.log(config.memory)
+        )
+    print((config.out / "report.md").read_text())
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
+    script.run(main, RecallConfig, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,52 @@
+"""Episodes of recall: every target is itself an entry of the memory (Bornschein et al. 2017, section 4.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from vma_pyro.data.episodes import Episode, as_images
+from vma_pyro.data.records import check_binary
+from vma_pyro.memory import Memory
+
+
+class RecallSampler:
+    """An endless, reproducible stream of memories of distinct images, with some of their own entries as targets.
+
+    The label of an entry is its address; the label of a target is the address that it is to be found at.
+
+    Args:
+        images: uint8 {0, 1} [N, 28, 28].
+        size: |M|, entries drawn afresh for each episode without replacement.
+        queries: B, targets of each episode, drawn from the entries without replacement.
+        seed: of the stream.
+
+    Raises:
+        ValueError: more entries than images, more targets than entries, images of another type or shape.
+    """
+
+    def __init__(self, images: np.ndarray, *, size: int, queries: int, seed: int) -> None:
+        check_binary("images", images, ndim=3)
+        if not 1 <= size <= len(images):
+            raise ValueError(f"size: expected 1 to {len(images)}, the number of images, got {size}")
+        if not 1 <= queries <= size:
+            raise ValueError(f"queries: expected 1 to {size}, the entries of the memory, got {queries}")
+        self.images = torch.from_numpy(images)
+        self.size, self.queries = size, queries
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def sample(self) -> Episode:
+        """The next episode."""
+        entries = as_images(self.images[torch.randperm(len(self.images), generator=self._generator)[: self.size]])
+        address = torch.randperm(self.size, generator=self._generator)[: self.queries]
+        return Episode(Memory(entries, torch.arange(self.size)), entries[address], address)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the stream; holds tensors only."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved position."""
+        self._generator.set_state(state["generator"])

@@ -1,0 +1,87 @@
+"""The edges of every experiment: arguments in, one-line errors and exit codes out, a folder that loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from vma_pyro.record import command
+
+Config = TypeVar("Config")
+
+
+class Stopped(Exception):
+    """A run was told to stop, and has left a checkpoint.
+
+    Attributes:
+        signal: that told it.
+    """
+
+    def __init__(self, signal: int, updates: int | None = None) -> None:
+        at = "" if updates is None else f" at update {updates}"
+        super().__init__(f"stopped{at}; go on with: {command()} --resume")
+        self.signal = signal
+
+
+def run(
+    main: Callable[[Config], object],
+    config: type[Config],
+    description: str | None,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Run with command-line arguments; bad input ends in one line, not in a traceback.
+
+    Args:
+        main: what to run.
+        config: the dataclass of its options.
+        description: for `--help`.
+        arguments: instead of those of the process.
+    """
+    try:
+        main(tyro.cli(config, description=description, args=arguments))
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    except Stopped as stop:
+        print(stop)
+        sys.exit(128 + stop.signal)
+    except KeyboardInterrupt:  # outside training: nothing to save
+        sys.exit(128 + signal.SIGINT)
+
+
+def make_room(out: Path, *, resume: bool, load: Path | None) -> None:
+    """Make the folder of results; an earlier run in it is moved aside, and nothing else is touched.
+
+    Args:
+        out: the folder.
+        resume: go on with the run in it, if there is one.
+        load: a checkpoint that is only evaluated; it may lie in the folder's neighbourhood, never inside.
+
+    Raises:
+        ValueError: a file, or a folder of other things.
+        OSError: it cannot be made or written.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: expected a folder, got the file {out}")
+    run_in_it = any((out / name).exists() for name in ("checkpoint.pt", "metrics.jsonl"))
+    if resume and not run_in_it:
+        print(f"no run to resume in {out}: a new one begins")
+    if out.exists() and any(out.iterdir()) and not (resume and run_in_it):
+        if load is not None or not any((out / name).exists() for name in ("metrics.jsonl", "results.json")):
+            raise ValueError(f"out: expected a new or empty folder, or one with an earlier run to move, got {out}")
+        number = 1
+        while (aside := out.with_name(f"{out.name}-{number}")).exists():
+            number += 1
+        out.rename(aside)
+        print(f"moved the earlier run in {out} to {aside}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"out: expected a folder that can be made, got {out} ({error.strerror})") from error
+    if not os.access(out, os.W_OK):
+        raise PermissionError(f"out: expected a folder that can be written, got {out}")
