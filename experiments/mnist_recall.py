@@ -196,8 +196,9 @@ def main(config: RecallConfig) -> None:
     pyro.settings.set(module_local_params=True)
     pyro.enable_validation(False)
     images, unseen = (mnist.load(config.data_dir, split=split) for split in ("train", "test"))
-    for size in (config.memory, *config.memories):  # a bad one must not cost a training run
-        RecallSampler(unseen.images, size=size, queries=min(size, config.queries), seed=0)
+    for data, size in ((images, config.memory), *((unseen, size) for size in config.memories)):
+        # A bad one must not cost a training run.
+        RecallSampler(data.images, size=size, queries=min(size, config.queries), seed=0)
     make(config.estimator, config.particles)
     script.make_room(config.out, resume=config.resume, load=config.load)
     training: dict[str, Any] = {}
@@ -209,20 +210,19 @@ def main(config: RecallConfig) -> None:
     model, guide = model.to(device), guide.to(device)
     tests = [{"images": "training"} | test(model, guide, images, config.memory, config)]
     tests += [{"images": "unseen"} | test(model, guide, unseen, size, config) for size in config.memories]
+    curve = read_metrics(config.out / "metrics.jsonl")
     content = {
         "command": command(),
         "seconds": round(time.monotonic() - start, 1),
         "training": training,
         "tests": tests,
-        "curve": read_metrics(config.out / "metrics.jsonl"),
+        "curve": curve,
         "config": asdict(config),
     }
     write_text(config.out / "results.json", json.dumps(content, indent=1, default=str) + "\n")
     write_text(config.out / "report.md", page(content, config))
-    if content["curve"]:
-        plots.save_training(
-            config.out / "training.png", {"recall": content["curve"]}, log_memory=math.log(config.memory)
-        )
+    if curve:
+        plots.save_training(config.out / "training.png", {"recall": curve}, log_memory=math.log(config.memory))
     print((config.out / "report.md").read_text())
 
 

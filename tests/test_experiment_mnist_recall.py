@@ -29,13 +29,13 @@ def data(tmp_path_factory):
 
 
 def run(*arguments, data, cwd):
-    command = [sys.executable, str(SCRIPT), "--tiny", f"--data-dir={data}", *arguments]
+    command = [sys.executable, str(SCRIPT), f"--data-dir={data}", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_trains_tests_and_loads(data, tmp_path):
-    result = run("--out=a", data=data, cwd=tmp_path)
+    result = run("--tiny", "--out=a", data=data, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     content = json.loads((tmp_path / "a" / "results.json").read_text())
     assert [(row["images"], row["memory"]) for row in content["tests"]] == [
@@ -54,14 +54,17 @@ def test_trains_tests_and_loads(data, tmp_path):
     assert f"`{content['command']}`" in page
     assert checkpoint.load(tmp_path / "a" / "model.pt")["architecture"] == {"networks": "mlp", "copies": True}
 
-    loaded = run("--load=a/model.pt", "--out=b", data=data, cwd=tmp_path)
+    loaded = run("--tiny", "--load=a/model.pt", "--out=b", data=data, cwd=tmp_path)
     assert loaded.returncode == 0, loaded.stderr
     again = json.loads((tmp_path / "b" / "results.json").read_text())
     assert again["tests"] == content["tests"]
 
     for arguments, message in (
-        (["--load=a/none.pt", "--out=c"], "checkpoint: expected a file, found none at a/none.pt"),
-        (["--out=a", "--resume", "--no-copies"], "resume: expected copies = True as in the checkpoint, got False"),
+        (["--tiny", "--load=a/none.pt", "--out=c"], "checkpoint: expected a file, found none at a/none.pt"),
+        (
+            ["--tiny", "--out=a", "--resume", "--no-copies"],
+            "resume: expected copies = True as in the checkpoint, got False",
+        ),
         (["--out=d", "--memories", "13"], "size: expected 1 to 12, the number of images, got 13"),
     ):
         refused = run(*arguments, data=data, cwd=tmp_path)
