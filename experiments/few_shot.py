@@ -20,12 +20,11 @@ import torch
 import tyro
 from pyro.infer.elbo import ELBO
 
-from vma_pyro import ConvNetworks, Guide, Model, checkpoint, few_shot, plots, report, script
+from vma_pyro import few_shot, plots, report, script, trained
 from vma_pyro.atomic import write_text
-from vma_pyro.baselines import MemorylessGuide, MemorylessModel
 from vma_pyro.data import Characters, EpisodeSampler, glyphs, omniglot
 from vma_pyro.data.episodes import Augmentation
-from vma_pyro.infer import MultiSampleELBO, make
+from vma_pyro.infer import make
 from vma_pyro.ranks import Ranks
 from vma_pyro.record import command, read_metrics, tensorboard_writer
 from vma_pyro.training import TrainConfig, check_shares, device_of, fit
@@ -81,8 +80,10 @@ class FewShotConfig:
 
     def resolved(self) -> FewShotConfig:
         """The same configuration with the defaults of its data, or of the loaded checkpoint, filled in."""
-        loaded = {} if self.load is None else facts_of(checkpoint.load(self.load))
+        loaded = {} if self.load is None else trained.facts_of(self.load)
         data = self.data or loaded.get("data", "glyphs")
+        if data not in PRESETS:
+            raise ValueError(f"load: expected a model of {' or '.join(PRESETS)}, got one of {data}")
         preset = PRESETS[data]
         unlimited = self.train.updates is None and self.train.minutes is None
         return replace(
@@ -129,12 +130,6 @@ class Split(NamedTuple):
     test: Characters
 
 
-def facts_of(content: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of itself: architecture, and data if it is known."""
-    data = content.get("data", content.get("identity", {}).get("data"))
-    return content.get("architecture", {}) | ({} if data is None else {"data": data})
-
-
 def load_data(config: FewShotConfig) -> Split:
     """Training, validation and test classes."""
     if config.data == "omniglot":
@@ -143,14 +138,6 @@ def load_data(config: FewShotConfig) -> Split:
     everything, test = glyphs.load(classes=300, seed=0), glyphs.load(classes=100, seed=1)
     held_out = sorted(set(everything.alphabets))[-2:]
     return Split(everything.without_alphabets(held_out), everything.of_alphabets(held_out), test)
-
-
-def build(architecture: dict[str, Any], *, memory: bool) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Model and guide on fresh networks."""
-    networks = ConvNetworks(architecture["latent_dim"], width=architecture["width"])
-    if memory:
-        return Model(networks), Guide(networks)
-    return MemorylessModel(networks), MemorylessGuide(networks)
 
 
 def objective(config: FewShotConfig, *, memory: bool = True) -> ELBO:
@@ -170,18 +157,19 @@ def samplers(config: FewShotConfig, data: Split) -> tuple[EpisodeSampler, Episod
     return episodes, held_out
 
 
+def architecture_of(config: FewShotConfig, *, memory: bool) -> dict[str, Any]:
+    """What the networks and programs can be rebuilt from."""
+    program = "memory" if memory else "memoryless"
+    return {"networks": "conv", "width": config.width, "latent_dim": config.latent_dim, "program": program}
+
+
 def train(
     config: FewShotConfig, data: Split, folder: Path, *, memory: bool, updates: int | None = None
 ) -> tuple[torch.nn.Module, torch.nn.Module, dict[str, Any]]:
     """Train one of the two models, or go on with it; leaves the process if it is told to stop."""
     torch.manual_seed(config.train.seed)
-    architecture = {
-        "networks": "conv",
-        "width": config.width,
-        "latent_dim": config.latent_dim,
-        "memory": memory,
-    }
-    model, guide = build(architecture, memory=memory)
+    architecture = architecture_of(config, memory=memory)
+    model, guide = trained.build(architecture)
     episodes, held_out = samplers(config, data)
     elbo = objective(config, memory=memory)
     result = fit(
@@ -217,38 +205,14 @@ def train(
         if ranks.rank > 0:
             sys.exit(128 + result.interrupted)
         raise script.Stopped(result.interrupted, result.updates)
-    weights = {
-        "architecture": architecture,
-        "data": config.data,
-        "weights": programs_of(model, guide).state_dict(),
-    }
     if ranks.rank == 0:
-        checkpoint.save(folder / "model.pt", weights)
+        trained.save(folder / "model.pt", (model, guide), architecture, data=config.data)
     facts = {
         "updates": result.updates,
         "training_seconds": round(result.seconds, 1),
         "validation_nll": result.validation_nll,
     }
     return model, guide, facts
-
-
-def load(path: Path, *, memory: bool) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Rebuild a trained model and guide from a checkpoint, `model.pt` or `checkpoint.pt`."""
-    content = checkpoint.load(path)
-    architecture = content.get("architecture", {})
-    if architecture.get("networks") != "conv" or architecture.get("memory") != memory:
-        kind = "memory" if memory else "memoryless"
-        raise ValueError(f"checkpoint {path}: expected a {kind} model on ConvNetworks, got {architecture}")
-    model, guide = build(architecture, memory=memory)
-    # What an estimator learned for itself (a baseline) is not needed any more.
-    weights = {k: v for k, v in content["weights"].items() if k.startswith(("model.", "guide."))}
-    checkpoint.restore(programs_of(model, guide), weights, name=f"{path} as it says of itself")
-    return model, guide
-
-
-def programs_of(model: torch.nn.Module, guide: torch.nn.Module) -> torch.nn.Module:
-    """Both as one module, with the parameters they share."""
-    return MultiSampleELBO()(model, guide)
 
 
 def main(config: FewShotConfig) -> None:
@@ -269,7 +233,7 @@ def main(config: FewShotConfig) -> None:
     if config.load is None:
         model, guide, training["memory"] = train(config, data, config.out, memory=True)
     else:
-        model, guide = load(config.load, memory=True)
+        model, guide = trained.load(config.load, program="memory")
     if ranks.rank > 0:
         if config.load is None:
             memoryless_pair(config, data, training)
@@ -297,7 +261,7 @@ def memoryless_pair(config: FewShotConfig, data: Split, training: dict[str, Any]
         return None
     if config.load is not None:
         path = beside(config.load)
-        return load(path, memory=False) if path.exists() else None
+        return trained.load(path, program="memoryless") if path.exists() else None
     *pair, training["memoryless"] = train(
         config, data, config.out / "memoryless", memory=False, updates=training["memory"]["updates"]
     )
@@ -320,10 +284,10 @@ def rehearse(config: FewShotConfig, data: Split) -> None:
     if config.load is not None:
         if config.resume:
             raise ValueError(f"resume: expected no load beside it, as nothing is trained, got {config.load}")
-        load(config.load, memory=True)
+        trained.load(config.load, program="memory")
         memoryless_pair(config, data, {})
     else:
-        build({"latent_dim": config.latent_dim, "width": config.width}, memory=True)
+        trained.build(architecture_of(config, memory=True))
         samplers(config, data)
 
 

@@ -20,11 +20,11 @@ import torch
 import tyro
 from torch import nn
 
-from vma_pyro import Guide, MLPNetworks, Model, checkpoint, plots, script
+from vma_pyro import plots, script, trained
 from vma_pyro.atomic import write_text
 from vma_pyro.data import LabelledImages, RecallSampler, mnist
 from vma_pyro.evaluation import Estimate, kl_report
-from vma_pyro.infer import MultiSampleELBO, make
+from vma_pyro.infer import make
 from vma_pyro.record import command, read_metrics
 from vma_pyro.training import TrainConfig, device_of, fit
 
@@ -79,37 +79,23 @@ class RecallConfig:
         return config
 
 
-def build(copies: bool) -> tuple[Model, Guide]:
+def architecture_of(config: RecallConfig) -> dict[str, Any]:
     """The paper's networks for MNIST."""
-    networks = MLPNetworks(32, copies=copies)
-    return Model(networks), Guide(networks)
+    return {"networks": "mlp", "latent_dim": 32, "copies": config.copies, "program": "memory"}
 
 
-def load(path: Path) -> tuple[Model, Guide]:
-    """Rebuild a trained model and guide from a checkpoint."""
-    content = checkpoint.load(path)
-    architecture = content.get("architecture", {})
-    if architecture.get("networks") != "mlp":
-        raise ValueError(
-            f"load: expected a checkpoint of mnist_recall.py, got one of {architecture or 'no network'}"
-        )
-    model, guide = build(architecture["copies"])
-    checkpoint.restore(MultiSampleELBO()(model, guide), content["weights"], name=str(path))
-    return model, guide
-
-
-def train(config: RecallConfig, images: LabelledImages) -> tuple[Model, Guide, dict[str, Any]]:
+def train(config: RecallConfig, images: LabelledImages) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
     """Train, or go on.
 
     Raises:
         Stopped: told to, with a checkpoint left.
     """
     torch.manual_seed(config.train.seed)
-    model, guide = build(config.copies)
+    architecture = architecture_of(config)
+    model, guide = trained.build(architecture)
     seen, held_out = images.images[:-HELD_OUT], images.images[-HELD_OUT:]
     shape = {"size": config.memory, "queries": config.queries}
     validation = RecallSampler(held_out, **shape, seed=1)
-    architecture = {"networks": "mlp", "copies": config.copies}
     result = fit(
         model,
         guide,
@@ -127,8 +113,7 @@ def train(config: RecallConfig, images: LabelledImages) -> tuple[Model, Guide, d
     )
     if result.interrupted:
         raise script.Stopped(result.interrupted, result.updates)
-    weights = MultiSampleELBO()(model, guide).state_dict()
-    checkpoint.save(config.out / "model.pt", {"architecture": architecture, "weights": weights})
+    trained.save(config.out / "model.pt", (model, guide), architecture, data="mnist")
     return model, guide, {"updates": result.updates, "training_seconds": round(result.seconds, 1)}
 
 
@@ -168,14 +153,14 @@ def page(content: dict[str, Any], config: RecallConfig) -> str:
         for row in content["tests"]
     )
     how = "with" if config.copies else "without"
-    trained = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in content["training"].items())
+    facts = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in content["training"].items())
     return f"""# Recall on MNIST: the target is one of the entries
 
 `{content["command"]}`
 
 Networks {how} a path from the pixels of the entry to the logits; |M| = {config.memory} in training, drawn
 afresh for each update; K = {config.particles}, {config.estimator}, {config.queries} targets per update, no
-annealing; {trained or "trained elsewhere, loaded here"}; seed {config.train.seed}.
+annealing; {facts or "trained elsewhere, loaded here"}; seed {config.train.seed}.
 
 Nats per image, mean ± standard error over {config.eval_images} targets; the NLL is an upper bound from
 {config.eval_samples} importance samples. A model that only looks up pays log|M| for KL(a) and NLL, and 0 for the
@@ -205,7 +190,7 @@ def main(config: RecallConfig) -> None:
     if config.load is None:
         model, guide, training = train(config, images)
     else:
-        model, guide = load(config.load)
+        model, guide = trained.load(config.load, program="memory")
     device = device_of(config.train)
     model, guide = model.to(device), guide.to(device)
     tests = [{"images": "training"} | test(model, guide, images, config.memory, config)]

@@ -258,13 +258,18 @@ class TestOneLineErrors:
 
     def test_a_memoryless_checkpoint(self, finished, tmp_path):
         line = self.fails(f"--load={finished[0] / 'memoryless' / 'model.pt'}", cwd=tmp_path)
-        assert "expected a memory model on ConvNetworks" in line
+        assert "expected a memory model, got {" in line
 
     def test_a_checkpoint_of_another_architecture(self, finished, tmp_path):
         content = checkpoint.load(finished[0] / "model.pt")
         content["architecture"]["latent_dim"] = 5
         checkpoint.save(tmp_path / "model.pt", content)
         assert "whose tensor" in self.fails("--load=model.pt", cwd=tmp_path)
+
+    def test_a_checkpoint_of_other_images(self, finished, tmp_path):
+        checkpoint.save(tmp_path / "model.pt", checkpoint.load(finished[0] / "model.pt") | {"data": "mnist"})
+        line = self.fails("--load=model.pt", cwd=tmp_path)
+        assert "load: expected a model of glyphs or omniglot, got one of mnist" in line
 
     def test_resume_into_a_changed_configuration(self, tmp_path):
         code, output = run(*TINY, "--updates=2", "--no-memoryless", cwd=tmp_path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from vma_pyro import MLPNetworks, checkpoint
+from vma_pyro import MLPNetworks, trained
 from vma_pyro.data import RecallSampler
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "mnist_recall.py"
@@ -52,7 +52,7 @@ def test_trains_tests_and_loads(data, tmp_path):
     assert (tmp_path / "a" / "training.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "a" / "report.md").read_text()
     assert f"`{content['command']}`" in page
-    assert checkpoint.load(tmp_path / "a" / "model.pt")["architecture"] == {"networks": "mlp", "copies": True}
+    assert trained.facts_of(tmp_path / "a" / "model.pt")["copies"] is True
 
     loaded = run("--tiny", "--load=a/model.pt", "--out=b", data=data, cwd=tmp_path)
     assert loaded.returncode == 0, loaded.stderr

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 # Each layer may import those after it.
 LAYERS = [
     {"report"},
-    {"few_shot", "laboratory"},
+    {"few_shot", "laboratory", "trained"},
     {"training"},
     {"evaluation", "plots", "script"},
     {"record"},

@@ -6,7 +6,6 @@ compared with every key. Large memories are glyphs and copies of them moved by u
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -114,16 +113,15 @@ def asked(
     return {"milliseconds": milliseconds, "peak_gib_so_far": peak_so_far()}
 
 
-def exponents(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of |M| in the cost of each kind of query beyond its fixed part, by type of keys."""
-    found: dict[str, dict[str, float]] = {}
+def exponents(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Of |M| in the cost of a kind of query beyond its fixed part, by type of keys; None where that is noise."""
+    found: dict[str, dict[str, float | None]] = {}
     for dtype in dict.fromkeys(row["keys"] for row in rows):
         fixed, *own = (row for row in rows if row["keys"] == dtype)
         found[dtype] = {}
         for name, least in fixed["milliseconds"].items():
             beyond = [row["milliseconds"][name]["median"] - least["median"] for row in own]
-            # Of what hardly depends on |M| the difference is noise.
-            found[dtype][name] = fit_slope([r["memory"] for r in own], beyond) if min(beyond) > 0 else math.nan
+            found[dtype][name] = fit_slope([r["memory"] for r in own], beyond) if min(beyond) > 0 else None
     return found
 
 
@@ -205,7 +203,10 @@ def main(config: MemoryConfig) -> None:
         ),
         *table(
             [f"exponent of |M|, beyond the cost at {FIXED}", *names],
-            [[dtype, *(f"{slopes[dtype][name]:.2f}" for name in names)] for dtype in slopes],
+            [
+                [dtype, *("none to see" if s is None else f"{s:.2f}" for s in (slopes[dtype][n] for n in names))]
+                for dtype in slopes
+            ],
         ),
         "![Cost against the size of the memory](memory.png)",
     ]
