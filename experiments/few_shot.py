@@ -8,35 +8,33 @@ glyphs.
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import pyro
 import torch
 import tyro
 from pyro.infer.elbo import ELBO
 
 from vma_pyro import few_shot, plots, report, script, trained
 from vma_pyro.atomic import write_text
-from vma_pyro.data import Characters, EpisodeSampler, glyphs, omniglot
+from vma_pyro.data import EpisodeSampler, Split, load_split
 from vma_pyro.data.episodes import Augmentation
 from vma_pyro.infer import make
 from vma_pyro.ranks import Ranks
 from vma_pyro.record import command, read_metrics, tensorboard_writer
-from vma_pyro.training import TrainConfig, check_shares, device_of, fit
+from vma_pyro.training import TrainConfig, check_shares, device_of
 
 
 @dataclass(frozen=True)
 class FewShotConfig:
     """Few-shot generation with a variational memory."""
 
-    data: Literal["glyphs", "omniglot"] | None = None
-    """Procedural glyphs, made on the spot, or Omniglot (canonical split); default: what the loaded checkpoint was
-    trained on, else glyphs."""
+    data: Literal["glyphs", "omniglot", "omniglot-45"] | None = None
+    """Procedural glyphs, made on the spot, or Omniglot: the canonical split, or 45 alphabets against 5 (as figures
+    3 to 5 of the paper). Default: what the loaded checkpoint was trained on, else glyphs."""
     data_dir: Path | None = None
     """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder, where
     Omniglot is downloaded to."""
@@ -83,7 +81,7 @@ class FewShotConfig:
         loaded = {} if self.load is None else trained.facts_of(self.load)
         data = self.data or loaded.get("data", "glyphs")
         if data not in PRESETS:
-            raise ValueError(f"load: expected a model of {' or '.join(PRESETS)}, got one of {data}")
+            raise ValueError(f"load: expected a model of {', '.join(PRESETS)}, got one of {data}")
         preset = PRESETS[data]
         unlimited = self.train.updates is None and self.train.minutes is None
         return replace(
@@ -119,25 +117,12 @@ class Preset(NamedTuple):
 PRESETS = {
     "glyphs": Preset(0.25, 16, 2, 2.2, 2000, 20),
     "omniglot": Preset(0.33, 12, 3, 60.0, 500, 1000),
+    "omniglot-45": Preset(0.33, 12, 3, 60.0, 500, 1000),
 }
 
 
-class Split(NamedTuple):
-    """Disjoint classes: no alphabet is in two of them."""
-
-    train: Characters
-    validation: Characters
-    test: Characters
-
-
-def load_data(config: FewShotConfig) -> Split:
-    """Training, validation and test classes."""
-    if config.data == "omniglot":
-        return Split(*(omniglot.load(config.data_dir, split=s) for s in ("train", "validation", "evaluation")))
-    # Test glyphs come from another seed: other alphabets, other characters.
-    everything, test = glyphs.load(classes=300, seed=0), glyphs.load(classes=100, seed=1)
-    held_out = sorted(set(everything.alphabets))[-2:]
-    return Split(everything.without_alphabets(held_out), everything.of_alphabets(held_out), test)
+# What the sessions of one run must share, beside the data, the architecture and how it is trained.
+IDENTITY = ("classes", "shots", "queries", "particles", "estimator", "augment", "shared_memory")
 
 
 def objective(config: FewShotConfig, *, memory: bool = True) -> ELBO:
@@ -165,54 +150,22 @@ def architecture_of(config: FewShotConfig, *, memory: bool) -> dict[str, Any]:
 
 def train(
     config: FewShotConfig, data: Split, folder: Path, *, memory: bool, updates: int | None = None
-) -> tuple[torch.nn.Module, torch.nn.Module, dict[str, Any]]:
-    """Train one of the two models, or go on with it; leaves the process if it is told to stop."""
-    torch.manual_seed(config.train.seed)
-    architecture = architecture_of(config, memory=memory)
-    model, guide = trained.build(architecture)
+) -> tuple[trained.Pair, dict[str, Any]]:
+    """Train one of the two models, or go on with it."""
     episodes, held_out = samplers(config, data)
-    elbo = objective(config, memory=memory)
-    result = fit(
-        model,
-        guide,
-        elbo,
+    return trained.train(
+        architecture_of(config, memory=memory),
+        objective(config, memory=memory),
         episodes,
         config=config.train if updates is None else replace(config.train, updates=updates),
         folder=folder,
+        data=str(config.data),
         validation=[held_out.sample() for _ in range(8)],
-        architecture=architecture,
-        identity={
-            name: getattr(config, name)
-            for name in (
-                "data",
-                "classes",
-                "shots",
-                "queries",
-                "particles",
-                "estimator",
-                "augment",
-                "shared_memory",
-            )
-        }
-        | architecture,
+        identity={name: getattr(config, name) for name in IDENTITY},
         resume=config.resume,
         tensorboard=config.tensorboard,
         label="memory model" if memory else "memoryless model",
     )
-    ranks = Ranks.present()
-    if result.interrupted:
-        ranks.wait()
-        if ranks.rank > 0:
-            sys.exit(128 + result.interrupted)
-        raise script.Stopped(result.interrupted, result.updates)
-    if ranks.rank == 0:
-        trained.save(folder / "model.pt", (model, guide), architecture, data=config.data)
-    facts = {
-        "updates": result.updates,
-        "training_seconds": round(result.seconds, 1),
-        "validation_nll": result.validation_nll,
-    }
-    return model, guide, facts
 
 
 def main(config: FewShotConfig) -> None:
@@ -220,9 +173,8 @@ def main(config: FewShotConfig) -> None:
     start = time.monotonic()
     config = config.resolved()
     ranks = Ranks.start()
-    pyro.settings.set(module_local_params=True)
-    pyro.enable_validation(False)  # 0.4 to 1.3 ms per update; the tests run with it
-    data = ranks.in_turn(lambda: load_data(config))  # the first one downloads
+    script.set_up()
+    data = ranks.in_turn(lambda: load_split(str(config.data), config.data_dir))  # the first one downloads
     rehearse(config, data)
     if ranks.rank == 0:
         script.make_room(config.out, resume=config.resume, load=config.load)
@@ -231,7 +183,7 @@ def main(config: FewShotConfig) -> None:
     protocol = config.protocol()
     training: dict[str, Any] = {}
     if config.load is None:
-        model, guide, training["memory"] = train(config, data, config.out, memory=True)
+        (model, guide), training["memory"] = train(config, data, config.out, memory=True)
     else:
         model, guide = trained.load(config.load, program="memory")
     if ranks.rank > 0:
@@ -262,7 +214,7 @@ def memoryless_pair(config: FewShotConfig, data: Split, training: dict[str, Any]
     if config.load is not None:
         path = beside(config.load)
         return trained.load(path, program="memoryless") if path.exists() else None
-    *pair, training["memoryless"] = train(
+    pair, training["memoryless"] = train(
         config, data, config.out / "memoryless", memory=False, updates=training["memory"]["updates"]
     )
     return pair
@@ -303,7 +255,7 @@ def write(
         command=command(),
         data=str(config.data),
         seconds=round(seconds, 1),
-        device="cpu" if device_of(config.train).type == "cpu" else torch.cuda.get_device_name(),
+        device=device_of(config.train),
         seed=config.train.seed,
         training=training,
         config=asdict(config) | ({} if config.load is None else {"train": None}),

@@ -2,31 +2,27 @@
 
 One that does pays log|M| nats for the address and nothing else: KL(a) and minus the bound both go to log|M|, and
 KL(z) to 0, without annealing. It is then given memories of images that it has never seen, and larger ones. Writes
-report.md, results.json and training.png.
+report.md, results.json and a picture of training.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyro
-import torch
 import tyro
 from torch import nn
 
-from vma_pyro import plots, script, trained
-from vma_pyro.atomic import write_text
+from vma_pyro import plots, results, script, trained
 from vma_pyro.data import LabelledImages, RecallSampler, mnist
 from vma_pyro.evaluation import Estimate, kl_report
 from vma_pyro.infer import make
-from vma_pyro.record import command, read_metrics
-from vma_pyro.training import TrainConfig, device_of, fit
+from vma_pyro.record import read_metrics
+from vma_pyro.training import TrainConfig, device_of
 
 HELD_OUT = 5000  # of the training images, for validation
 
@@ -84,37 +80,23 @@ def architecture_of(config: RecallConfig) -> dict[str, Any]:
     return {"networks": "mlp", "latent_dim": 32, "copies": config.copies, "program": "memory"}
 
 
-def train(config: RecallConfig, images: LabelledImages) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
-    """Train, or go on.
-
-    Raises:
-        Stopped: told to, with a checkpoint left.
-    """
-    torch.manual_seed(config.train.seed)
-    architecture = architecture_of(config)
-    model, guide = trained.build(architecture)
+def train(config: RecallConfig, images: LabelledImages) -> tuple[trained.Pair, dict[str, Any]]:
+    """Train, or go on."""
     seen, held_out = images.images[:-HELD_OUT], images.images[-HELD_OUT:]
     shape = {"size": config.memory, "queries": config.queries}
     validation = RecallSampler(held_out, **shape, seed=1)
-    result = fit(
-        model,
-        guide,
+    return trained.train(
+        architecture_of(config),
         make(config.estimator, config.particles),
         RecallSampler(seen, **shape, seed=config.train.seed),
         config=config.train,
         folder=config.out,
+        data="mnist",
         validation=[validation.sample() for _ in range(4)],
-        architecture=architecture,
-        identity={
-            name: getattr(config, name) for name in ("memory", "queries", "particles", "estimator", "copies")
-        },
+        identity={name: getattr(config, name) for name in ("memory", "queries", "particles", "estimator")},
         resume=config.resume,
         label="recall",
     )
-    if result.interrupted:
-        raise script.Stopped(result.interrupted, result.updates)
-    trained.save(config.out / "model.pt", (model, guide), architecture, data="mnist")
-    return model, guide, {"updates": result.updates, "training_seconds": round(result.seconds, 1)}
 
 
 def test(
@@ -131,84 +113,72 @@ def test(
             )
         )
     pooled = {
-        name: pool([getattr(report, name) for report in reports])._asdict()
+        name: Estimate.pooled([getattr(report, name) for report in reports])._asdict()
         for name in ("nll", "kl_address", "kl_z", "reconstruction", "right_class")
     }
     return {"memory": size, "log_memory": math.log(size), **pooled}
 
 
-def pool(parts: Sequence[Estimate]) -> Estimate:
-    """One estimate from several of as many images each."""
-    n = len(parts)
-    within = sum((part.se if part.n > 1 else 0.0) ** 2 for part in parts) / n**2
-    return Estimate(sum(part.mean for part in parts) / n, math.sqrt(within), sum(part.n for part in parts))
-
-
-def page(content: dict[str, Any], config: RecallConfig) -> str:
-    """The report."""
-    rows = "\n".join(
-        f"| {row['images']} | {row['memory']} | {row['log_memory']:.3f} | "
-        + " | ".join(str(Estimate(**row[name])) for name in ("kl_address", "kl_z", "reconstruction", "nll"))
-        + f" | {100 * row['right_class']['mean']:.1f} |"
+def write(content: dict[str, Any], config: RecallConfig) -> None:
+    """results.json, report.md and the curve of training."""
+    parts = ("kl_address", "kl_z", "reconstruction", "nll")
+    rows = [
+        [row["images"], row["memory"], f"{row['log_memory']:.3f}"]
+        + [str(Estimate(**row[name])) for name in parts]
+        + [f"{100 * row['right_class']['mean']:.1f}"]
         for row in content["tests"]
-    )
+    ]
+    head = "images", "S", "log S", "KL(a)", "KL(z)", "minus reconstruction", "NLL", "q on the right entry, %"
     how = "with" if config.copies else "without"
-    facts = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in content["training"].items())
-    return f"""# Recall on MNIST: the target is one of the entries
-
-`{content["command"]}`
-
-Networks {how} a path from the pixels of the entry to the logits; |M| = {config.memory} in training, drawn
-afresh for each update; K = {config.particles}, {config.estimator}, {config.queries} targets per update, no
-annealing; {facts or "trained elsewhere, loaded here"}; seed {config.train.seed}.
-
-Nats per image, mean ± standard error over {config.eval_images} targets; the NLL is an upper bound from
-{config.eval_samples} importance samples. A model that only looks up pays log|M| for KL(a) and NLL, and 0 for the
-rest.
-
-| images | \\|M\\| | log \\|M\\| | KL(a) | KL(z) | minus reconstruction | NLL | q on the right entry, % |
-|---|---|---|---|---|---|---|---|
-{rows}
-
-![Bound, KL(a) and KL(z) in training](training.png)
-"""
+    setting = (
+        f"Networks {how} a path from the pixels of the entry to the logits; S = |M| = {config.memory} in "
+        f"training, drawn afresh for each update; K = {config.particles}, {config.estimator}, "
+        f"{config.queries} targets per update, no annealing."
+    )
+    about = (
+        f"Nats per image, mean ± standard error over {config.eval_images} targets; the NLL is an upper bound "
+        f"from {config.eval_samples} importance samples. A model that only looks up pays log S for KL(a) and "
+        "NLL, and 0 for the rest."
+    )
+    picture = f"{config.out.name}.png"
+    curve = content["curve"]
+    if curve:
+        plots.save_training(config.out / picture, {"recall": curve}, log_memory=math.log(config.memory))
+    shown = [f"![Bound, KL(a) and KL(z) in training]({picture})"] if curve else []
+    results.write(
+        config.out,
+        content,
+        "Recall on MNIST: the target is one of the entries",
+        [setting, about, results.table(head, rows), *shown],
+    )
 
 
 def main(config: RecallConfig) -> None:
     """Train or load, test, write."""
     start = time.monotonic()
     config = config.resolved()
-    pyro.settings.set(module_local_params=True)
-    pyro.enable_validation(False)
+    script.set_up()
     images, unseen = (mnist.load(config.data_dir, split=split) for split in ("train", "test"))
     for data, size in ((images, config.memory), *((unseen, size) for size in config.memories)):
         # A bad one must not cost a training run.
         RecallSampler(data.images, size=size, queries=min(size, config.queries), seed=0)
     make(config.estimator, config.particles)
     script.make_room(config.out, resume=config.resume, load=config.load)
-    training: dict[str, Any] = {}
     if config.load is None:
-        model, guide, training = train(config, images)
+        (model, guide), facts = train(config, images)
     else:
         model, guide = trained.load(config.load, program="memory")
+        facts = {"loaded_from": str(config.load)}
     device = device_of(config.train)
     model, guide = model.to(device), guide.to(device)
     tests = [{"images": "training"} | test(model, guide, images, config.memory, config)]
     tests += [{"images": "unseen"} | test(model, guide, unseen, size, config) for size in config.memories]
-    curve = read_metrics(config.out / "metrics.jsonl")
     content = {
-        "command": command(),
-        "seconds": round(time.monotonic() - start, 1),
-        "training": training,
+        **results.header(config, seconds=time.monotonic() - start, device=device, training={"recall": facts}),
         "tests": tests,
-        "curve": curve,
-        "config": asdict(config),
+        "curve": read_metrics(config.out / "metrics.jsonl"),
     }
-    write_text(config.out / "results.json", json.dumps(content, indent=1, default=str) + "\n")
-    write_text(config.out / "report.md", page(content, config))
-    if curve:
-        plots.save_training(config.out / "training.png", {"recall": curve}, log_memory=math.log(config.memory))
-    print((config.out / "report.md").read_text())
+    write(content, config)
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,14 @@ import torch
 
 from vma_pyro import Guide, Memory, MLPNetworks, Model
 from vma_pyro.baselines import MemorylessGuide, MemorylessModel
-from vma_pyro.evaluation import Estimate, address_posterior, classify, kl_report, log_likelihood
+from vma_pyro.evaluation import (
+    Estimate,
+    TwoPhase,
+    address_posterior,
+    classify,
+    kl_report,
+    log_likelihood,
+)
 
 B, S, C = 4, 6, 3
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -24,6 +31,36 @@ def test_estimate():
     estimate = Estimate.of(torch.tensor([1.0, 2.0, 6.0]))
     assert estimate == pytest.approx((3.0, math.sqrt(7.0 / 3), 3))
     assert str(Estimate(3.0, 0.25, 9)) == "3.00 ± 0.25"
+
+
+def test_pooled_estimates_are_those_of_all_values_together():
+    values = torch.randn(11)
+    parts = [Estimate.of(part) for part in values.split([4, 1, 6])]
+    assert Estimate.pooled(parts) == pytest.approx(Estimate.of(values), rel=1e-5)
+    assert math.isnan(Estimate.pooled(parts[1:2]).se)
+
+
+def test_two_phases_estimate_the_costly_mean_with_the_error_they_state():
+    everywhere, n, trials = 400, 40, 400
+    torch.manual_seed(0)
+    truth = 5.0
+    means, errors, plain = [], [], []
+    for _ in range(trials):
+        costly = truth + 10 * torch.randn(everywhere)
+        cheap = costly + 3 + torch.randn(everywhere)
+        found = TwoPhase(cheap, costly[:n]).estimate()
+        means.append(found.mean)
+        errors.append(found.se)
+        plain.append(Estimate.of(costly[:n]).se)
+        assert found.n == everywhere
+    spread = torch.tensor(means).std().item()
+    assert sum(means) / trials == pytest.approx(truth, abs=4 * spread / math.sqrt(trials))
+    assert sum(errors) / trials == pytest.approx(spread, rel=0.15)
+    assert spread < 0.4 * sum(plain) / trials
+    whole = TwoPhase(cheap, costly).estimate()  # all of them: nothing to correct
+    assert whole == pytest.approx(Estimate.of(costly), rel=1e-5)
+    assert TwoPhase(cheap, costly).minus(TwoPhase(cheap, costly)).estimate()[:2] == (0, 0)
+    assert math.isnan(TwoPhase(cheap, costly[:1]).estimate().se)
 
 
 def test_classify_sums_the_posterior_over_entries_of_a_class(setting, random_images):

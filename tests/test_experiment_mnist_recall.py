@@ -49,7 +49,7 @@ def test_trains_tests_and_loads(data, tmp_path):
         assert 0 <= row["kl_address"]["mean"] <= row["log_memory"]
         assert 0 < row["right_class"]["mean"] < 1
     assert [line["update"] for line in content["curve"] if "bound" in line] == [1, 2, 3]
-    assert (tmp_path / "a" / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "a" / "a.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "a" / "report.md").read_text()
     assert f"`{content['command']}`" in page
     assert trained.facts_of(tmp_path / "a" / "model.pt")["copies"] is True

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vma_pyro import Memory
-from vma_pyro.evaluation import Estimate, kl_report, log_likelihood
+from vma_pyro.evaluation import Estimate, classify_by_likelihood, kl_report, log_likelihood
 
 B, S, D, Z, NOISE = 4, 6, 3, 2, 0.6
 torch.manual_seed(0)
@@ -151,3 +151,31 @@ def test_a_program_may_take_the_memory_as_a_plain_tensor(problem, address):
     assert kl_report(*programs, memory.entries, x, num_samples=2).nll.mean == pytest.approx(
         -evidence.mean().item()
     )
+
+
+LABELS = torch.tensor([0, 2, 1, 0, 2, 2])
+
+
+def class_posterior(memory, x):
+    q = log_joint(memory, x).softmax(1)
+    return torch.stack([q[:, c == LABELS].sum(1) for c in range(3)], 1)
+
+
+@pytest.mark.parametrize("reads", [2048, 10, 3])  # whole draws, some draws, parts of the addresses of one draw
+def test_classes_by_likelihood_are_those_of_the_true_posterior(problem, reads, monkeypatch):
+    monkeypatch.setattr("vma_pyro.evaluation.chunks.READS_PER_CHUNK", reads)
+    memory, x, _ = problem
+    labels = LABELS if memory.is_shared else LABELS.expand(B, -1)
+    labelled = Memory(memory.entries, labels, event_dim=1)
+    found = classify_by_likelihood(model, exact_guide, labelled, x, num_samples=3)
+    torch.testing.assert_close(found, class_posterior(memory, x), rtol=1e-10, atol=1e-12)
+
+
+def test_classes_by_likelihood_need_no_good_address_posterior(problem):
+    memory, x, _ = problem
+    labels = LABELS if memory.is_shared else LABELS.expand(B, -1)
+    labelled = Memory(memory.entries, labels, event_dim=1)
+    found = classify_by_likelihood(model, rough_guide, labelled, x, num_samples=4000)
+    torch.testing.assert_close(found, class_posterior(memory, x), rtol=0, atol=0.01)
+    with pytest.raises(ValueError, match="^num_samples: expected at least 1, got 0"):
+        classify_by_likelihood(model, rough_guide, labelled, x, num_samples=0)

@@ -11,7 +11,7 @@ from pyro.infer import Trace_ELBO
 
 from vma_pyro import ConvNetworks, Memory, MLPNetworks
 from vma_pyro.baselines import SoftAttentionGuide, SoftAttentionModel
-from vma_pyro.evaluation import log_likelihood
+from vma_pyro.evaluation import classify_by_attention, log_likelihood
 from vma_pyro.infer import MultiSampleELBO
 
 B, S, K = 3, 5, 4
@@ -99,3 +99,19 @@ def test_bad_images_are_refused_in_one_line(random_images):
     for program in (model, guide):
         with pytest.raises(ValueError, match=r"^x: expected shape \[B, 1, 28, 28\]"):
             program(random_images(S), torch.zeros(B, 1, 20, 20))
+
+
+@pytest.mark.parametrize("target_guided", [False, True])
+def test_classes_by_attention_are_the_weights_of_the_read(target_guided, random_images, monkeypatch):
+    model, guide = build(target_guided)
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    entries, x = torch.stack([random_images(5) for _ in range(4)]), random_images(4)
+    found = classify_by_attention(model, guide, Memory(entries, labels.expand(4, -1)), x, num_samples=2000)
+    torch.testing.assert_close(found.sum(1), torch.ones(4))
+    shared = [classify_by_attention(model, guide, Memory(own, labels), x, num_samples=2000) for own in entries]
+    torch.testing.assert_close(found, torch.stack([shared[i][i] for i in range(4)]), rtol=0, atol=0.03)
+
+    # All the weight on one entry: its class has all the probability.
+    monkeypatch.setattr(model, "attention", lambda z, m: torch.eye(5)[2].expand(*z.shape[:-1], 5))
+    certain = classify_by_attention(model, guide, Memory(entries[0], labels), x, num_classes=4, num_samples=3)
+    assert torch.equal(certain, torch.eye(4)[2].expand(4, 4))

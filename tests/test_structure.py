@@ -8,14 +8,16 @@ ROOT = Path(__file__).parents[1]
 # Each layer may import those after it.
 LAYERS = [
     {"report"},
+    {"several"},
+    {"protocols"},
     {"few_shot", "laboratory", "trained"},
     {"training"},
-    {"evaluation", "plots", "script"},
+    {"evaluation", "plots", "script", "results"},
     {"record"},
     {"large_memory"},
     {"fingerprint"},
     {"model", "guide", "baselines", "data", "infer"},
-    {"memory", "networks", "program", "checkpoint", "atomic", "ranks"},
+    {"memory", "networks", "program", "pretrained", "published", "checkpoint", "atomic", "kept", "ranks"},
 ]
 
 

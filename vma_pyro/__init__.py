@@ -13,6 +13,8 @@ Glossary, the same letters everywhere:
 A memory is a tensor of entries; an address is a sample site; everything else follows from ordinary Pyro.
 """
 
+from torch import nn
+
 from vma_pyro.guide import CosineSimilarity, Guide, InnerProduct
 from vma_pyro.large_memory import LargeMemory
 from vma_pyro.memory import Memory
@@ -33,4 +35,27 @@ __all__ = [
     "Model",
     "Networks",
     "UniformAddress",
+    "load_pretrained",
 ]
+
+
+def load_pretrained(name: str = "omniglot") -> tuple[nn.Module, nn.Module]:
+    """Model and guide, trained.
+
+    Args:
+        name: of the data that it was trained on.
+
+    Returns:
+        A `Model` and a `Guide` over the same networks, on the CPU.
+
+    Raises:
+        ValueError: no model of that name.
+
+    Example::
+
+        model, guide = load_pretrained("omniglot")
+        images = model(memory, num_images=8)
+    """
+    from vma_pyro import pretrained, trained  # with the training loop, which nothing else here needs
+
+    return trained.load(pretrained.path_of(name), program="memory")

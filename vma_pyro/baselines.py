@@ -106,9 +106,12 @@ class SoftAttentionModel(Program):
         with pyro.plate("data", batch, dim=-1):
             nothing = blank.read(torch.zeros(1, dtype=torch.long, device=memory.entries.device))
             z = pyro.sample("z", dist.Normal(*networks.prior(nothing)).to_event(1))  # p(z)
-            weights = self.similarity(self.to_query(z), memory.features.key).softmax(-1)  # pi(z)
-            logits = networks.decode(z, memory.read(weights))
+            logits = networks.decode(z, memory.read(self.attention(z, memory)))
             return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=observed)  # p(x | z, m(z))
+
+    def attention(self, z: Tensor, memory: Memory) -> Tensor:
+        """pi(z), the weights of the entries of an encoded memory [..., B, S], for z [..., B, Z]."""
+        return self.similarity(self.to_query(z), memory.features.key).softmax(-1)
 
 
 class SoftAttentionGuide(Program):

@@ -143,6 +143,45 @@ def save_slopes(path: Path, particles: Sequence[int], snr: Mapping[str, Sequence
     figure.savefig(path, dpi=150)
 
 
+Lines = Mapping[str, Sequence[tuple[float, float, float | None]]]
+
+
+def save_lines(path: Path, lines: Lines, *, x: str, y: str, log: bool = False, dashed: str = "\0") -> None:
+    """Figures with their standard errors against one quantity.
+
+    Args:
+        path: of the picture.
+        lines: label to points of (x, figure, standard error or None).
+        x, y: labels of the axes, with units.
+        log: whether x is on a logarithmic scale.
+        dashed: lines whose label begins with this are dashed.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    draw_lines(figure.subplots(), lines, x=x, y=y, log=log, dashed=dashed)
+    figure.savefig(path, dpi=150)
+
+
+def draw_lines(axes: Any, lines: Lines, *, x: str, y: str, log: bool = False, dashed: str = "\0") -> None:
+    """The same into one part of a picture."""
+    for position, (label, points) in enumerate(lines.items()):
+        places, values, errors = zip(*points, strict=True) if points else ((), (), ())
+        axes.errorbar(
+            places,
+            values,
+            yerr=[0.0 if e is None else e for e in errors],
+            color=f"C{position % 10}",
+            linestyle="--" if label.startswith(dashed) else "-",
+            marker="o",
+            markersize=3,
+            linewidth=1,
+            label=label,
+        )
+    if log:
+        axes.set_xscale("log")
+    axes.set(xlabel=x, ylabel=y)
+    axes.legend(fontsize=7)
+
+
 def _show(axes: Any, image: np.ndarray, *, frame: str = "black") -> None:
     axes.imshow(1 - image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
-import platform
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from torch import Tensor
 
+from vma_pyro import results
 from vma_pyro.evaluation import Estimate
 from vma_pyro.few_shot import FewShotScores, Protocol
 
@@ -33,7 +29,7 @@ class Job(NamedTuple):
     command: str
     data: str
     seconds: float
-    device: str
+    device: torch.device
     seed: int
     training: dict[str, dict[str, Any]]
     config: dict[str, Any]
@@ -49,7 +45,7 @@ def to_json(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> str:
         memoryless: NLL of the same images without memory [images], if measured.
     """
     kl = {name: _plain(value) for name, value in scores.kl._asdict().items() if name != "nll_of_images"}
-    results = {
+    content = {
         "command": job.command,
         "seconds": job.seconds,
         "nll": {shots: _plain(estimate) for shots, estimate in scores.nll.items()},
@@ -60,15 +56,9 @@ def to_json(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> str:
         "training": job.training,
         "protocol": job.protocol._asdict(),
         "config": job.config,
-        "versions": {
-            "vma_pyro": _version(),
-            "pyro": pyro.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "device": job.device,
-        },
+        "versions": results.versions(job.device),
     }
-    return json.dumps(_finite(results), indent=2, default=str, allow_nan=False) + "\n"
+    return results.to_json(content)
 
 
 def to_markdown(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> str:
@@ -108,20 +98,20 @@ images ± their standard error; seed {protocol.seed} for the test episodes, {job
 Upper bound from {protocol.samples} importance samples, nats per image, {protocol.images} images; examples of the
 image's own class in memory, the image itself never.
 
-{_table(("examples", "NLL in nats"), likelihoods)}
+{results.table(("examples", "NLL in nats"), likelihoods)}
 
 ## Classification by q(a|x), no fine-tuning
 
 {protocol.queries} images, each with a memory of its own.
 
-{_table(("task", "correct, %"), accuracies)}
+{results.table(("task", "correct, %"), accuracies)}
 
 ## Where the nats go
 
 {protocol.images} images, each with a memory of {protocol.classes} classes x {protocol.shots} examples; nats per
 image unless said otherwise.
 
-{_table(("part", "value"), split)}
+{results.table(("part", "value"), split)}
 
 Pictures: `samples.png` (generated from one example), `posterior.png` (the address posterior), `training.png`.
 """
@@ -134,25 +124,5 @@ def gains(scores: FewShotScores, memoryless: Tensor | None) -> dict[str, Estimat
     return {shots: Estimate.of(memoryless - nll) for shots, nll in scores.nll_of_images.items()}
 
 
-def _finite(value: Any) -> Any:
-    """The same tree with null for NaN and infinity, which JSON lacks: one image has no standard error."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _plain(value: Any) -> Any:
     return value._asdict() if isinstance(value, Estimate) else value
-
-
-def _version() -> str:
-    from vma_pyro import __version__
-
-    return __version__
-
-
-def _table(head: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
-    return "\n".join(lines)

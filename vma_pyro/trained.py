@@ -1,18 +1,26 @@
-"""Trained models as files: a checkpoint says what its programs are, and they are rebuilt from that."""
+"""Trained models, and their files: a checkpoint says what its programs are, and they are rebuilt from that."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from pyro.infer.elbo import ELBO
 from torch import nn
 
-from vma_pyro import checkpoint
+from vma_pyro import checkpoint, pretrained
 from vma_pyro.baselines import MemorylessGuide, MemorylessModel, SoftAttentionGuide, SoftAttentionModel
+from vma_pyro.data.episodes import Episode, Episodes
 from vma_pyro.guide import Guide
 from vma_pyro.infer import MultiSampleELBO
 from vma_pyro.model import Model
 from vma_pyro.networks import ConvNetworks, MLPNetworks, Networks
+from vma_pyro.ranks import Ranks
+from vma_pyro.script import Stopped
+from vma_pyro.training import TrainConfig, fit
 
 Pair = tuple[nn.Module, nn.Module]  # model and guide
 
@@ -48,6 +56,66 @@ def build(architecture: dict[str, Any]) -> Pair:
     return SoftAttentionModel(networks), SoftAttentionGuide(networks, target_guided=program == "soft-guided")
 
 
+def train(
+    architecture: dict[str, Any],
+    elbo: ELBO,
+    episodes: Episodes,
+    *,
+    config: TrainConfig,
+    folder: Path,
+    data: str,
+    validation: Sequence[Episode] = (),
+    identity: dict[str, Any] | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+    label: str = "training",
+) -> tuple[Pair, dict[str, Any]]:
+    """Build and train model and guide, or go on with it, and leave them in the folder's `model.pt`.
+
+    Args:
+        architecture: see `build`.
+        elbo, episodes, config, folder, validation, resume, tensorboard, label: see `fit`.
+        data: name of the data set.
+        identity: further plain values that a resumed run must share.
+
+    Returns:
+        Model and guide, and facts about the training: updates, seconds, validation NLL in nats per image.
+
+    Raises:
+        Stopped: told to, with a checkpoint left.
+        ValueError, OSError, FloatingPointError: see `fit`.
+    """
+    torch.manual_seed(config.seed)
+    pair = build(architecture)
+    result = fit(
+        *pair,
+        elbo,
+        episodes,
+        config=config,
+        folder=folder,
+        validation=validation,
+        architecture=architecture,
+        identity={"data": data, **(identity or {}), **architecture},
+        resume=resume,
+        tensorboard=tensorboard,
+        label=label,
+    )
+    ranks = Ranks.present()
+    if result.interrupted:
+        ranks.wait()
+        if ranks.rank > 0:
+            sys.exit(128 + result.interrupted)
+        raise Stopped(result.interrupted, result.updates)
+    if ranks.rank == 0:
+        save(folder / "model.pt", pair, architecture, data=data)
+    seconds = round(result.seconds, 1)
+    return pair, {
+        "updates": result.updates,
+        "training_seconds": seconds,
+        "validation_nll": result.validation_nll,
+    }
+
+
 def save(path: Path, pair: Pair, architecture: dict[str, Any], **facts: Any) -> None:
     """Write weights with what is needed to rebuild their programs, and facts (plain values) to go with them.
 
@@ -68,7 +136,7 @@ def load(path: Path, *, program: str | None = None) -> Pair:
         FileNotFoundError: no such file.
         ValueError: damaged, another kind of file, or another program.
     """
-    content = checkpoint.load(path)
+    content = checkpoint.load(file_of(path))
     architecture = content.get("architecture", {})
     found = architecture.get("program")
     if found is None or (program is not None and found != program):
@@ -82,11 +150,22 @@ def load(path: Path, *, program: str | None = None) -> Pair:
     return pair
 
 
+def file_of(path: Path) -> Path:
+    """The file itself, or for the word "pretrained" that of the Omniglot model that comes with the package."""
+    return pretrained.path_of("omniglot") if path == Path("pretrained") else path
+
+
 def facts_of(path: Path) -> dict[str, Any]:
     """What a file says of itself: its architecture, and the data that it was trained on if that is known."""
-    content = checkpoint.load(path)
+    content = checkpoint.load(file_of(path))
     data = content.get("data", content.get("identity", {}).get("data"))
     return content.get("architecture", {}) | ({} if data is None else {"data": data})
+
+
+def on(device: torch.device, pair: Pair) -> Pair:
+    """Both on a device."""
+    model, guide = pair
+    return model.to(device), guide.to(device)
 
 
 def as_one(pair: Pair) -> nn.Module:

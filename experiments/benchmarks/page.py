@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 
 from vma_pyro import script
@@ -55,8 +54,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
 def set_up() -> None:
     """As the experiments do it."""
     keep_freed_memory()
-    pyro.settings.set(module_local_params=True)
-    pyro.enable_validation(False)
+    script.set_up()
 
 
 def cli(main: Any, config: Any, description: str | None) -> None:

@@ -5,8 +5,13 @@ training run. Model and guide are any Pyro programs with the signature (memory, 
 `address`, `z` and `x`; a model without an address (the memoryless one) has zero address terms.
 """
 
-from vma_pyro.evaluation.classification import address_posterior, classify
-from vma_pyro.evaluation.estimates import Estimate, distribution_at, undisturbed
+from vma_pyro.evaluation.classification import (
+    address_posterior,
+    classify,
+    classify_by_attention,
+    classify_by_likelihood,
+)
+from vma_pyro.evaluation.estimates import Estimate, TwoPhase, distribution_at, undisturbed
 from vma_pyro.evaluation.kl import KLReport, Split, kl_report, split_bound
 from vma_pyro.evaluation.large import generate, large_log_likelihood
 from vma_pyro.evaluation.likelihood import log_likelihood
@@ -15,8 +20,11 @@ __all__ = [
     "Estimate",
     "KLReport",
     "Split",
+    "TwoPhase",
     "address_posterior",
     "classify",
+    "classify_by_attention",
+    "classify_by_likelihood",
     "distribution_at",
     "generate",
     "kl_report",

@@ -1,17 +1,20 @@
-"""Classification by the address posterior."""
+"""Classification by the address: its posterior under the guide or the model, or the weights of a soft read."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from vma_pyro.evaluation.chunks import check, datapoint_chunks, labels_of
+from vma_pyro.evaluation.chunks import check, datapoint_chunks, labels_of, weight_chunks
 from vma_pyro.evaluation.estimates import distribution_at, undisturbed
+from vma_pyro.memory import Memory
 
 
 def address_posterior(guide: Callable[..., Any], memory: Any, x: Tensor) -> Float[Tensor, "B S"]:
@@ -44,11 +47,109 @@ def classify(
     Raises:
         ValueError: a memory without labels, or with labels beyond `num_classes`.
     """
+    num_classes = _check_labels(memory, num_classes)
+    return _by_class(address_posterior(guide, memory, x), memory, num_classes)
+
+
+def classify_by_likelihood(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    memory: Any,
+    x: Tensor,
+    *,
+    num_samples: int = 10,
+    num_classes: int | None = None,
+    seed: int = 0,
+) -> Float[Tensor, "B C"]:
+    r"""p(c | x, M) under the model: each entry's likelihood estimated by importance sampling.
+
+    .. math:: p(c \mid x, M) \propto \sum_{a \in c} p(a \mid M) \frac1N \sum_n
+              \frac{p(x, z_{na} \mid m_a)}{q(z_{na} \mid x, m_a)}
+
+    What q(a | x, M) approximates, at |M| N decoder evaluations per image.
+
+    Args:
+        model, guide: programs of (memory, x).
+        memory: a `Memory` with labels.
+        x: images [B, *E].
+        num_samples: N.
+        num_classes: C; None takes the largest label plus one.
+        seed: of the evaluation's own random stream.
+
+    Returns:
+        Probabilities [B, C].
+
+    Raises:
+        ValueError: as `classify`; N below 1.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    num_classes = _check_labels(memory, num_classes)
+    check(memory, x)
+    size = labels_of(memory).shape[-1]
+    found = []
+    with undisturbed(model, guide, seed=seed):
+        for part, part_memory in datapoint_chunks(memory, x, reads_per_image=size):
+            total = torch.full((size, len(part)), -math.inf, dtype=torch.float64, device=x.device)
+            rows = 0  # the chunks of one draw follow the addresses
+            for log_w in weight_chunks(model, guide, part_memory, part, num_samples, size, "exact"):
+                at = slice(rows, rows + len(log_w))
+                total[at] = torch.logaddexp(total[at], log_w.double().logsumexp(1))
+                rows = at.stop % size
+            found.append(total.softmax(0).T)
+    return _by_class(torch.cat(found), memory, num_classes)
+
+
+def classify_by_attention(
+    model: Any,
+    guide: Callable[..., Any],
+    memory: Memory,
+    x: Tensor,
+    *,
+    num_samples: int = 10,
+    num_classes: int | None = None,
+    seed: int = 0,
+) -> Float[Tensor, "B C"]:
+    """p(c | x) of soft attention: the mean over q(z | x) of the weight that the read gives to class c.
+
+    Args:
+        model: with `networks` and `attention`, as `SoftAttentionModel`.
+        guide: a program of (memory, x) with a site `z`.
+        memory: with labels.
+        x: images [B, *E].
+        num_samples: draws of z per image.
+        num_classes: C; None takes the largest label plus one.
+        seed: of the evaluation's own random stream.
+
+    Returns:
+        Probabilities [B, C].
+
+    Raises:
+        ValueError: as `classify`.
+    """
+    num_classes = _check_labels(memory, num_classes)
+    check(memory, x)
+    found = []
+    with undisturbed(model, guide, seed=seed):
+        for part, part_memory in datapoint_chunks(memory, x, reads_per_image=num_samples):
+            with pyro.plate("samples", num_samples, dim=-2):
+                z = poutine.trace(guide).get_trace(part_memory, part).nodes["z"]["value"]
+            found.append(model.attention(z, part_memory.encode(model.networks)).mean(0))
+    return _by_class(torch.cat(found), memory, num_classes)
+
+
+def _check_labels(memory: Any, num_classes: int | None) -> int:
     labels = labels_of(memory)
     low, high = int(labels.min()), int(labels.max())
     num_classes = high + 1 if num_classes is None else num_classes
     if low < 0 or high >= num_classes:
         raise ValueError(f"memory.labels: expected values 0..{num_classes - 1}, got {low}..{high}")
-    q = address_posterior(guide, memory, x)
-    labels = labels.expand(len(x), -1)
-    return torch.zeros(len(x), num_classes, dtype=q.dtype, device=q.device).scatter_add_(1, labels, q)
+    return num_classes
+
+
+def _by_class(probs: Float[Tensor, "B S"], memory: Any, num_classes: int) -> Float[Tensor, "B C"]:
+    """Probability of the entries of each class."""
+    labels = labels_of(memory).expand(len(probs), -1)
+    return torch.zeros(len(probs), num_classes, dtype=probs.dtype, device=probs.device).scatter_add_(
+        1, labels, probs
+    )

@@ -5,8 +5,17 @@ uninterrupted one, bit for bit on a CPU (with a budget in updates; one in minute
 """
 
 from vma_pyro.training.allocator import keep_freed_memory
-from vma_pyro.training.config import TrainConfig, device_of, learning_rate
+from vma_pyro.training.config import TrainConfig, device_of, device_of_name, learning_rate
 from vma_pyro.training.loop import FitResult, fit
 from vma_pyro.training.processes import check_shares
 
-__all__ = ["FitResult", "TrainConfig", "check_shares", "device_of", "fit", "keep_freed_memory", "learning_rate"]
+__all__ = [
+    "FitResult",
+    "TrainConfig",
+    "check_shares",
+    "device_of",
+    "device_of_name",
+    "fit",
+    "keep_freed_memory",
+    "learning_rate",
+]

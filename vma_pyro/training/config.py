@@ -80,9 +80,20 @@ def device_of(config: TrainConfig) -> torch.device:
     Raises:
         ValueError: a GPU is asked for and there is none.
     """
-    if config.accelerator == "cuda" and not torch.cuda.is_available():
+    return device_of_name(config.accelerator)
+
+
+def device_of_name(accelerator: str) -> torch.device:
+    """Where to run: cpu, cuda, or auto, which is one NVIDIA GPU if there is one.
+
+    Raises:
+        ValueError: another name; a GPU is asked for and there is none.
+    """
+    if accelerator not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"accelerator: expected auto, cpu or cuda, got {accelerator!r}")
+    if accelerator == "cuda" and not torch.cuda.is_available():
         raise ValueError("accelerator: expected a GPU for cuda, found none")
-    return torch.device("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def identity_of(config: TrainConfig) -> dict[str, Any]:

@@ -5,15 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 from vma_pyro.atomic import write_text
-from vma_pyro.laboratory.setting import LaboratoryConfig
+
+
+class Job(Protocol):
+    """The options of a long job, a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def out(self) -> Path:
+        """Folder of the job."""
+
+    @property
+    def resume(self) -> bool:
+        """Go on with the job in the folder."""
+
 
 FREE = ("out", "resume", "data_dir")  # may differ between the sessions of one job
 
 
-def once(config: LaboratoryConfig, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def once(config: Job, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A part of the results: from its file, if an interrupted job has got so far, else computed and kept."""
     path = config.out / "parts" / f"{name}.json"
     if config.resume and path.exists():
@@ -24,7 +39,7 @@ def once(config: LaboratoryConfig, name: str, compute: Callable[[], dict[str, An
     return content
 
 
-def check_same(config: LaboratoryConfig) -> None:
+def check_same(config: Job) -> None:
     """Refuse to go on under another configuration: parts of both would stand on one page."""
     path = config.out / "config.json"
     present = {k: v for k, v in json.loads(json.dumps(asdict(config), default=str)).items() if k not in FREE}

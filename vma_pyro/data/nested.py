@@ -1,0 +1,164 @@
+"""Episodes for tests: the same targets under memories that grow, each containing the smaller ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vma_pyro.data.episodes import Episode, as_images
+from vma_pyro.data.records import Characters
+from vma_pyro.memory import Memory
+
+
+class NestedEpisodes:
+    """Fixed targets, each with a memory of its own of any number of classes and examples.
+
+    Everything about target i depends on the seed and i alone, so that figures for different memories are paired by
+    target: the memory of more classes, or of more examples, contains that of fewer. Where its own class stands
+    among those of the memory is random.
+
+    Args:
+        characters: [classes, examples, 28, 28].
+        targets: how many, drawn without replacement from all images; None takes every image once.
+        seed: of everything.
+        within_alphabet: whether the other classes come from the target's alphabet only; targets then come from
+            alphabets of at least `smallest_alphabet` classes.
+        smallest_alphabet: see there.
+
+    Raises:
+        ValueError: more targets than there are images.
+    """
+
+    def __init__(
+        self,
+        characters: Characters,
+        *,
+        targets: int | None,
+        seed: int,
+        within_alphabet: bool = False,
+        smallest_alphabet: int = 1,
+    ) -> None:
+        self.images = torch.from_numpy(np.ascontiguousarray(characters.images))
+        self.seed = seed
+        names = np.array(characters.alphabets)
+        self._others = [np.flatnonzero(names == name) if within_alphabet else None for name in names]
+        possible = torch.tensor(
+            [
+                n
+                for n, others in enumerate(self._others)
+                if others is None or len(others) >= max(2, smallest_alphabet)
+            ],
+            dtype=torch.long,
+        )
+        available = len(possible) * self.examples
+        targets = available if targets is None else targets
+        if not 1 <= targets <= available:
+            raise ValueError(f"targets: expected 1 to {available}, the images of the test classes, got {targets}")
+        drawn = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:targets]
+        self._class, self._example = possible[drawn // self.examples], drawn % self.examples
+
+    def __len__(self) -> int:
+        """Number of targets."""
+        return len(self._class)
+
+    @property
+    def examples(self) -> int:
+        """Of each class, the target among them."""
+        return self.images.shape[1]
+
+    def episodes(self, classes: int, shots: int, *, first: int | None = None) -> Iterator[Episode]:
+        """All targets, some at a time, each under the target's class and `classes` - 1 others.
+
+        Args:
+            classes: of the memory.
+            shots: examples of each of them; never the target.
+            first: only so many targets.
+
+        Raises:
+            ValueError: more classes or shots than there are.
+        """
+        if not 1 <= shots < self.examples:
+            raise ValueError(f"shots: expected 1 to {self.examples - 1}, got {shots}")
+        for part in self._parts(first, classes * shots):
+            chosen = [self._memory(i, classes) for i in part]
+            labels = torch.stack([label for _, label, _ in chosen])
+            rows = torch.stack([rows for rows, _, _ in chosen])  # [b, classes]
+            order = torch.stack([order[:, :shots] for _, _, order in chosen])  # [b, classes, shots]
+            entries = self.images[rows[:, :, None], order].flatten(1, 2)
+            names = torch.arange(classes).repeat_interleave(shots).expand(len(part), -1)
+            yield Episode(Memory(as_images(entries), names), self._targets(part), labels)
+
+    def pooled(
+        self, classes: int, entries: int, *, replacement: bool = False, first: int | None = None
+    ) -> Iterator[Episode]:
+        """All targets, each under `entries` images in all, drawn from the images of its class and of others.
+
+        The conditioning sets of Generative Matching Networks (Bartunov & Vetrov 2016): "shots" are a total, and
+        the target's class may be absent. Their public sampler draws with replacement, the target included.
+
+        Args:
+            classes: from whose images the entries are drawn.
+            entries: |M|.
+            replacement: draw with replacement, from the target as well; else without, and never the target.
+            first: only so many targets.
+
+        Raises:
+            ValueError: more entries than the classes have.
+        """
+        most = classes * self.examples - 1
+        if entries < 1 or (entries > most and not replacement):
+            raise ValueError(f"entries: expected 1 to {most}, the images of {classes} classes, got {entries}")
+        for part in self._parts(first, entries):
+            chosen, labels = [], []
+            for i in part:
+                rows, label, order = self._memory(i, classes)
+                # Columns 0 to examples - 2 of each class's order never hold the target; the last one may.
+                pool = (rows[:, None] * self.examples + order).flatten()
+                own = int(self._class[i]) * self.examples + int(self._example[i])
+                generator = self._generator(i, 1)
+                if replacement:
+                    picked = pool[torch.randint(len(pool), (entries,), generator=generator)]
+                else:
+                    pool = pool[pool != own]
+                    picked = pool[torch.randperm(len(pool), generator=generator)[:entries]]
+                chosen.append(picked)
+                labels.append(label)
+            flat = self.images.flatten(0, 1)[torch.stack(chosen)]
+            yield Episode(Memory(as_images(flat)), self._targets(part), torch.stack(labels))
+
+    def _parts(self, first: int | None, size: int) -> Iterator[range]:
+        """Targets whose memories fit together into a quarter of a gigabyte."""
+        number = len(self) if first is None else min(first, len(self))
+        step = max(1, min(256, 80_000 // size))
+        for start in range(0, number, step):
+            yield range(start, min(start + step, number))
+
+    def _memory(self, i: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Classes of target i's memory [C], the place of its own among them, orders of their examples [C, E]."""
+        own = int(self._class[i])
+        others = self._others[own]
+        pool = torch.arange(len(self.images)) if others is None else torch.from_numpy(others)
+        if not 1 <= classes <= len(pool):
+            raise ValueError(f"classes: expected 1 to {len(pool)}, those to choose from, got {classes}")
+        generator = self._generator(i, 0)
+        pool = pool[pool != own]
+        pool = pool[torch.randperm(len(pool), generator=generator)]
+        order = torch.rand(len(pool) + 1, self.examples, generator=generator)
+        order[0, self._example[i]] = 2.0  # the target is the last of its class
+        rows = torch.cat([self._class[i : i + 1], pool[: classes - 1]])
+        order = order[:classes].argsort(1)
+        place = torch.randint(classes, (), generator=self._generator(i, 2 + classes))
+        swapped = torch.arange(classes)
+        swapped[0], swapped[place] = place, 0
+        return rows[swapped], place, order[swapped]
+
+    def _targets(self, part: range) -> Tensor:
+        at = slice(part.start, part.stop)
+        return as_images(self.images[self._class[at], self._example[at]])
+
+    def _generator(self, i: int, stream: int) -> torch.Generator:
+        # Seeds that differ by little give unrelated streams (Mersenne Twister after torch's own scrambling).
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + i) * 4_001 + stream)

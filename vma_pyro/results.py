@@ -1,0 +1,101 @@
+"""What an experiment leaves behind: results.json for programs, report.md for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+
+from vma_pyro.atomic import write_text
+from vma_pyro.record import command
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Markdown."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """JSON with null for NaN and infinity, which JSON lacks: one image has no standard error."""
+    return json.dumps(_finite(content), indent=1, default=str, allow_nan=False) + "\n"
+
+
+def header(config: Any, *, seconds: float, device: torch.device, training: Mapping[str, Any]) -> dict[str, Any]:
+    """What every results.json begins with.
+
+    Args:
+        config: the dataclass of all options.
+        seconds: of the whole job, wall clock; of its last session if it was interrupted.
+        device: on which it ran.
+        training: facts about how each model was trained (updates, seconds, ...), or where it was loaded from.
+    """
+    return {
+        "command": command(),
+        "seconds": round(seconds, 1),
+        "training": dict(training),
+        "config": asdict(config),
+        "versions": versions(device),
+    }
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """What it was computed with."""
+    from vma_pyro import __version__
+
+    return {
+        "vma_pyro": __version__,
+        "pyro": pyro.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
+    }
+
+
+def write(folder: Path, content: Mapping[str, Any], title: str, parts: Sequence[str]) -> None:
+    """results.json and report.md; the latter is also printed.
+
+    Args:
+        folder: of the experiment.
+        content: all figures, after those of `header`.
+        title: of the report.
+        parts: its paragraphs and tables.
+    """
+    trained = [f"{name}: {described(facts)}." for name, facts in content["training"].items()]
+    page = "\n\n".join(
+        [f"# {title}", f"`{content['command']}`", *(["  \n".join(trained)] if trained else []), *parts]
+    )
+    write_text(folder / "results.json", to_json(content))
+    write_text(folder / "report.md", page + "\n")
+    print(page)
+
+
+def described(facts: Mapping[str, Any]) -> str:
+    """How a model was trained, in one line."""
+    return ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in facts.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _wrapped(part: str) -> str:
+    """A paragraph of lines that can be read; tables, headings and pictures as they are."""
+    return part if part[0] in "|#!" else textwrap.fill(part, 110)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
