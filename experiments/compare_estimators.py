@@ -42,8 +42,6 @@ def main(config: LaboratoryConfig) -> None:
     config = config.resolved()
     assert config.final_minutes is not None
     keep_freed_memory()
-    pyro.settings.set(module_local_params=True)
-    pyro.enable_validation(False)
     if config.out.exists() and any(config.out.iterdir()) and not config.resume:
         raise ValueError(f"out: expected a new or empty folder, or --resume, got {config.out}")
     check_same(config)

@@ -124,7 +124,7 @@ def fitting(
 
 def main(config: ProgramConfig) -> None:
     """Compare and write."""
-    pyro.settings.set(module_local_params=True)
+    pyro.enable_validation(True)  # these programs are new
     sys.path.insert(0, str(Path.cwd()))
     model, guide = program("model", config.model), program("guide", config.guide)
     args = arguments(config.data)

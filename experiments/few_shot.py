@@ -173,7 +173,6 @@ def main(config: FewShotConfig) -> None:
     start = time.monotonic()
     config = config.resolved()
     ranks = Ranks.start()
-    script.set_up()
     data = ranks.in_turn(lambda: load_split(str(config.data), config.data_dir))  # the first one downloads
     rehearse(config, data)
     if ranks.rank == 0:

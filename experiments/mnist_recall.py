@@ -157,7 +157,6 @@ def main(config: RecallConfig) -> None:
     """Train or load, test, write."""
     start = time.monotonic()
     config = config.resolved()
-    script.set_up()
     images, unseen = (mnist.load(config.data_dir, split=split) for split in ("train", "test"))
     for data, size in ((images, config.memory), *((unseen, size) for size in config.memories)):
         # A bad one must not cost a training run.

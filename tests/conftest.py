@@ -3,6 +3,7 @@
 import os
 
 import matplotlib
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -41,3 +42,43 @@ def random_images():
         return (torch.rand(*lead, 1, side, side, generator=generator) < 0.2).float()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory):
+    """A small Omniglot and MNIST of random images in prepared files, as `--data-dir` takes them."""
+    from vma_pyro.data import omniglot
+    from vma_pyro.data.records import write_npz
+
+    root = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    halves = {
+        "background": (*omniglot.VALIDATION_ALPHABETS, "Latin", "Korean"),
+        "evaluation": (*omniglot.TEST_5, "Angelic"),
+    }
+    for half, names in halves.items():
+        alphabets = np.repeat(names, 3)
+        write_npz(
+            root / "omniglot" / f"{half}.npz",
+            images=(generator.random((len(alphabets), 20, 28, 28)) < 0.2).astype(np.uint8),
+            alphabet=alphabets,
+            character=np.array([f"character{n}" for n in range(len(alphabets))]),
+        )
+    for split, number in (("train", 5300), ("test", 40)):
+        images = (generator.random((number, 28, 28)) < 0.2).astype(np.uint8)
+        labels = (np.arange(number) % 10).astype(np.uint8)
+        write_npz(root / "mnist" / f"{split}.npz", images=images, labels=labels)
+    return root
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """Folder with a small untrained model of each program, as checkpoints of Omniglot."""
+    from vma_pyro import trained
+
+    folder = tmp_path_factory.mktemp("untrained")
+    for program in trained.PROGRAMS:
+        architecture = {"networks": "conv", "width": 0.1, "latent_dim": 4, "program": program}
+        with torch.random.fork_rng(), pyro.settings.context(module_local_params=True):
+            trained.save(folder / f"{program}.pt", trained.build(architecture), architecture, data="omniglot")
+    return folder

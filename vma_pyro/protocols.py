@@ -11,7 +11,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from vma_pyro import kept, script, trained
+from vma_pyro import trained
 from vma_pyro.data import Characters, Episode, load_split
 from vma_pyro.evaluation import (
     Estimate,
@@ -87,18 +87,15 @@ class Subject(NamedTuple):
 
 
 def subject_of(config: TestConfig) -> Subject:
-    """Load the model and its test classes, and make room for the results.
+    """Load the model and its test classes.
 
     Raises:
-        ValueError, OSError: no such model or data, a damaged file, no room.
+        ValueError, OSError: no such model or data, a damaged file.
     """
-    script.set_up()
     device = device_of_name(config.accelerator)
     pair = trained.on(device, trained.load(config.load, program="memory"))
     facts = trained.facts_of(config.load)
     test = load_split(str(facts.get("data")), config.data_dir).test
-    script.make_room(config.out, resume=config.resume, load=config.load)
-    kept.check_same(config)
     return Subject(pair, {"loaded_from": str(config.load), **facts}, test, device)
 
 

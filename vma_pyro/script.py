@@ -12,6 +12,7 @@ from typing import TypeVar
 import pyro
 import tyro
 
+from vma_pyro import kept
 from vma_pyro.record import command
 
 Config = TypeVar("Config")
@@ -33,6 +34,12 @@ class Stopped(Exception):
         self.signal = signal
 
 
+def set_up() -> None:
+    """Pyro as all experiments use it: parameters live in the modules, and nothing is checked over and over."""
+    pyro.settings.set(module_local_params=True)
+    pyro.enable_validation(False)  # 0.4 to 1.3 ms per update; the tests run with it
+
+
 def run(
     main: Callable[[Config], object],
     config: type[Config],
@@ -47,6 +54,7 @@ def run(
         description: for `--help`.
         arguments: instead of those of the process.
     """
+    set_up()
     try:
         main(tyro.cli(config, description=description, args=arguments))
     except (ValueError, OSError, FloatingPointError) as error:
@@ -56,12 +64,6 @@ def run(
         sys.exit(128 + stop.signal)
     except KeyboardInterrupt:  # outside training: nothing to save
         sys.exit(128 + signal.SIGINT)
-
-
-def set_up() -> None:
-    """Pyro as the experiments use it: parameters live in the modules, and nothing is checked over and over."""
-    pyro.settings.set(module_local_params=True)
-    pyro.enable_validation(False)  # 0.4 to 1.3 ms per update; the tests run with it
 
 
 def make_room(out: Path, *, resume: bool, load: Path | None) -> None:
@@ -96,3 +98,17 @@ def make_room(out: Path, *, resume: bool, load: Path | None) -> None:
         raise OSError(f"out: expected a folder that can be made, got {out} ({error.strerror})") from error
     if not os.access(out, os.W_OK):
         raise PermissionError(f"out: expected a folder that can be written, got {out}")
+
+
+def begin(job: kept.Job, *, load: Path | None) -> None:
+    """Make room for a job whose parts are kept, or go on with it.
+
+    Args:
+        job: its options.
+        load: what it tests, if it does not train that itself.
+
+    Raises:
+        ValueError, OSError: as `make_room`; going on under another configuration.
+    """
+    make_room(job.out, resume=job.resume, load=load)
+    kept.check_same(job)

@@ -1,0 +1,191 @@
+"""Does the lookup need annealing? KL(a) over training with none, and with a temperature that falls.
+
+Two runs alike but for q(a | x): one as it is, one whose logits are divided by a temperature that falls from
+`temperature` to 1 over the first half of training, so that addresses are first drawn almost at random. The paper
+trains without. Writes results.json, report.md and a picture.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from vma_pyro import ConvNetworks, CosineSimilarity, Guide, Model, kept, plots, protocols, results, script
+from vma_pyro.data import Episode, EpisodeSampler, NestedEpisodes, Split, load_split
+from vma_pyro.data.episodes import Episodes
+from vma_pyro.evaluation import Estimate
+from vma_pyro.infer import make
+from vma_pyro.record import read_metrics
+from vma_pyro.several import SeveralConfig, small
+from vma_pyro.trained import Pair, on
+from vma_pyro.training import TrainConfig, device_of, fit
+
+
+@dataclass(frozen=True)
+class AnnealingConfig(SeveralConfig):
+    """Train with and without a temperature schedule of the address."""
+
+    out: Path = Path("runs/annealing")
+    """Folder for the results. An earlier run in it is moved aside, never overwritten."""
+    width: float = 0.25
+    """Factor on the paper's 48 and 64 maps per convolution."""
+    classes: int = 8
+    """In the memory."""
+    shots: int = 4
+    """Examples of each."""
+    temperature: float = 10.0
+    """At the first update."""
+    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: TrainConfig(updates=5000, log_every=25)
+    )
+    """Training of each model."""
+
+    def resolved(self) -> AnnealingConfig:
+        """The same configuration; tiny if wanted."""
+        if self.train.updates is None:
+            raise ValueError("updates: expected a budget in updates, as the temperature follows them, got none")
+        return replace(self, **small(self), classes=2, shots=1) if self.tiny else self
+
+
+class Tempered(nn.Module):
+    """A similarity over a temperature, in training; as it is, in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.similarity = CosineSimilarity()
+        self.temperature = 1.0
+
+    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Logits of the address [..., B, S]."""
+        logits: Tensor = self.similarity(query, keys)
+        return logits / self.temperature if self.training else logits
+
+
+class Falling:
+    """Episodes, each of which sets the temperature of its update: down from `start` to 1 in geometric steps."""
+
+    def __init__(self, episodes: Episodes, tempered: Tempered, start: float, updates: int) -> None:
+        self.episodes, self.tempered, self.start, self.updates = episodes, tempered, start, updates
+        self.drawn = 0
+
+    def sample(self) -> Episode:
+        """The next episode."""
+        left = max(0.0, 1 - self.drawn / self.updates)
+        self.tempered.temperature = self.start**left
+        self.drawn += 1
+        return self.episodes.sample()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the stream."""
+        return {"episodes": self.episodes.state_dict(), "drawn": torch.tensor(self.drawn)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved position."""
+        self.episodes.load_state_dict(state["episodes"])
+        self.drawn = int(state["drawn"])
+
+
+def train(config: AnnealingConfig, name: str, data: Split, start: float) -> tuple[Pair, dict[str, Any]]:
+    """One of the two runs."""
+    torch.manual_seed(config.train.seed)
+    networks, tempered = ConvNetworks(config.latent_dim, width=config.width), Tempered()
+    model, guide = Model(networks), Guide(networks, similarity=tempered)
+    shape: dict[str, Any] = {"classes": config.classes, "shots": config.shots, "queries": config.queries}
+    turned: Any = None if config.augment == "none" else config.augment
+    episodes = EpisodeSampler(data.train, **shape, seed=config.train.seed, augment=turned)
+    held_out = EpisodeSampler(data.validation, **shape, seed=1)
+    shared = ("data", "queries", "particles", "estimator", "augment", "width", "latent_dim", "classes", "shots")
+    result = fit(
+        model,
+        guide,
+        make(config.estimator, config.particles),
+        Falling(episodes, tempered, start, (config.train.updates or 0) // 2),
+        config=replace(config.train, capture=False),  # a temperature that changes cannot be recorded
+        folder=config.out / "models" / name,
+        validation=[held_out.sample() for _ in range(4)],
+        identity={key: getattr(config, key) for key in shared} | {"temperature": start},
+        resume=config.resume,
+        label=name,
+    )
+    if result.interrupted:
+        raise script.Stopped(result.interrupted, result.updates)
+    return (model, guide), {"updates": result.updates, "training_seconds": round(result.seconds, 1)}
+
+
+def score(pair: Pair, nested: NestedEpisodes, config: AnnealingConfig, device: torch.device) -> dict[str, Any]:
+    """NLL of the test images under a memory as in training."""
+
+    def episodes(first: int | None) -> Any:
+        return nested.episodes(config.classes, config.shots, first=first)
+
+    found = protocols.nll(pair, episodes, config.samples, device=device).estimate()
+    share = protocols.accuracy(pair, episodes, device=device)
+    return {"nll": found._asdict(), "accuracy": share._asdict()}
+
+
+def main(config: AnnealingConfig) -> None:
+    """Train and test both, write."""
+    start = time.monotonic()
+    config = config.resolved()
+    if config.load is not None:
+        raise ValueError(f"load: expected none, as the course of training is the result, got {config.load}")
+    device = device_of(config.train)
+    data = load_split(config.data, config.data_dir)
+    nested = NestedEpisodes(data.test, targets=config.images, seed=0)
+    script.begin(config, load=config.load)
+    training: dict[str, dict[str, Any]] = {}
+    rows = []
+    for name, temperature in (("none", 1.0), ("temperature", config.temperature)):
+        pair, training[name] = train(config, name, data, temperature)
+        found = kept.once(config, name, partial(score, on(device, pair), nested, config, device))
+        rows.append(
+            {"annealing": name, "curve": read_metrics(config.out / "models" / name / "metrics.jsonl"), **found}
+        )
+    head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
+    write({**head, "log_memory": math.log(config.classes * config.shots), "rows": rows}, config)
+
+
+def write(content: dict[str, Any], config: AnnealingConfig) -> None:
+    """results.json, report.md and the picture."""
+    names = {"none": "none", "temperature": f"temperature {config.temperature:g} to 1 over half of training"}
+    lines = []
+    for row in content["rows"]:
+        seen = [line for line in row["curve"] if "kl_address" in line]
+        halfway = next(
+            (line["update"] for line in seen if line["kl_address"] > content["log_memory"] / 2), "never"
+        )
+        share = Estimate(**row["accuracy"])
+        lines.append(
+            [names[row["annealing"]], halfway, f"{seen[-1]['kl_address']:.2f}", Estimate(**row["nll"])]
+            + [f"{100 * share.mean:.1f} ± {100 * share.se:.1f}"]
+        )
+    about = (
+        f"{config.classes} classes x {config.shots} examples in memory, log |M| = "
+        f"{content['log_memory']:.2f}; seed {config.train.seed}. NLL, nats per image: upper bound from "
+        f"{config.samples.many} importance samples of {config.samples.corrected} test images, corrected by "
+        f"{config.samples.few} samples of {config.images}."
+    )
+    head = ["annealing", "update at which KL(a) is half of log \\|M\\|", "KL(a) at the end", "NLL", "correct, %"]
+    picture = f"{config.out.name}.png"
+    curves = {names[row["annealing"]]: row["curve"] for row in content["rows"]}
+    plots.save_training(config.out / picture, curves, log_memory=content["log_memory"])
+    parts = [about, results.table(head, lines), f"![Bound, KL(a) and KL(z) in training]({picture})"]
+    results.write(config.out, content, "No annealing needed", parts)
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
+    script.run(main, AnnealingConfig, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    cli()

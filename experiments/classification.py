@@ -1,0 +1,171 @@
+"""Few-shot classification without fine-tuning: the class of the entries that a lookup chooses.
+
+From q(a | x, M) alone, and from the likelihood of every entry (the posterior that q approximates); among classes
+of all test alphabets, and within one alphabet, which is harder. The soft-attention model, if one is given, by the
+weights of its read. Writes results.json, report.md and a picture.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from vma_pyro import kept, plots, protocols, published, results, script, trained
+from vma_pyro.data import NestedEpisodes
+from vma_pyro.evaluation import Estimate
+from vma_pyro.protocols import Subject, TestConfig, subject_of
+
+
+@dataclass(frozen=True)
+class ClassificationConfig(TestConfig):
+    """Classify images of unseen classes by the memory's labels."""
+
+    out: Path = Path("runs/classification")
+    """Folder for the results. An earlier run in it is moved aside, never overwritten."""
+    soft: Path | None = None
+    """Checkpoint of a soft-attention model to classify with as well."""
+    ways: tuple[int, ...] = (5, 16, 20)
+    """Classes in the memory."""
+    shots: tuple[int, ...] = (1, 5)
+    """Examples of each."""
+    images: int = 3000
+    """Targets by q(a | x) and by attention."""
+    likelihood_images: int = 500
+    """Targets by the likelihoods of the entries, the first of the same."""
+    draws: int = 10
+    """Of z, for each entry's likelihood and for the weights of a soft read."""
+
+    def resolved(self) -> ClassificationConfig:
+        """The same configuration; tiny if wanted."""
+        small: dict[str, Any] = {"ways": (2, 3), "shots": (1,), "images": 6, "likelihood_images": 4, "draws": 2}
+        return replace(self, **small) if self.tiny else self
+
+
+class Task(NamedTuple):
+    """What is classified, and how."""
+
+    by: str
+    among: str
+    ways: int
+    shots: int
+
+
+def tasks(config: ClassificationConfig) -> list[Task]:
+    """All of them."""
+    means = ["guide", "likelihood", *(["attention"] if config.soft is not None else [])]
+    return [
+        Task(by, among, ways, shots)
+        for by in means
+        for among in ("all alphabets", "one alphabet")
+        for ways in config.ways
+        for shots in config.shots
+    ]
+
+
+def episodes_of(subject: Subject, config: ClassificationConfig, task: Task) -> NestedEpisodes:
+    """The targets of a task, the same for all numbers of classes and examples."""
+    within = task.among == "one alphabet"
+    return NestedEpisodes(
+        subject.test,
+        targets=config.images,
+        seed=config.seed,
+        within_alphabet=within,
+        smallest_alphabet=max(config.ways) if within else 1,
+    )
+
+
+def score(subject: Subject, soft: trained.Pair | None, config: ClassificationConfig, task: Task) -> dict[str, Any]:
+    """Share of targets classified right."""
+    nested = episodes_of(subject, config, task)
+    pair = soft if task.by == "attention" else subject.pair
+    assert pair is not None  # tasks come from the configuration
+    how: Any = task.by
+    found = protocols.accuracy(
+        pair,
+        lambda first: nested.episodes(task.ways, task.shots, first=first),
+        device=subject.device,
+        by=how,
+        num_samples=config.draws,
+        first=config.likelihood_images if task.by == "likelihood" else None,
+    )
+    return {**task._asdict(), "accuracy": found._asdict()}
+
+
+def main(config: ClassificationConfig) -> None:
+    """Score every task, write."""
+    start = time.monotonic()
+    config = config.resolved()
+    soft = None if config.soft is None else trained.load(config.soft)
+    subject = subject_of(config)
+    training = {"hard": subject.facts}
+    if config.soft is not None and soft is not None:
+        soft = trained.on(subject.device, soft)
+        training["soft"] = {"loaded_from": str(config.soft), **trained.facts_of(config.soft)}
+    for task in tasks(config):
+        episodes_of(subject, config, task)  # a bad one must not cost the others
+    script.begin(config, load=config.load)
+    rows = []
+    for task in tqdm(tasks(config), desc="tasks", unit="task"):
+        name = "-".join(map(str, task)).replace(" ", "_")
+        rows.append(kept.once(config, name, partial(score, subject, soft, config, task)))
+    head = results.header(config, seconds=time.monotonic() - start, device=subject.device, training=training)
+    write({**head, "rows": rows}, config)
+
+
+NAMES = {
+    "guide": "q(a\\|x)",
+    "likelihood": "likelihood of every entry",
+    "attention": "weights of soft attention",
+}
+
+
+def write(content: dict[str, Any], config: ClassificationConfig) -> None:
+    """results.json, report.md and the picture."""
+    columns = [(ways, shots) for ways in config.ways for shots in config.shots]
+    found = {(r["by"], r["among"], r["ways"], r["shots"]): Estimate(**r["accuracy"]) for r in content["rows"]}
+    lines = [
+        [NAMES[by], among, *(percent(found[by, among, ways, shots]) for ways, shots in columns)]
+        for by, among in dict.fromkeys((r["by"], r["among"]) for r in content["rows"])
+    ]
+    paper = [f"{100 * published.VMA_ACCURACY[c]:.0f}" if c in published.VMA_ACCURACY else "" for c in columns]
+    lines.append(["VMA (Bornschein et al. 2017), recalled", "all alphabets", *paper])
+    about = (
+        "Correct, %, mean ± standard error over the same targets in every column, each with a memory of its "
+        f"own that does not hold it; classes that training never saw; seed {config.seed}. By q(a|x) and by "
+        f"attention {config.images} targets, by likelihood the first {config.likelihood_images}, with "
+        f"{config.draws} samples of z for every entry. Within one alphabet all classes are of the target's "
+        "alphabet."
+    )
+    head = ["by", "among", *(f"{ways}-way {shots}-shot" for ways, shots in columns)]
+    picture = f"{config.out.name}.png"
+    curves = {
+        f"{NAMES[by]}, {shots}-shot, {among}".replace("\\", ""): [
+            (ways, 100 * found[by, among, ways, shots].mean, 100 * found[by, among, ways, shots].se)
+            for ways in config.ways
+        ]
+        for by, among in dict.fromkeys((r["by"], r["among"]) for r in content["rows"])
+        for shots in config.shots
+    }
+    plots.save_lines(config.out / picture, curves, x="classes", y="correct, %")
+    parts = [about, results.table(head, lines), f"![Accuracy by number of classes]({picture})"]
+    results.write(config.out, content, "Few-shot classification, no fine-tuning", parts)
+
+
+def percent(estimate: Estimate) -> str:
+    """A share in per cent."""
+    return f"{100 * estimate.mean:.1f} ± {100 * estimate.se:.1f}"
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
+    script.run(main, ClassificationConfig, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    cli()

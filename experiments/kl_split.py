@@ -1,0 +1,136 @@
+"""Where the nats go, by examples per class (figure 4B of the paper): KL(a), KL(z) and NLL.
+
+A model is trained for each number of examples of 8 classes in memory and tested with as many: with more examples
+the lookup says more (KL(a) rises, to at most log |M|), less is left for z to say, and images cost fewer nats.
+45 alphabets to train on, 5 to test. Writes results.json, report.md and a picture.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from matplotlib.figure import Figure
+
+from vma_pyro import kept, plots, protocols, published, results, script, trained
+from vma_pyro.data import NestedEpisodes, load_split
+from vma_pyro.evaluation import Estimate, kl_report
+from vma_pyro.several import SeveralConfig, model_of, small
+from vma_pyro.training import TrainConfig, device_of
+
+
+@dataclass(frozen=True)
+class SplitConfig(SeveralConfig):
+    """Train and take apart a model for each number of examples per class."""
+
+    data: Literal["glyphs", "omniglot", "omniglot-45"] = "omniglot-45"
+    """Procedural glyphs, Omniglot's canonical split, or 45 of its alphabets against 5."""
+    out: Path = Path("runs/kl_split")
+    """Folder for the results. An earlier run in it is moved aside, never overwritten."""
+    classes: int = 8
+    """In the memory."""
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Examples of each class in the memory, in training and test."""
+    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: TrainConfig(updates=8000)
+    )
+    """Training of each model."""
+
+    def resolved(self) -> SplitConfig:
+        """The same configuration; tiny if wanted."""
+        return replace(self, **small(self), classes=2, shots=(1, 2)) if self.tiny else self
+
+
+def score(
+    pair: trained.Pair, nested: NestedEpisodes, config: SplitConfig, device: torch.device, shots: int
+) -> dict[str, Any]:
+    """The bound of the targets taken apart, nats per image."""
+
+    def episodes(first: int | None) -> Any:
+        return nested.episodes(config.classes, shots, first=first)
+
+    parts = []
+    for episode in episodes(None):
+        e = episode.to(device)
+        parts.append(kl_report(*pair, e.memory, e.x, labels=e.labels, num_samples=config.samples.few))
+    nll = protocols.nll(pair, episodes, config.samples, device=device).estimate()
+    names = ("kl_address", "kl_z", "reconstruction", "right_class")
+    pooled = {name: Estimate.pooled([getattr(part, name) for part in parts])._asdict() for name in names}
+    size = config.classes * shots
+    return {"shots": shots, "entries": size, "log_memory": math.log(size), "nll": nll._asdict(), **pooled}
+
+
+def main(config: SplitConfig) -> None:
+    """Train and test all models, write."""
+    start = time.monotonic()
+    config = config.resolved()
+    device = device_of(config.train)
+    data = load_split(config.data, config.data_dir)
+    nested = NestedEpisodes(data.test, targets=config.images, seed=0)
+    script.begin(config, load=config.load)
+    training, rows = {}, []
+    for shots in config.shots:
+        name = f"{shots}_examples"
+        pair, training[name] = model_of(config, name, data, classes=config.classes, shots=shots)
+        todo = partial(score, trained.on(device, pair), nested, config, device, shots)
+        rows.append(kept.once(config, name, todo))
+    head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
+    write({**head, "rows": rows}, config)
+
+
+def write(content: dict[str, Any], config: SplitConfig) -> None:
+    """results.json, report.md and the picture."""
+    names = ("kl_address", "kl_z", "reconstruction", "nll")
+    lines = [
+        [row["shots"], row["entries"], f"{row['log_memory']:.2f}", *(Estimate(**row[name]) for name in names)]
+        for row in content["rows"]
+    ]
+    paper = published.VMA_SPLIT
+    lines += [
+        [
+            f"VMA, {shots} (recalled)",
+            8 * shots,
+            f"{math.log(8 * shots):.2f}",
+            paper["kl_address"][i],
+            paper["kl_z"][i],
+        ]
+        + ["", paper["nll"][i]]
+        for i, shots in enumerate((1, 16))
+    ]
+    about = (
+        f"One model for each row, trained alike; {config.classes} classes in memory. Nats per image, mean ± "
+        f"standard error over {config.images} test images, each with a memory of its own, the same images in "
+        f"all rows. NLL: upper bound from {config.samples.many} importance samples (of "
+        f"{config.samples.corrected} images, corrected by {config.samples.few} samples of all); the parts are "
+        "those of the single-sample bound."
+    )
+    head = ["examples per class", "S = \\|M\\|", "log S", "KL(a)", "KL(z)", "minus reconstruction", "NLL"]
+    picture = f"{config.out.name}.png"
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    for axes, name, label in zip(
+        figure.subplots(1, 3), ("kl_address", "kl_z", "nll"), ("KL(a)", "KL(z)", "NLL"), strict=True
+    ):
+        points = {"ours": [(r["shots"], r[name]["mean"], r[name]["se"]) for r in content["rows"]]}
+        points["VMA"] = [(1, paper[name][0], None), (16, paper[name][1], None)]
+        if name == "kl_address":
+            points["log |M|"] = [(r["shots"], r["log_memory"], None) for r in content["rows"]]
+        plots.draw_lines(axes, points, x="examples per class", y=f"{label}, nats per image", log=True)
+    figure.savefig(config.out / picture, dpi=150)
+    parts = [about, results.table(head, lines), f"![KL(a), KL(z), NLL]({picture})"]
+    results.write(config.out, content, "Where the nats go, by examples per class", parts)
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
+    script.run(main, SplitConfig, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    cli()

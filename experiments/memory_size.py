@@ -1,0 +1,201 @@
+"""How a model trained with tens of entries does with thousands (figure 5 of the paper): NLL by size of the memory.
+
+One trained model, test memories from one class to all of them. If a lookup finds the right class among C, the
+bound falls by log C and no more: the line L_1 + log C. Beside it the number of examples of each class, a model
+without memory and soft attention, if they are given. Writes results.json, report.md and a picture.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from vma_pyro import kept, plots, protocols, results, script, trained
+from vma_pyro.data import Characters, NestedEpisodes, omniglot
+from vma_pyro.evaluation import Estimate, TwoPhase
+from vma_pyro.protocols import TINY, TestConfig, subject_of
+
+
+@dataclass(frozen=True)
+class SizeConfig(TestConfig):
+    """Score a trained model with memories of every size."""
+
+    out: Path = Path("runs/memory_size")
+    """Folder for the results. An earlier run in it is moved aside, never overwritten."""
+    soft: Path | None = None
+    """Checkpoint of a soft-attention model to compare with."""
+    memoryless: Path | None = None
+    """Checkpoint of a model without memory to compare with."""
+    classes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 144)
+    """In the memory, of the 144 of the paper's five test alphabets."""
+    shots: tuple[int, ...] = (1, 4, 19)
+    """Examples of each of them."""
+    all_classes: tuple[int, ...] = (1, 8, 132, 659)
+    """In the memory, of all test classes."""
+    all_shots: int = 19
+    """Examples of each of those: all but the target."""
+    examples: tuple[int, ...] = (1, 2, 3, 4, 5, 8, 12, 16, 19)
+    """Examples of one class, for the second picture."""
+    images: int = 500
+    """Test images, the same in all memories."""
+
+    def resolved(self) -> SizeConfig:
+        """The same configuration; tiny if wanted."""
+        small: dict[str, Any] = {"classes": (1, 2), "shots": (1, 2), "examples": (1, 2), "all_shots": 2}
+        return replace(self, **small, all_classes=(1, 3), images=4, samples=TINY) if self.tiny else self
+
+
+class Cell(NamedTuple):
+    """One memory size for one model."""
+
+    model: str
+    test: str
+    classes: int
+    shots: int
+
+
+def cells(config: SizeConfig, models: Collection[str], tests: Mapping[str, Characters]) -> list[Cell]:
+    """All of them, each once; those that the test classes do not have are left out."""
+    first = next(iter(tests))
+    sizes = [(first, c, s) for s in config.shots for c in config.classes]
+    sizes += [(first, 1, s) for s in config.examples]
+    sizes += [("all alphabets", c, config.all_shots) for c in config.all_classes]
+    found = [Cell("hard", *size) for size in dict.fromkeys(sizes)]
+    if "soft" in models:
+        found += [Cell("soft", first, c, s) for s in config.shots[:2] for c in config.classes]
+    if "memoryless" in models:
+        found.append(Cell("memoryless", first, 1, 1))
+    return [c for c in found if c.classes <= len(tests[c.test]) and c.shots < tests[c.test].images.shape[1]]
+
+
+def score(
+    pair: trained.Pair, nested: NestedEpisodes, config: SizeConfig, device: torch.device, cell: Cell
+) -> dict[str, Any]:
+    """NLL of every target, nats: with few samples, and of the first of them with many."""
+    found = protocols.nll(
+        pair,
+        lambda first: nested.episodes(cell.classes, cell.shots, first=first),
+        config.samples,
+        device=device,
+    )
+    return {**cell._asdict(), "cheap": found.cheap.tolist(), "costly": found.costly.tolist()}
+
+
+def main(config: SizeConfig) -> None:
+    """Score every size, write."""
+    start = time.monotonic()
+    config = config.resolved()
+    others = {
+        "soft": None if config.soft is None else trained.load(config.soft),
+        "memoryless": None if config.memoryless is None else trained.load(config.memoryless, program="memoryless"),
+    }
+    subject = subject_of(config)
+    pairs = {"hard": subject.pair} | {n: trained.on(subject.device, p) for n, p in others.items() if p is not None}
+    training = {"hard": subject.facts}
+    for name, path in (("soft", config.soft), ("memoryless", config.memoryless)):
+        if path is not None:
+            training[name] = {"loaded_from": str(path), **trained.facts_of(path)}
+    tests = {"all alphabets": subject.test}
+    if set(omniglot.TEST_5) <= set(subject.test.alphabets):
+        tests = {"five alphabets": subject.test.of_alphabets(omniglot.TEST_5), **tests}
+    nested = {n: NestedEpisodes(c, targets=config.images, seed=config.seed) for n, c in tests.items()}
+    script.begin(config, load=config.load)
+    found = []
+    for cell in tqdm(cells(config, pairs, tests), desc="sizes", unit="size"):
+        name = "-".join(map(str, cell)).replace(" ", "_")
+        todo = partial(score, pairs[cell.model], nested[cell.test], config, subject.device, cell)
+        found.append(kept.once(config, name, todo))
+    head = results.header(config, seconds=time.monotonic() - start, device=subject.device, training=training)
+    write({**head, "rows": summed_up(found)}, config)
+
+
+def summed_up(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each size's NLL, and its excess over L_1 + log C, paired by target with the memory of one class."""
+    scores = {
+        Cell(*(f[k] for k in Cell._fields)): TwoPhase(torch.tensor(f["cheap"]), torch.tensor(f["costly"]))
+        for f in found
+    }
+    rows = []
+    for cell, score_ in scores.items():
+        row = {**cell._asdict(), "entries": cell.classes * cell.shots, "nll": score_.estimate()._asdict()}
+        one = scores.get(cell._replace(classes=1))
+        if one is not None:
+            more = score_.minus(one).estimate()
+            row["excess"] = more._replace(mean=more.mean - math.log(cell.classes))._asdict()
+        rows.append(row)
+    return rows
+
+
+def write(content: dict[str, Any], config: SizeConfig) -> None:
+    """results.json, report.md and the picture."""
+    samples = config.samples
+    about = (
+        f"NLL in nats per image, upper bounds, {config.images} test images of classes that training never "
+        "saw, the same in all memories of the same classes, each with a memory of its own that does not hold "
+        f"it; seed {config.seed}. {samples.few} importance samples for all images, and {samples.many} for "
+        f"{samples.corrected} of them, by whose mean difference the mean of all is corrected. Excess: over "
+        "L_1 + log C, the NLL with the target's class alone plus the cost of naming one class of C, paired "
+        "by image; 0 or less is what perfect lookups would give."
+    )
+    lines = [
+        [
+            row["model"],
+            row["test"],
+            row["classes"],
+            row["shots"],
+            f"{row['entries']:,}" if row["model"] != "memoryless" else "none",
+            Estimate(**row["nll"]),
+            Estimate(**row["excess"]) if "excess" in row and row["classes"] > 1 else "",
+        ]
+        for row in content["rows"]
+    ]
+    head = ["model", "test classes", "C", "examples of each", "entries", "NLL", "excess over L_1 + log C"]
+    picture = f"{config.out.name}.png"
+    draw(config.out / picture, content["rows"], config)
+    parts = [about, results.table(head, lines), f"![NLL by size of the memory]({picture})"]
+    results.write(config.out, content, "The size of the test memory", parts)
+
+
+def draw(path: Path, rows: Sequence[dict[str, Any]], config: SizeConfig) -> None:
+    """NLL against classes with L_1 + log C, and against the examples of one class."""
+
+    def points(x: str, **wanted: Any) -> list[tuple[float, float, float | None]]:
+        own = [r for r in rows if all(r[k] == v for k, v in wanted.items())]
+        return sorted((r[x], r["nll"]["mean"], r["nll"]["se"]) for r in own)
+
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    curves: dict[str, list[tuple[float, float, float | None]]] = {}
+    for test, shots in dict.fromkeys(
+        (r["test"], r["shots"]) for r in rows if r["model"] == "hard" and r["classes"] > 1
+    ):
+        own = points("classes", model="hard", test=test, shots=shots)
+        curves[f"{test}, {shots} examples of each"] = own
+        curves[f"L_1 + log C, {test}, {shots}"] = [(c, own[0][1] + math.log(c), None) for c, *_ in own]
+    for shots in dict.fromkeys(r["shots"] for r in rows if r["model"] == "soft"):
+        curves[f"soft attention, {shots} examples of each"] = points("classes", model="soft", shots=shots)
+    plots.draw_lines(left, curves, x="classes in memory", y="NLL, nats per image", log=True, dashed="L_1")
+    one = {"one class": points("shots", model="hard", test=rows[0]["test"], classes=1)}
+    without = [r["nll"]["mean"] for r in rows if r["model"] == "memoryless"]
+    if without:
+        one["no memory"] = [(1, without[0], None), (max(config.examples), without[0], None)]
+    plots.draw_lines(right, one, x="examples of the class", y="NLL, nats per image", dashed="no memory")
+    figure.savefig(path, dpi=150)
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
+    script.run(main, SizeConfig, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    cli()

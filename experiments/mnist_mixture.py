@@ -1,0 +1,283 @@
+"""A memory as the components of a mixture (figure 2B of the paper): learned p(a) and entries, and KL(a) by data.
+
+On MNIST, with one memory for the whole of training and test: uniform p(a) over fixed images; p(a) learned, one
+number per entry; and the entries themselves learned too. Then the same networks on MNIST and on Omniglot with
+memories of the same size: digits are few components, so that their lookups say less than those of characters.
+Writes results.json, report.md and pictures of samples, one entry per row.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+
+from vma_pyro import Guide, Memory, MLPNetworks, Model, kept, plots, results, script
+from vma_pyro.data import Characters, Episode, EpisodeSampler, LabelledImages, Split, load_split, mnist
+from vma_pyro.data.episodes import as_images
+from vma_pyro.evaluation import Estimate, kl_report
+from vma_pyro.few_shot import generate, pixels
+from vma_pyro.infer import make
+from vma_pyro.program import Program
+from vma_pyro.several import SeveralConfig, model_of, small
+from vma_pyro.trained import Pair, on
+from vma_pyro.training import TrainConfig, device_of, fit
+
+HELD_OUT = 5000  # of MNIST's training images, for validation
+KINDS = {
+    "uniform": "uniform p(a), fixed entries",
+    "prior": "learned p(a), fixed entries",
+    "entries": "learned p(a), learned entries",
+}
+
+
+@dataclass(frozen=True)
+class MixtureConfig(SeveralConfig):
+    """Train mixtures on MNIST, and compare KL(a) on MNIST and on Omniglot."""
+
+    out: Path = Path("runs/mnist_mixture")
+    """Folder for the results. An earlier run in it is moved aside, never overwritten."""
+    entries: int = 64
+    """|M| of the mixtures on MNIST."""
+    classes: int = 8
+    """In the memories with which MNIST and Omniglot are compared."""
+    shots: int = 4
+    """Examples of each."""
+    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: TrainConfig(updates=5000)
+    )
+    """Training of each model."""
+
+    def resolved(self) -> MixtureConfig:
+        """The same configuration; tiny if wanted."""
+        return replace(self, **small(self), entries=5, classes=2, shots=1) if self.tiny else self
+
+
+class OneMemory:
+    """Episodes of one memory for all: targets from the images, drawn without replacement within an update."""
+
+    def __init__(self, images: np.ndarray, memory: Memory, *, queries: int, seed: int) -> None:
+        self.images, self.memory, self.queries = torch.from_numpy(images), memory, queries
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def sample(self) -> Episode:
+        """The next episode."""
+        drawn = torch.randperm(len(self.images), generator=self._generator)[: self.queries]
+        memory = Memory(self.memory.entries)  # unencoded
+        return Episode(memory, as_images(self.images[drawn]), torch.zeros(len(drawn), dtype=torch.long))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the stream."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved position."""
+        self._generator.set_state(state["generator"])
+
+
+class Components(nn.Module):
+    """p(a), a parameter of each entry, and the entries themselves if they are learned."""
+
+    def __init__(self, entries: Tensor, *, learn_entries: bool) -> None:
+        super().__init__()
+        self.log_weights = nn.Parameter(torch.zeros(len(entries)))
+        # Ink probabilities of a learned entry start near those of an image.
+        self.entry_logits = nn.Parameter(4 * entries - 2) if learn_entries else None
+
+    def forward(self, memory: Memory) -> Tensor:
+        """Logits of p(a | M) [S]."""
+        return self.log_weights
+
+    def memory(self, given: Memory) -> Memory:
+        """The learned entries, or those given."""
+        return given if self.entry_logits is None else Memory(self.entry_logits.sigmoid())
+
+
+class WithComponents(Program):
+    """A model or guide on the memory that is learned with it."""
+
+    def __init__(self, program: Program, components: Components) -> None:
+        super().__init__()
+        self.program, self.components = program, components
+
+    def forward(self, memory: Memory, *args: Any, **kwargs: Any) -> Any:
+        """As the program itself."""
+        return self.program(self.components.memory(Memory.of(memory)), *args, **kwargs)
+
+
+def programs(kind: str, entries: Tensor, latent_dim: int) -> tuple[Pair, Components]:
+    """Model and guide of one kind of mixture, on the paper's networks for MNIST."""
+    networks = MLPNetworks(latent_dim)
+    components = Components(entries, learn_entries=kind == "entries")
+    model = Model(networks, address_prior=None if kind == "uniform" else components)
+    guide: Program = Guide(networks)
+    if kind != "entries":
+        return (model, guide), components
+    return (WithComponents(model, components), WithComponents(guide, components)), components
+
+
+def mixture(
+    config: MixtureConfig, kind: str, images: LabelledImages, test: LabelledImages, device: torch.device
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train one mixture, take its bound on test images apart, and draw samples of its weightiest entries."""
+    torch.manual_seed(config.train.seed)
+    held_out, rest = images.images[-HELD_OUT:], images.images[:-HELD_OUT]
+    entries = as_images(torch.from_numpy(rest[: config.entries]))
+    targets = rest[config.entries :]  # never in the memory
+    pair, components = programs(kind, entries, 32)
+    memory = Memory(entries)
+    validation = OneMemory(held_out, memory, queries=200, seed=1)
+    shared = ("queries", "particles", "estimator", "entries")
+    result = fit(
+        *pair,
+        make(config.estimator, config.particles),
+        OneMemory(targets, memory, queries=config.queries, seed=config.train.seed),
+        config=config.train,
+        folder=config.out / "models" / kind,
+        validation=[validation.sample() for _ in range(4)],
+        identity={name: getattr(config, name) for name in shared} | {"kind": kind},
+        resume=config.resume,
+        label=KINDS[kind],
+    )
+    if result.interrupted:
+        raise script.Stopped(result.interrupted, result.updates)
+    pair, components = on(device, pair), components.to(device)
+    return {"updates": result.updates, "training_seconds": round(result.seconds, 1)}, kept.once(
+        config, kind, partial(taken_apart, config, kind, pair, components, memory.to(device), test)
+    )
+
+
+@torch.no_grad()
+def taken_apart(
+    config: MixtureConfig, kind: str, pair: Pair, components: Components, memory: Memory, test: LabelledImages
+) -> dict[str, Any]:
+    """The bound of test images, what p(a) has become, and samples row by row."""
+    device = memory.entries.device
+    x = as_images(torch.from_numpy(test.images[: config.images])).to(device)
+    report = kl_report(*pair, memory, x, num_samples=config.samples.few)
+    prior = components.log_weights.softmax(0)
+    own = components.memory(memory).entries
+    rows = prior.argsort(descending=True)[:12]
+    model: Any = pair[0].program if isinstance(pair[0], WithComponents) else pair[0]
+    one_entry = Model(model.networks)  # generates from one entry, whatever p(a) is
+    samples = generate(one_entry, own[rows], num_samples=12)
+    title = "left: entries, the most probable first; right: E[x | z, m] for z from p(z | m)"
+    plots.save_samples(
+        config.out / f"{config.out.name}_{kind}.png", pixels(own[rows]), pixels(samples), title=title
+    )
+    names = ("nll", "kl_address", "kl_z", "mutual_information")
+    found = {name: getattr(report, name)._asdict() for name in names}
+    return {"kind": kind, "perplexity_of_prior": prior.double().log().mul(-prior).sum().exp().item(), **found}
+
+
+def digits(images: LabelledImages) -> Characters:
+    """MNIST as characters of ten classes, each cut to as many examples as the rarest has."""
+    by_class = [images.images[images.labels == label] for label in np.unique(images.labels)]
+    examples = min(map(len, by_class))
+    names = tuple(map(str, np.unique(images.labels)))
+    return Characters(np.stack([own[:examples] for own in by_class]), names, ("digits",) * len(names))
+
+
+def compared(
+    config: MixtureConfig, name: str, data: Split, device: torch.device
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train the few-shot model on one data set and take its bound on test images apart."""
+    mine = replace(config, load=None, augment="none")  # on digits, turned ones would be new classes of their own
+    pair, facts = model_of(mine, name, data, classes=config.classes, shots=config.shots)
+
+    def measure() -> dict[str, Any]:
+        episodes = EpisodeSampler(
+            data.test, classes=config.classes, shots=config.shots, queries=100, seed=0, shared_memory=False
+        )
+        reports = []
+        for _ in range(max(1, config.images // 100)):
+            e = episodes.sample().to(device)
+            reports.append(
+                kl_report(*on(device, pair), e.memory, e.x, labels=e.labels, num_samples=config.samples.few)
+            )
+        names = ("nll", "kl_address", "kl_z", "right_class")
+        pooled = {n: Estimate.pooled([getattr(r, n) for r in reports])._asdict() for n in names}
+        return {"data": name, "log_memory": math.log(config.classes * config.shots), **pooled}
+
+    return facts, kept.once(config, name, measure)
+
+
+def main(config: MixtureConfig) -> None:
+    """Train and test all models, write."""
+    start = time.monotonic()
+    config = config.resolved()
+    if config.load is not None:
+        raise ValueError(
+            f"load: expected none, as learned entries come with their own programs, got {config.load}"
+        )
+    device = device_of(config.train)
+    images, test = (mnist.load(config.data_dir, split=split) for split in ("train", "test"))
+    characters = load_split("omniglot", config.data_dir)
+    as_characters = digits(images)
+    half = as_characters.images.shape[1] // 10 * 9
+    sets = {
+        "mnist": Split(
+            Characters(as_characters.images[:, :half], as_characters.names, as_characters.alphabets),
+            Characters(as_characters.images[:, half:], as_characters.names, as_characters.alphabets),
+            digits(test),
+        ),
+        "omniglot": characters,
+    }
+    script.begin(config, load=config.load)
+    training: dict[str, Any] = {}
+    mixtures, comparison = [], []
+    for kind in KINDS:
+        training[KINDS[kind]], found = mixture(config, kind, images, test, device)
+        mixtures.append(found)
+    for name, data in sets.items():
+        training[name], found = compared(config, name, data, device)
+        comparison.append(found)
+    head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
+    write({**head, "mixtures": mixtures, "comparison": comparison}, config)
+
+
+def write(content: dict[str, Any], config: MixtureConfig) -> None:
+    """results.json and report.md."""
+    lines = [
+        [KINDS[row["kind"]], *(Estimate(**row[n]) for n in ("kl_address", "kl_z", "nll"))]
+        + [f"{row['perplexity_of_prior']:.1f} of {config.entries}"]
+        for row in content["mixtures"]
+    ]
+    samples = [f"![Samples, {KINDS[kind]}]({config.out.name}_{kind}.png)" for kind in KINDS]
+    about = (
+        f"MNIST, one memory of {config.entries} images, log |M| = {math.log(config.entries):.2f}, targets "
+        f"never in it; nats per image, mean ± standard error over {config.images} test images; NLL: upper "
+        f"bound from {config.samples.few} importance samples."
+    )
+    head = ["mixture", "KL(a)", "KL(z)", "NLL", "entries in use, exp H(p(a))"]
+    by_data = [
+        [row["data"], *(Estimate(**row[n]) for n in ("kl_address", "kl_z", "nll"))]
+        + [f"{100 * row['right_class']['mean']:.1f}"]
+        for row in content["comparison"]
+    ]
+    again = (
+        f"The convolutional networks on both, {config.classes} classes x {config.shots} examples in memory, "
+        f"log |M| = {math.log(config.classes * config.shots):.2f}; the target is another example of one of "
+        "the classes. MNIST: digits of classes seen in training, unseen images; Omniglot: unseen classes."
+    )
+    parts = ["## Mixtures", about, results.table(head, lines), *samples, "## KL(a) by data", again]
+    parts.append(results.table(["data", "KL(a)", "KL(z)", "NLL", "q on the right class, %"], by_data))
+    results.write(config.out, content, "A memory as the components of a mixture", parts)
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
+    script.run(main, MixtureConfig, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    cli()

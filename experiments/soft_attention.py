@@ -1,0 +1,197 @@
+"""Hard against soft attention on the same networks, trained as long: what distractors do to each.
+
+The hard lookup of the paper; soft attention, whose read is a mean of all entries weighted by z; the same with a
+posterior that also reads by looking for its target; and no memory at all. NLL and classification by the number of
+classes in memory, one of which is the target's. (Seconds per update: `benchmarks/attention.py`.) Writes
+results.json, report.md and a picture.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from matplotlib.figure import Figure
+
+from vma_pyro import kept, plots, protocols, results, script, trained
+from vma_pyro.data import NestedEpisodes, load_split
+from vma_pyro.evaluation import Estimate, TwoPhase
+from vma_pyro.several import SeveralConfig, model_of, small
+from vma_pyro.training import TrainConfig, device_of
+
+PROGRAMS = {
+    "hard": "memory",
+    "soft": "soft",
+    "soft, target-guided": "soft-guided",
+    "no memory": "memoryless",
+}
+
+
+@dataclass(frozen=True)
+class SoftConfig(SeveralConfig):
+    """Train hard and soft attention alike, and test them among growing numbers of distractors."""
+
+    out: Path = Path("runs/soft_attention")
+    """Folder for the results. An earlier run in it is moved aside, never overwritten."""
+    train_classes: int = 8
+    """In the training memory."""
+    train_shots: int = 4
+    """Examples of each."""
+    classes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    """In the test memories."""
+    shots: tuple[int, ...] = (1, 4)
+    """Examples of each."""
+    tasks: tuple[tuple[int, int], ...] = ((2, 1), (4, 1), (5, 1), (8, 1), (16, 1), (20, 1), (5, 5), (20, 5))
+    """Classes and examples of the classification tasks."""
+    draws: int = 10
+    """Of z, for the weights of a soft read."""
+    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: TrainConfig(updates=12000)
+    )
+    """Training of each model."""
+
+    def resolved(self) -> SoftConfig:
+        """The same configuration; tiny if wanted."""
+        sizes: dict[str, Any] = {"train_classes": 2, "train_shots": 1, "classes": (1, 2), "shots": (1,)}
+        return replace(self, **small(self), **sizes, tasks=((2, 1),), draws=2) if self.tiny else self
+
+
+def score(
+    name: str, pair: trained.Pair, nested: NestedEpisodes, config: SoftConfig, device: torch.device
+) -> dict[str, Any]:
+    """NLL of every target under every memory, and the accuracy of every task."""
+    nlls, accuracies = [], []
+    for shots in config.shots:
+        for classes in config.classes if name != "no memory" else config.classes[:1]:
+            episodes = partial(nested_episodes, nested, classes, shots)
+            found = protocols.nll(pair, episodes, config.samples, device=device)
+            values = {"cheap": found.cheap.tolist(), "costly": found.costly.tolist()}
+            nlls.append({"model": name, "classes": classes, "shots": shots, **values})
+    for ways, shots in config.tasks if name != "no memory" else ():
+        episodes = partial(nested_episodes, nested, ways, shots)
+        how: Any = "guide" if name == "hard" else "attention"
+        share = protocols.accuracy(pair, episodes, device=device, by=how, num_samples=config.draws)
+        accuracies.append({"model": name, "ways": ways, "shots": shots, "accuracy": share._asdict()})
+    return {"nll": nlls, "accuracy": accuracies}
+
+
+def nested_episodes(nested: NestedEpisodes, classes: int, shots: int, first: int | None) -> Any:
+    """The targets under one size of memory."""
+    return nested.episodes(classes, shots, first=first)
+
+
+def main(config: SoftConfig) -> None:
+    """Train and test all models, write."""
+    start = time.monotonic()
+    config = config.resolved()
+    device = device_of(config.train)
+    data = load_split(config.data, config.data_dir)
+    nested = NestedEpisodes(data.test, targets=config.images, seed=0)
+    script.begin(config, load=config.load)
+    training, nlls, accuracies = {}, [], []
+    for name, program in PROGRAMS.items():
+        key = name.replace(", ", "_").replace(" ", "_").replace("-", "_")
+        pair, training[name] = model_of(
+            config, key, data, classes=config.train_classes, shots=config.train_shots, program=program
+        )
+        found = kept.once(config, key, partial(score, name, trained.on(device, pair), nested, config, device))
+        nlls += found["nll"]
+        accuracies += found["accuracy"]
+    head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
+    write({**head, "nll": compared(nlls), "accuracy": accuracies}, config)
+
+
+def compared(nlls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each NLL, and how much more it is than with the hard lookup, paired by target."""
+    scores = {
+        (r["model"], r["classes"], r["shots"]): TwoPhase(torch.tensor(r["cheap"]), torch.tensor(r["costly"]))
+        for r in nlls
+    }
+    rows = []
+    for (model, classes, shots), found in scores.items():
+        more = found.minus(scores["hard", classes, shots]).estimate()
+        row = {"model": model, "classes": classes, "shots": shots, "nll": found.estimate()._asdict()}
+        rows.append({**row, "more_than_hard": more._asdict()})
+    return rows
+
+
+def write(content: dict[str, Any], config: SoftConfig) -> None:
+    """results.json, report.md and the picture."""
+    about = (
+        f"All models: the same networks, {config.train.updates or config.train.minutes} "
+        f"{'updates' if config.train.updates else 'minutes'} with {config.train_classes} classes x "
+        f"{config.train_shots} examples in memory. {config.images} test images of classes that training never "
+        "saw, the same everywhere, each with a memory of its own that does not hold it. NLL: nats per image, "
+        f"upper bound from {config.samples.many} importance samples of {config.samples.corrected} images, "
+        f"corrected by {config.samples.few} samples of all. In brackets how much more than with the hard "
+        "lookup, paired by image."
+    )
+    parts = [about]
+    for shots in config.shots:
+        found = {(r["model"], r["classes"]): r for r in content["nll"] if r["shots"] == shots}
+        lines = [
+            [name, *(shown(found.get((name, c)), hard=name == "hard") for c in config.classes)]
+            for name in PROGRAMS
+        ]
+        head = ["model", *(f"{c} class{'es' * (c > 1)}" for c in config.classes)]
+        parts += [f"## NLL, {shots} example{'s' * (shots > 1)} of each class", results.table(head, lines)]
+    shares = {(r["model"], r["ways"], r["shots"]): Estimate(**r["accuracy"]) for r in content["accuracy"]}
+    lines = [
+        [
+            name,
+            *(
+                f"{100 * shares[name, *task].mean:.1f} ± {100 * shares[name, *task].se:.1f}"
+                for task in config.tasks
+            ),
+        ]
+        for name in list(PROGRAMS)[:3]
+    ]
+    head = ["model", *(f"{ways}-way {shots}-shot" for ways, shots in config.tasks)]
+    parts += ["## Correct, %", "Hard: by q(a|x). Soft: by the weights of the read.", results.table(head, lines)]
+    picture = f"{config.out.name}.png"
+    draw(config.out / picture, content["nll"], config)
+    results.write(config.out, content, "Hard against soft attention", [*parts, f"![NLL by classes]({picture})"])
+
+
+def shown(row: dict[str, Any] | None, *, hard: bool) -> str:
+    """A cell of the table."""
+    if row is None:
+        return ""
+    nll, more = Estimate(**row["nll"]), Estimate(**row["more_than_hard"])
+    return str(nll) if hard else f"{nll} ({more.mean:+.2f} ± {more.se:.2f})"
+
+
+def draw(path: Path, rows: Sequence[dict[str, Any]], config: SoftConfig) -> None:
+    """NLL against classes, and the gap to the hard lookup."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, key, label in ((left, "nll", "NLL"), (right, "more_than_hard", "NLL above the hard lookup's")):
+        curves = {
+            f"{name}, {shots} of each": [
+                (r["classes"], r[key]["mean"], r[key]["se"])
+                for r in rows
+                if (r["model"], r["shots"]) == (name, shots)
+            ]
+            for name in list(PROGRAMS)[:3]
+            for shots in config.shots
+        }
+        without = next(r["nll"]["mean"] for r in rows if r["model"] == "no memory")
+        if key == "nll":
+            curves["no memory"] = [(c, without, None) for c in config.classes]
+        plots.draw_lines(axes, curves, x="classes in memory", y=f"{label}, nats per image", log=True, dashed="no")
+    figure.savefig(path, dpi=150)
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
+    script.run(main, SoftConfig, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    cli()

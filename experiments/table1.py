@@ -1,0 +1,159 @@
+"""Table 1 of the paper: NLL by number of classes and of examples in memory, for every published way of counting.
+
+Shots per class (as in the paper), and images in all (as in Generative Matching Networks), where the target's class
+may be absent. Without replacement and without the target, and once with the sampler of GMN, which draws with
+replacement and from the target as well. With the address sampled, and summed exactly. One trained model, the same
+targets in every cell. Writes results.json, report.md and a picture.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vma_pyro import kept, plots, protocols, published, results, script
+from vma_pyro.data import Episode, NestedEpisodes
+from vma_pyro.evaluation import Estimate
+from vma_pyro.protocols import TINY, Subject, TestConfig, subject_of
+
+WAYS = {
+    "shots per class": "As many entries as classes x shots; the target's class is among them",
+    "images in all": "As many entries as shots; the target's class may be absent",
+    "images in all, with replacement": "As GMN's public sampler: the target itself may be among the entries",
+}
+
+
+@dataclass(frozen=True)
+class TableConfig(TestConfig):
+    """Score a trained model in every cell of Table 1."""
+
+    out: Path = Path("runs/table1")
+    """Folder for the results. An earlier run in it is moved aside, never overwritten."""
+    classes: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Rows."""
+    shots: tuple[int, ...] = published.SHOTS
+    """Columns."""
+    images: int = 5000
+    """Test images, the same in every cell."""
+
+    def resolved(self) -> TableConfig:
+        """The same configuration; tiny if wanted."""
+        return replace(self, classes=(1, 2), shots=(1, 2), images=4, samples=TINY) if self.tiny else self
+
+
+def cells(config: TableConfig) -> list[tuple[str, int, int, str]]:
+    """All cells: way of counting, classes, shots, address."""
+    found = []
+    for way in WAYS:
+        for c in config.classes:
+            # One class without replacement: both ways of counting are the same; with, it shows the artefact.
+            if (way == "images in all" and c == 1) or (way.endswith("replacement") and c != 1):
+                continue
+            for s in config.shots:
+                addresses = ("sampled", "exact") if way == "shots per class" else ("sampled",)
+                found += [(way, c, s, address) for address in addresses]
+    return found
+
+
+def score(
+    subject: Subject, nested: NestedEpisodes, config: TableConfig, cell: tuple[str, int, int, str]
+) -> dict[str, Any]:
+    """NLL in one cell, nats per image."""
+    way, c, s, address = cell
+
+    def episodes(first: int | None) -> Iterator[Episode]:
+        if way == "shots per class":
+            return nested.episodes(c, s, first=first)
+        return nested.pooled(c, s, replacement=way.endswith("replacement"), first=first)
+
+    how: Any = address
+    found = protocols.nll(subject.pair, episodes, config.samples, device=subject.device, address=how)
+    return {"counting": way, "classes": c, "shots": s, "address": address, "nll": found.estimate()._asdict()}
+
+
+def main(config: TableConfig) -> None:
+    """Score every cell, write."""
+    start = time.monotonic()
+    config = config.resolved()
+    subject = subject_of(config)
+    nested = NestedEpisodes(subject.test, targets=config.images, seed=config.seed)
+    script.begin(config, load=config.load)
+    rows = []
+    for cell in tqdm(cells(config), desc="cells", unit="cell"):
+        name = "-".join(map(str, cell)).replace(" ", "_").replace(",", "")
+        rows.append(kept.once(config, name, partial(score, subject, nested, config, cell)))
+    head = results.header(
+        config, seconds=time.monotonic() - start, device=subject.device, training={"model": subject.facts}
+    )
+    write({**head, "rows": rows}, config)
+
+
+def write(content: dict[str, Any], config: TableConfig) -> None:
+    """results.json, report.md and the picture."""
+    samples = config.samples
+    parts = [
+        f"NLL in nats per image, upper bounds, {config.images} test images of classes that training never "
+        f"saw, each with a memory of its own, the same images in every cell; seed {config.seed}. "
+        f"{samples.few} importance samples for all images, and {samples.many} for {samples.corrected} of "
+        "them, by whose mean difference the mean of all is corrected; ± is the standard error of the result. "
+        f"With the address summed exactly, {samples.many} is the number of decoder evaluations."
+    ]
+    for way, about in WAYS.items():
+        for address in ("sampled", "exact"):
+            own = [r for r in content["rows"] if r["counting"] == way and r["address"] == address]
+            if own:
+                parts += [f"## {way[0].upper()}{way[1:]}, address {address}", f"{about}."]
+                parts.append(grid(own, config, way))
+    picture = f"{config.out.name}.png"
+    draw(config.out / picture, content["rows"], config)
+    results.write(config.out, content, "Table 1", [*parts, f"![NLL by shots]({picture})"])
+
+
+def grid(rows: list[dict[str, Any]], config: TableConfig, way: str) -> str:
+    """Classes by shots, ours and the published ones."""
+    values = {(r["classes"], r["shots"]): Estimate(**r["nll"]) for r in rows}
+    lines = [
+        [f"ours, C = {c}", *(str(values[c, s]) for s in config.shots)]
+        for c in dict.fromkeys(r["classes"] for r in rows)
+    ]
+    for name, figures in others(way).items():
+        for c, row in figures.items():
+            by_shots = dict(zip(published.SHOTS, row, strict=True))
+            lines.append([f"{name}, C = {c}", *(str(by_shots.get(s, "")) for s in config.shots)])
+    return results.table(["", *(f"{s} shot{'s' * (s > 1)}" for s in config.shots)], lines)
+
+
+def others(way: str) -> Mapping[str, Mapping[int, tuple[float, ...]]]:
+    """Published figures for a way of counting."""
+    found: dict[str, Mapping[str, Mapping[int, tuple[float, ...]]]] = {
+        "shots per class": {"VMA": published.VMA_NLL},
+        "images in all": {"re-implementation, 26 x 26": published.REIMPLEMENTATION_NLL},
+        "images in all, with replacement": {"GMN": published.GMN_NLL},
+    }
+    return found[way]
+
+
+def draw(path: Path, rows: list[dict[str, Any]], config: TableConfig) -> None:
+    """NLL against shots: ours, and the paper's."""
+    lines = {}
+    for c in config.classes:
+        own = [r for r in rows if (r["counting"], r["address"], r["classes"]) == ("shots per class", "sampled", c)]
+        lines[f"ours, C = {c}"] = [(r["shots"], r["nll"]["mean"], r["nll"]["se"]) for r in own]
+    for c, figures in published.VMA_NLL.items():
+        lines[f"VMA, C = {c}"] = [(s, v, None) for s, v in zip(published.SHOTS, figures, strict=True)]
+    plots.save_lines(path, lines, x="shots per class", y="NLL, nats per image", log=True, dashed="VMA")
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
+    script.run(main, TableConfig, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    cli()

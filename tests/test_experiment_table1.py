@@ -1,0 +1,46 @@
+"""Table 1 with tiny arguments: every cell, paired figures, going on after an interruption, one-line errors."""
+
+import json
+
+from scripts import is_estimate, refusal, results, run
+
+
+def test_every_cell_and_going_on(data_folder, untrained, tmp_path):
+    arguments = ["--tiny", f"--load={untrained / 'memory.pt'}", f"--data-dir={data_folder}"]
+    content = results("table1", *arguments, cwd=tmp_path, out="a")
+    cells = [(r["counting"], r["classes"], r["shots"], r["address"]) for r in content["rows"]]
+    assert len(cells) == len(set(cells)) == 2 * 2 * 2 + 2 + 2
+    assert ("shots per class", 2, 1, "exact") in cells
+    assert ("images in all", 2, 2, "sampled") in cells
+    assert ("images in all, with replacement", 1, 2, "sampled") in cells
+    assert all(is_estimate(r["nll"], n=4, low=100) for r in content["rows"])  # an untrained model
+    page = (tmp_path / "a" / "report.md").read_text()
+    assert "| VMA, C = 1 | 86.5 | 83.0 |" in page
+    assert "| GMN, C = 1 | 83.3 | 78.9 |" in page
+
+    # A cell that is there is not computed again, and one that is not is.
+    part = tmp_path / "a" / "parts" / "shots_per_class-2-2-sampled.json"
+    marked = json.loads(part.read_text()) | {"nll": {"mean": 1.0, "se": 2.0, "n": 3}}
+    part.write_text(json.dumps(marked))
+    (tmp_path / "a" / "parts" / "shots_per_class-1-2-sampled.json").unlink()
+    again = results("table1", *arguments, "--resume", cwd=tmp_path, out="a")
+    assert [r for r in again["rows"] if r != marked] == [
+        r for r, cell in zip(content["rows"], cells, strict=True) if cell != ("shots per class", 2, 2, "sampled")
+    ]
+
+
+def test_errors_are_one_line(data_folder, untrained, tmp_path):
+    for arguments, message in (
+        (["--load=none.pt"], "checkpoint: expected a file, found none at none.pt"),
+        ([f"--load={untrained / 'soft.pt'}"], f"checkpoint {untrained / 'soft.pt'}: expected a memory model, got"),
+        (
+            [f"--load={untrained / 'memory.pt'}", "--images=999", "--out=b"],
+            "targets: expected 1 to 360, the images of the test classes, got 999",
+        ),
+    ):
+        line = refusal("table1", *arguments, f"--data-dir={data_folder}", cwd=tmp_path)
+        assert line.startswith(f"error: {message}")
+    assert not (tmp_path / "b").exists()
+    refused = run("table1", "--few=0", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "few: expected at least 1, got 0" in refused.stderr
