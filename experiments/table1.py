@@ -74,7 +74,8 @@ def score(
 
     how: Any = address
     found = protocols.nll(subject.pair, episodes, config.samples, device=subject.device, address=how)
-    return {"counting": way, "classes": c, "shots": s, "address": address, "nll": found.estimate()._asdict()}
+    figures = {"nll": found.estimate()._asdict(), "gain": found.gain()._asdict()}
+    return {"counting": way, "classes": c, "shots": s, "address": address, **figures}
 
 
 def main(config: TableConfig) -> None:

@@ -19,6 +19,7 @@ from vma_pyro.infer import MultiSampleELBO
 from vma_pyro.model import Model
 from vma_pyro.networks import ConvNetworks, MLPNetworks, Networks
 from vma_pyro.ranks import Ranks
+from vma_pyro.record import command
 from vma_pyro.script import Stopped
 from vma_pyro.training import TrainConfig, fit
 
@@ -106,14 +107,20 @@ def train(
         if ranks.rank > 0:
             sys.exit(128 + result.interrupted)
         raise Stopped(result.interrupted, result.updates)
-    if ranks.rank == 0:
-        save(folder / "model.pt", pair, architecture, data=data)
-    seconds = round(result.seconds, 1)
-    return pair, {
+    facts = {
         "updates": result.updates,
-        "training_seconds": seconds,
+        "training_seconds": round(result.seconds, 1),
         "validation_nll": result.validation_nll,
     }
+    if ranks.rank == 0:
+        save(
+            folder / "model.pt",
+            pair,
+            architecture,
+            data=data,
+            training=(identity or {}) | facts | {"command": command()},
+        )
+    return pair, facts
 
 
 def save(path: Path, pair: Pair, architecture: dict[str, Any], **facts: Any) -> None:
@@ -156,10 +163,11 @@ def file_of(path: Path) -> Path:
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """What a file says of itself: its architecture, and the data that it was trained on if that is known."""
+    """What a file says of itself: its architecture, and how and on which data it was trained if that is known."""
     content = checkpoint.load(file_of(path))
     data = content.get("data", content.get("identity", {}).get("data"))
-    return content.get("architecture", {}) | ({} if data is None else {"data": data})
+    known = content.get("training", {}) | content.get("architecture", {})
+    return known | ({} if data is None else {"data": data})
 
 
 def on(device: torch.device, pair: Pair) -> Pair:

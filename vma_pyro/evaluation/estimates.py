@@ -75,6 +75,10 @@ class TwoPhase(NamedTuple):
         variance = self.costly.double().var() / everywhere + (1 / n - 1 / everywhere) * difference.var()
         return Estimate(mean.item(), math.sqrt(variance.item()), everywhere)
 
+    def gain(self) -> Estimate:
+        """Of how much the cheap figure is above the costly one, over the images that have both."""
+        return Estimate.of(self.cheap[: len(self.costly)] - self.costly)
+
     def minus(self, other: TwoPhase) -> TwoPhase:
         """The difference, paired by image."""
         return TwoPhase(self.cheap - other.cheap, self.costly - other.costly)

@@ -1,0 +1,137 @@
+"""Put a trained model into the package, with its card: what `load_pretrained` and `--load pretrained` find.
+
+The weights (the averaged ones, as all evaluations use them) go to `NAME.pt`, and how they were made and how good
+they are to `NAME.json`. A model that is there already gives way only to one with a lower one-shot NLL on the
+validation alphabets: the test alphabets choose nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from vma_pyro import checkpoint, pretrained, protocols, results, script, trained
+from vma_pyro.atomic import write_text
+from vma_pyro.data import Characters, NestedEpisodes, load_split
+from vma_pyro.protocols import TINY, Samples
+from vma_pyro.record import command
+from vma_pyro.training import device_of_name
+
+MOST_BYTES = 8 * 2**20
+TASKS = ((5, 1), (5, 5), (20, 1), (20, 5))
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """Publish a trained model with its card."""
+
+    load: Path
+    """Checkpoint of the model: `model.pt` of a finished run."""
+    name: str = "omniglot"
+    """Of the model in the package."""
+    data_dir: Path | None = None
+    """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder."""
+    out: Path = pretrained.FOLDER
+    """Folder of published models."""
+    shots: tuple[int, ...] = (1, 2, 5, 19)
+    """Examples of one class at which the NLL is measured."""
+    images: int = 5000
+    """Test images."""
+    samples: Annotated[Samples, tyro.conf.OmitArgPrefixes] = field(default_factory=Samples)
+    """Importance samples."""
+    accelerator: str = "auto"
+    """cpu, cuda, or auto, which is one NVIDIA GPU if there is one."""
+    tiny: bool = False
+    """Everything once, as small as it gets, to see that it runs."""
+
+    def resolved(self) -> PublishConfig:
+        """The same configuration; tiny if wanted."""
+        return replace(self, shots=(1,), images=5, samples=TINY) if self.tiny else self
+
+
+def nll(pair: trained.Pair, of: Characters, shots: int, config: PublishConfig, device: torch.device) -> Any:
+    """With one class in memory, nats per image."""
+    targets = min(config.images, of.images.shape[0] * of.images.shape[1])
+    nested = NestedEpisodes(of, targets=targets, seed=0)
+    found = protocols.nll(
+        pair, lambda first: nested.episodes(1, shots, first=first), config.samples, device=device
+    )
+    return found.estimate()._asdict()
+
+
+def accuracy(
+    pair: trained.Pair, of: Characters, task: tuple[int, int], config: PublishConfig, device: torch.device
+) -> Any:
+    """By q(a | x), among all test classes."""
+    ways, shots = task
+    nested = NestedEpisodes(of, targets=config.images, seed=0)
+    return protocols.accuracy(
+        pair, lambda first: nested.episodes(ways, shots, first=first), device=device
+    )._asdict()
+
+
+def main(config: PublishConfig) -> None:
+    """Compare, measure, write."""
+    config = config.resolved()
+    facts = trained.facts_of(config.load)
+    device = device_of_name(config.accelerator)
+    pair = trained.on(device, trained.load(config.load, program="memory"))
+    data = load_split(str(facts.get("data")), config.data_dir)
+    validation = nll(pair, data.validation, 1, config, device)
+    card = config.out / f"{config.name}.json"
+    if card.exists():
+        present = json.loads(card.read_text())["validation_nll"]["mean"]
+        if validation["mean"] >= present:
+            raise ValueError(
+                f"load: expected a lower validation NLL than {present:.2f} of the published model, "
+                f"got {validation['mean']:.2f}"
+            )
+    content = {
+        "name": config.name,
+        "training": facts,
+        "validation_nll": validation,
+        "nll": {str(shots): nll(pair, data.test, shots, config, device) for shots in config.shots},
+        "accuracy": {
+            f"{ways}-way {shots}-shot": accuracy(pair, data.test, (ways, shots), config, device)
+            for ways, shots in TASKS
+            if ways <= len(data.test)
+        },
+        "about": f"NLL: one class in memory, upper bound in nats per image from {config.samples.many} importance "
+        f"samples; accuracy: by q(a | x) among all test classes; {config.images} test images, seed 0.",
+        "command": command(),
+        "versions": results.versions(device),
+    }
+    weights = checkpoint.load(config.load)
+    publish(config.out / f"{config.name}.pt", pair, weights["architecture"], str(facts.get("data")), facts)
+    write_text(card, results.to_json(content))
+    print(results.to_json(content))
+
+
+def publish(
+    path: Path, pair: trained.Pair, architecture: dict[str, Any], data: str, facts: dict[str, Any]
+) -> None:
+    """Write the weights.
+
+    Raises:
+        ValueError: they are too large to come with the package.
+    """
+    size = sum(p.numel() * p.element_size() for p in trained.as_one(pair).parameters())
+    if size > MOST_BYTES:
+        raise ValueError(f"load: expected at most {MOST_BYTES} bytes of weights, got {size}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trained.save(path, tuple(module.cpu() for module in pair), architecture, data=data, training=facts)  # type: ignore[arg-type]
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
+    script.run(main, PublishConfig, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    cli()

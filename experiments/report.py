@@ -1,0 +1,177 @@
+"""Every claim of the paper in one table: the paper's figure, the re-implementation's, ours, and the verdict.
+
+Collects `experiments/results/*.json` into `README.md` beside them and a short form into the project's README. With
+`--add`, first takes over what experiments have left in their folders. Identities that no figure may violate are
+checked; a violated one is printed in red, and the command fails.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vma_pyro import results, script
+from vma_pyro.atomic import write_text
+from vma_pyro.claims import Claim, Identity, claims, identities
+
+ROOT = Path(__file__).resolve().parents[1]
+START, END = "<!-- report: start -->", "<!-- report: end -->"
+RED, PLAIN = "\033[31m", "\033[0m"
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Collect all results."""
+
+    results: Path = ROOT / "experiments" / "results"
+    """Folder of results."""
+    readme: Path | None = ROOT / "README.md"
+    """Where the short form goes, between its two marks."""
+    add: tuple[Path, ...] = ()
+    """Folders of finished experiments to take over, each under its own name."""
+    tiny: bool = False
+    """Nothing is smaller; for the tests, which run every experiment alike."""
+
+
+def take_over(folder: Path, into: Path) -> None:
+    """NAME/results.json, NAME/report.md and NAME/NAME*.png become NAME.json, NAME.md and NAME*.png.
+
+    Raises:
+        FileNotFoundError: a folder without results.
+        ValueError: results that name a file of this machine.
+    """
+    for name in ("results.json", "report.md"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"add: expected a finished experiment, found no {name} in {folder}")
+    if any(str(Path.home()) in value or value.startswith("/") for value in _texts(folder)):
+        raise ValueError(f"add: expected results without absolute paths, got some in {folder}")
+    into.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / "results.json", into / f"{folder.name}.json")
+    shutil.copyfile(folder / "report.md", into / f"{folder.name}.md")
+    for picture in folder.glob(f"{folder.name}*.png"):
+        shutil.copyfile(picture, into / picture.name)
+
+
+def _texts(folder: Path) -> list[str]:
+    """All words of the command and the options."""
+    content = json.loads((folder / "results.json").read_text())
+    found = content["command"].replace("=", " ").split()
+    todo = [content["config"], content["training"]]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            todo += value.values()
+        elif isinstance(value, list):
+            todo += value
+        elif isinstance(value, str):
+            found.append(value)
+    return found
+
+
+def collected(folder: Path) -> dict[str, dict[str, Any]]:
+    """All results by name, benchmarks among them."""
+    found = {}
+    for path in sorted([*folder.glob("*.json"), *folder.glob("benchmarks/*.json")]):
+        found[path.relative_to(folder).with_suffix("").as_posix()] = json.loads(path.read_text())
+    return found
+
+
+def row(claim: Claim) -> list[str]:
+    """Of the table."""
+    ours = f"{claim.ours} ([{claim.source}]({claim.source}.md))" if claim.ours else ""
+    return [claim.claim, claim.paper, claim.reimplementation, ours, claim.verdict]
+
+
+def checked(identity: Identity) -> str:
+    """One line."""
+    if not identity.violations:
+        return f"- {identity.what} ({identity.source}): holds for {identity.checked} figures"
+    found = "; ".join(identity.violations)
+    return f'- <span style="color:red">**VIOLATED** {identity.what} ({identity.source}): {found}</span>'
+
+
+def page(found: dict[str, dict[str, Any]]) -> str:
+    """results/README.md."""
+    head = ["claim", "paper", "re-implementation", "ours", "verdict"]
+    rows = claims(found)
+    pages = [
+        f"- [{name}]({name}.md): `{content['command']}`" for name, content in found.items() if "command" in content
+    ]
+    return (
+        "\n\n".join(
+            [
+                "# Results",
+                "Made by `uv run experiments/report.py`; every figure is read from the results beside this "
+                "page, which say how to repeat them. ± is one standard error over test images. Exceeded: "
+                "better than the paper's figure by more than two of them; reproduced: not worse by more than "
+                "two, or the claim holds.",
+                "## The paper's claims",
+                results.table(head, map(row, rows)),
+                "## Identities",
+                "\n".join(map(checked, identities(found))),
+                "## All results",
+                "\n".join(pages),
+            ]
+        )
+        + "\n"
+    )
+
+
+def short(rows: Sequence[Claim]) -> str:
+    """For the project's README: one row for each experiment, with its first and last claim."""
+    lines = []
+    for source in dict.fromkeys(claim.source for claim in rows):
+        own = [claim for claim in rows if claim.source == source and claim.ours]
+        for claim in dict.fromkeys([*own[:1], *own[-1:]]):
+            lines.append([claim.claim, claim.paper, claim.ours, claim.verdict])
+    counts = {
+        word: sum(claim.verdict.startswith(word) for claim in rows)
+        for word in ("exceeded", "reproduced", "not reached")
+    }
+    summary = ", ".join(f"{number} {word}" for word, number in counts.items())
+    shown = results.table(["claim", "paper", "ours", "verdict"], lines)
+    return f"{shown}\n\nOf {sum(counts.values())} claims: {summary}."
+
+
+def insert(readme: Path, text: str) -> None:
+    """Replace what stands between the marks.
+
+    Raises:
+        ValueError: a file without them.
+    """
+    before = readme.read_text()
+    if START not in before or END not in before:
+        raise ValueError(f"readme: expected {START} and {END} in {readme}, found none")
+    head, rest = before.split(START, 1)
+    write_text(readme, f"{head}{START}\n{text}\n{END}{rest.split(END, 1)[1]}")
+
+
+def main(config: ReportConfig) -> None:
+    """Take over, check, write."""
+    for folder in config.add:
+        take_over(folder, config.results)
+    found = collected(config.results)
+    if not found:
+        raise FileNotFoundError(f"results: expected some *.json, found none in {config.results}")
+    write_text(config.results / "README.md", page(found))
+    if config.readme is not None:
+        insert(config.readme, short(claims(found)))
+    print((config.results / "README.md").read_text())
+    violated = [identity for identity in identities(found) if identity.violations]
+    for identity in violated:
+        print(f"{RED}VIOLATED: {identity.what} ({identity.source}): {'; '.join(identity.violations)}{PLAIN}")
+    if violated:
+        raise ValueError(f"identities: expected all to hold, got {len(violated)} violated")
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
+    script.run(main, ReportConfig, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    cli()

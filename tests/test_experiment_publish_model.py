@@ -1,0 +1,39 @@
+"""Publishing a model: weights that give the same figures, a card, and no step back."""
+
+import json
+
+import pytest
+import torch
+from scripts import refusal, run
+
+from vma_pyro import trained
+from vma_pyro.pretrained import path_of
+
+
+def test_publishes_once_and_then_only_what_is_better(data_folder, untrained, tmp_path):
+    arguments = ["--tiny", f"--load={untrained / 'memory.pt'}", f"--data-dir={data_folder}", "--out=models"]
+    done = run("publish_model", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    card = json.loads((tmp_path / "models" / "omniglot.json").read_text())
+    assert json.loads(done.stdout) == card
+    assert card["training"]["data"] == "omniglot"
+    assert set(card["accuracy"]) == {"5-way 1-shot", "5-way 5-shot"}  # there are 18 test classes
+    assert card["nll"]["1"]["n"] == 5
+    ours, theirs = (
+        trained.as_one(trained.load(path)).state_dict()
+        for path in (tmp_path / "models" / "omniglot.pt", untrained / "memory.pt")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    line = refusal("publish_model", *arguments, cwd=tmp_path)
+    assert line.startswith("error: load: expected a lower validation NLL than ")
+    worse = card | {"validation_nll": card["validation_nll"] | {"mean": 1e6}}
+    (tmp_path / "models" / "omniglot.json").write_text(json.dumps(worse))
+    assert run("publish_model", *arguments, cwd=tmp_path).returncode == 0
+    assert json.loads((tmp_path / "models" / "omniglot.json").read_text())["nll"] == card["nll"]
+
+
+def test_an_unknown_name_is_one_line():
+    with pytest.raises(ValueError, match="^name: expected one of .*, got 'imagenet'$"):
+        path_of("imagenet")

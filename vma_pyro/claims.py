@@ -1,0 +1,342 @@
+"""The paper's claims beside what was measured here, and identities that no figure may violate.
+
+Everything is read from the results of the experiments, by name: `{"table1": {...}, "kl_split": {...}, ...}`. What
+has not been run yet has no row's figure and no verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vma_pyro import published
+from vma_pyro.evaluation import Estimate
+
+Results = Mapping[str, dict[str, Any]]
+WITHIN = 3.0  # standard errors that an identity may be off by, as all figures are estimates
+
+
+class Claim(NamedTuple):
+    """One row of the table of claims.
+
+    Attributes:
+        claim: what the paper says.
+        paper, reimplementation, ours: figures with their units; "" where there is none.
+        verdict: "reproduced", "exceeded" or "not reached", and why; "not measured" without a figure.
+        source: name of the results.
+    """
+
+    claim: str
+    paper: str
+    reimplementation: str
+    ours: str
+    verdict: str
+    source: str
+
+
+class Identity(NamedTuple):
+    """Something that must hold.
+
+    Attributes:
+        what: in words.
+        source: name of the results.
+        checked: number of figures.
+        violations: those that violate it, in words.
+    """
+
+    what: str
+    source: str
+    checked: int
+    violations: tuple[str, ...]
+
+
+def claims(results: Results) -> list[Claim]:
+    """All rows, in the order of the paper."""
+    rows: list[Claim] = []
+    for name, make in CLAIMS:
+        if name in results:
+            rows += make(results[name])
+        else:
+            rows.append(Claim(str(make.__doc__).splitlines()[0].rstrip("."), "", "", "", "not measured", name))
+    return rows
+
+
+def recall(content: dict[str, Any]) -> Iterator[Claim]:
+    """Recall on MNIST with the target in memory: KL(a) and the bound go to log |M|, without annealing."""
+    for row in content["tests"]:
+        kl, nll, z = (Estimate(**row[name]) for name in ("kl_address", "nll", "kl_z"))
+        most = {True: (0.1, 0.3), False: (0.1, 0.5)}[row["images"] == "training"]
+        near = abs(kl.mean - row["log_memory"]) < most[0] and abs(nll.mean - row["log_memory"]) < most[1]
+        yield Claim(
+            f"Recall among {row['memory']} {row['images']} MNIST images: KL(a) = -bound = log \\|M\\|",
+            f"{row['log_memory']:.2f} nats",
+            "",
+            f"KL(a) {kl}, KL(z) {z}, NLL {nll}",
+            verdict(reached=near, short=f"of {row['log_memory']:.2f}"),
+            "mnist_recall",
+        )
+
+
+def annealing(content: dict[str, Any]) -> Iterator[Claim]:
+    """No annealing is needed."""
+    plain, annealed = (Estimate(**row["nll"]) for row in content["rows"])
+    worse = plain.mean - annealed.mean
+    error = math.hypot(plain.se, annealed.se)
+    last = [[line["kl_address"] for line in row["curve"] if "kl_address" in line][-1] for row in content["rows"]]
+    yield Claim(
+        "No annealing needed: KL(a) is learned, and a temperature schedule does not help",
+        "none used",
+        "",
+        f"KL(a) {last[0]:.2f} nats and NLL {plain} without; {last[1]:.2f} and {annealed} with",
+        verdict(reached=worse < 2 * error, short=f"{worse:.2f} ± {error:.2f} nats worse"),
+        "annealing",
+    )
+
+
+def data(content: dict[str, Any]) -> Iterator[Claim]:
+    """KL(a) is lower on MNIST and higher on Omniglot at the same |M|."""
+    kl = {row["data"]: Estimate(**row["kl_address"]) for row in content["comparison"]}
+    more, error = kl["omniglot"].mean - kl["mnist"].mean, math.hypot(kl["omniglot"].se, kl["mnist"].se)
+    yield Claim(
+        "KL(a) lower on MNIST, higher on Omniglot, at the same \\|M\\|",
+        "lower",
+        "",
+        f"{kl['mnist']} on MNIST, {kl['omniglot']} on Omniglot, nats",
+        verdict(reached=more > 2 * error, short=f"{more:.2f} ± {error:.2f} higher"),
+        "mnist_mixture",
+    )
+
+
+def split(content: dict[str, Any]) -> Iterator[Claim]:
+    """More examples per class: KL(a) rises, KL(z) and NLL fall."""
+    first, last = content["rows"][0], content["rows"][-1]
+    for name, label, sign in (("kl_address", "KL(a)", 1), ("kl_z", "KL(z)", -1), ("nll", "NLL", -1)):
+        before, after = (Estimate(**row[name]) for row in (first, last))
+        change, error = after.mean - before.mean, math.hypot(after.se, before.se)
+        paper = published.VMA_SPLIT[name]
+        yield Claim(
+            f"{first['shots']} to {last['shots']} examples per class: {label} {'rises' if sign > 0 else 'falls'}",
+            f"{paper[0]} to {paper[1]} nats (recalled)",
+            "",
+            f"{before} to {after} nats",
+            verdict(reached=sign * change > 2 * error, short=f"changes by {change:.2f} ± {error:.2f}"),
+            "kl_split",
+        )
+
+
+def table(content: dict[str, Any]) -> Iterator[Claim]:
+    """NLL of Table 1."""
+    cells = {
+        (row["counting"], row["classes"], row["shots"]): Estimate(**row["nll"])
+        for row in content["rows"]
+        if row["address"] == "sampled"
+    }
+    for classes, figures in published.VMA_NLL.items():
+        for shots, paper in zip(published.SHOTS, figures, strict=True):
+            ours = cells.get(("shots per class", classes, shots))
+            if ours is None:
+                continue
+            total = "shots per class" if classes == 1 else "images in all"
+            other = dict(zip(published.SHOTS, published.REIMPLEMENTATION_NLL.get(classes, ()), strict=False))
+            same = cells.get((total, classes, shots))
+            again = "" if same is None or classes == 1 else f"; {same} by images in all"
+            yield Claim(
+                f"NLL, C = {classes}, {shots} shot{'s' * (shots > 1)}",
+                f"{paper}",
+                f"{other[shots]} (26 x 26)" if shots in other else "",
+                f"{ours}{again}",
+                against(ours, paper, how=trained_how(content)),
+                "table1",
+            )
+    artefact = cells.get(("images in all, with replacement", 1, 19))
+    honest = cells.get(("shots per class", 1, 19))
+    if artefact is not None and honest is not None:
+        worth = honest.mean - artefact.mean
+        yield Claim(
+            "GMN's sampler draws the target itself into its memory: worth at 19 shots",
+            "not said",
+            "",
+            f"{worth:.2f} nats ({artefact} instead of {honest})",
+            verdict(reached=worth > 0, short="none"),
+            "table1",
+        )
+
+
+def size(content: dict[str, Any]) -> Iterator[Claim]:
+    """Trained with 32 entries, tested with thousands: NLL follows L_1 + log C."""
+    for row in content["rows"]:
+        if row["model"] != "hard" or row["entries"] < 500:
+            continue
+        over = Estimate(**row["excess"])
+        nll = Estimate(**row["nll"])
+        yield Claim(
+            f"{row['entries']:,} entries ({row['classes']} classes) after tens in training: NLL = L_1 + log C "
+            "at most",
+            "follows the line",
+            "",
+            f"{nll} nats, {over} over the line",
+            verdict(reached=over.mean < 2 * over.se, short=f"{over.mean:.2f} ± {over.se:.2f} above"),
+            "memory_size",
+        )
+
+
+def classification(content: dict[str, Any]) -> Iterator[Claim]:
+    """Few-shot classification from q(a | x)."""
+    for row in content["rows"]:
+        if (row["by"], row["among"]) != ("guide", "all alphabets"):
+            continue
+        paper = published.VMA_ACCURACY.get((row["ways"], row["shots"]))
+        share = Estimate(**row["accuracy"])
+        ours = f"{100 * share.mean:.1f} ± {100 * share.se:.1f} %"
+        reached = "measured" if paper is None else against(share, paper, how=trained_how(content), higher=True)
+        yield Claim(
+            f"{row['ways']}-way {row['shots']}-shot by q(a\\|x)",
+            "" if paper is None else f"{100 * paper:.0f} % (recalled)",
+            "",
+            ours,
+            reached,
+            "classification",
+        )
+
+
+def soft(content: dict[str, Any]) -> Iterator[Claim]:
+    """Discrete addressing beats soft attention, the more so the more distractors there are."""
+    for shots in dict.fromkeys(row["shots"] for row in content["nll"]):
+        gaps = {
+            row["classes"]: Estimate(**row["more_than_hard"])
+            for row in content["nll"]
+            if (row["model"], row["shots"]) == ("soft", shots)
+        }
+        few, many = min(c for c in gaps if c > 1), max(gaps)
+        grows = gaps[many].mean - gaps[few].mean
+        error = math.hypot(gaps[many].se, gaps[few].se)
+        beats = gaps[many].mean > 2 * gaps[many].se
+        yield Claim(
+            f"Hard beats soft attention and the gap grows with distractors ({shots} of each class)",
+            "grows beyond 4 classes",
+            "",
+            "; ".join(f"C = {c}: {gap.mean:+.2f} ± {gap.se:.2f}" for c, gap in gaps.items()) + " nats",
+            verdict(reached=beats and grows > 2 * error, short=f"grows by {grows:.2f} ± {error:.2f}"),
+            "soft_attention",
+        )
+
+
+def crossing(content: dict[str, Any]) -> Iterator[Claim]:
+    """An update with hard attention is cheaper than with soft from |M| = 48 on."""
+    ratios = {row["memory"]: row["soft_over_hard"]["median"] for row in content["rows"]}
+    cheaper = [size for size in ratios if all(r > 1 for s, r in ratios.items() if s >= size)]
+    yield Claim(
+        "An update with hard attention is cheaper than with soft, from \\|M\\| on",
+        str(published.VMA_CROSSING),
+        "",
+        (f"{min(cheaper)} (soft over hard: " if cheaper else "never (soft over hard: ")
+        + ", ".join(f"{size}: {r:.2f}" for size, r in ratios.items())
+        + ")",
+        verdict(reached=bool(cheaper) and min(cheaper) <= published.VMA_CROSSING, short="later"),
+        "benchmarks/attention",
+    )
+
+
+CLAIMS: tuple[tuple[str, Callable[[dict[str, Any]], Iterator[Claim]]], ...] = (
+    ("mnist_recall", recall),
+    ("annealing", annealing),
+    ("mnist_mixture", data),
+    ("kl_split", split),
+    ("memory_size", size),
+    ("table1", table),
+    ("classification", classification),
+    ("soft_attention", soft),
+    ("benchmarks/attention", crossing),
+)
+
+
+def verdict(*, reached: bool, short: str) -> str:
+    """Of a claim that holds or not."""
+    return "reproduced" if reached else f"not reached: {short}"
+
+
+def against(ours: Estimate, paper: float, *, how: str, higher: bool = False) -> str:
+    """Of a figure that the paper has too: two standard errors better, equal, or worse."""
+    better = (ours.mean - paper) * (1 if higher else -1)
+    if better > 2 * ours.se:
+        return "exceeded"
+    return "reproduced" if better > -2 * ours.se else f"not reached: {how}"
+
+
+def trained_how(content: dict[str, Any]) -> str:
+    """The budget behind a figure, which is the usual reason."""
+    facts = next(iter(content["training"].values()))
+    if "training_seconds" not in facts:
+        return "training unknown"
+    hours = facts["training_seconds"] / 3600
+    return (
+        f"{facts['updates']:,} updates, width {facts['width']:g}, {hours:.1f} h of {content['versions']['device']}"
+    )
+
+
+def identities(results: Results) -> list[Identity]:
+    """All that can be checked with the results that are there."""
+    return [check(results[name], name) for name, check in IDENTITIES if name in results]
+
+
+def _kl_below_log_memory(rows_of: Callable[[dict[str, Any]], Sequence[dict[str, Any]]]) -> Any:
+    def check(content: dict[str, Any], source: str) -> Identity:
+        rows = rows_of(content)
+        found = [
+            f"KL(a) = {row['kl_address']['mean']:.3f} with log |M| = {row['log_memory']:.3f}"
+            for row in rows
+            if row["kl_address"]["mean"] > row["log_memory"] + 1e-3
+        ]
+        return Identity("KL(a) <= log |M|", source, len(rows), tuple(found))
+
+    return check
+
+
+def _classes_cost_log_c(content: dict[str, Any], source: str) -> Identity:
+    rows = [r for r in content["rows"] if r["model"] == "hard" and r["classes"] > 1 and "excess" in r]
+    found = [
+        f"{r['test']}, C = {r['classes']}, {r['shots']} of each: {Estimate(**r['excess'])} above"
+        for r in rows
+        if r["excess"]["mean"] > WITHIN * r["excess"]["se"]
+    ]
+    return Identity("L(C) - L(1) <= log C", source, len(rows), tuple(found))
+
+
+def _more_samples_are_tighter(content: dict[str, Any], source: str) -> Identity:
+    rows = [r for r in content["rows"] if r["address"] == "sampled"]
+    found = [
+        f"C = {r['classes']}, {r['shots']} shots: {Estimate(**r['gain'])} nats gained"
+        for r in rows
+        if r["gain"]["mean"] < -WITHIN * r["gain"]["se"]
+    ]
+    return Identity("The bound with many samples >= that with few", source, len(rows), tuple(found))
+
+
+def _one_entry_costs_nothing(content: dict[str, Any], source: str) -> Identity:
+    cells = {r["address"]: Estimate(**r["nll"]) for r in content["rows"] if r["classes"] * r["shots"] == 1}
+    cells = {how: cells[how] for how in ("sampled", "exact") if how in cells}
+    values = list(cells.values())
+    off = len(values) == 2 and abs(values[0].mean - values[1].mean) > WITHIN * math.hypot(*(v.se for v in values))
+    return Identity("At |M| = 1 the address costs nothing", source, len(values), (str(cells),) if off else ())
+
+
+def _memory_is_used(content: dict[str, Any], source: str) -> Identity:
+    own = {(r["model"], r["classes"], r["shots"]): Estimate(**r["nll"]) for r in content["nll"]}
+    without = next(value for (model, *_), value in own.items() if model == "no memory")
+    most = max(shots for model, _, shots in own if model == "hard")
+    best = own["hard", 1, most]
+    clearly = without.mean - best.mean > WITHIN * math.hypot(without.se, best.se)
+    found = () if clearly else (f"{best} with {most} examples in memory, {without} without",)
+    return Identity("A memory model is clearly below the memoryless one", source, 1, found)
+
+
+IDENTITIES: tuple[tuple[str, Callable[[dict[str, Any], str], Identity]], ...] = (
+    ("mnist_recall", _kl_below_log_memory(lambda content: content["tests"])),
+    ("kl_split", _kl_below_log_memory(lambda content: content["rows"])),
+    ("mnist_mixture", _kl_below_log_memory(lambda content: content["comparison"])),
+    ("memory_size", _classes_cost_log_c),
+    ("table1", _more_samples_are_tighter),
+    ("table1", _one_entry_costs_nothing),
+    ("soft_attention", _memory_is_used),
+)
