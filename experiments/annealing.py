@@ -174,7 +174,7 @@ def write(content: dict[str, Any], config: AnnealingConfig) -> None:
         f"{config.samples.many} importance samples of {config.samples.corrected} test images, corrected by "
         f"{config.samples.few} samples of {config.images}."
     )
-    head = ["annealing", "update at which KL(a) is half of log \\|M\\|", "KL(a) at the end", "NLL", "correct, %"]
+    head = ["annealing", "update at which KL(a) is half of log |M|", "KL(a) at the end", "NLL", "correct, %"]
     picture = f"{config.out.name}.png"
     curves = {names[row["annealing"]]: row["curve"] for row in content["rows"]}
     plots.save_training(config.out / picture, curves, log_memory=content["log_memory"])

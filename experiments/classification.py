@@ -119,7 +119,7 @@ def main(config: ClassificationConfig) -> None:
 
 
 NAMES = {
-    "guide": "q(a\\|x)",
+    "guide": "q(a|x)",
     "likelihood": "likelihood of every entry",
     "attention": "weights of soft attention",
 }
@@ -145,7 +145,7 @@ def write(content: dict[str, Any], config: ClassificationConfig) -> None:
     head = ["by", "among", *(f"{ways}-way {shots}-shot" for ways, shots in columns)]
     picture = f"{config.out.name}.png"
     curves = {
-        f"{NAMES[by]}, {shots}-shot, {among}".replace("\\", ""): [
+        f"{NAMES[by]}, {shots}-shot, {among}": [
             (ways, 100 * found[by, among, ways, shots].mean, 100 * found[by, among, ways, shots].se)
             for ways in config.ways
         ]

@@ -111,7 +111,7 @@ def write(content: dict[str, Any], config: SplitConfig) -> None:
         f"{config.samples.corrected} images, corrected by {config.samples.few} samples of all); the parts are "
         "those of the single-sample bound."
     )
-    head = ["examples per class", "S = \\|M\\|", "log S", "KL(a)", "KL(z)", "minus reconstruction", "NLL"]
+    head = ["examples per class", "S = |M|", "log S", "KL(a)", "KL(z)", "minus reconstruction", "NLL"]
     picture = f"{config.out.name}.png"
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     for axes, name, label in zip(

@@ -94,12 +94,14 @@ def checked(identity: Identity) -> str:
     return f'- <span style="color:red">**VIOLATED** {identity.what} ({identity.source}): {found}</span>'
 
 
-def page(found: dict[str, dict[str, Any]]) -> str:
+def page(found: dict[str, dict[str, Any]], folder: Path) -> str:
     """results/README.md."""
     head = ["claim", "paper", "re-implementation", "ours", "verdict"]
     rows = claims(found)
     pages = [
-        f"- [{name}]({name}.md): `{content['command']}`" for name, content in found.items() if "command" in content
+        f"- [{name}]({name}.md): `{content['command']}`"
+        for name, content in found.items()
+        if (folder / f"{name}.md").exists()
     ]
     return (
         "\n\n".join(
@@ -122,12 +124,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
 
 
 def short(rows: Sequence[Claim]) -> str:
-    """For the project's README: one row for each experiment, with its first and last claim."""
-    lines = []
-    for source in dict.fromkeys(claim.source for claim in rows):
-        own = [claim for claim in rows if claim.source == source and claim.ours]
-        for claim in dict.fromkeys([*own[:1], *own[-1:]]):
-            lines.append([claim.claim, claim.paper, claim.ours, claim.verdict])
+    """For the project's README: the headlines."""
+    lines = [[claim.claim, claim.paper, claim.ours, claim.verdict] for claim in rows if claim.headline]
     counts = {
         word: sum(claim.verdict.startswith(word) for claim in rows)
         for word in ("exceeded", "reproduced", "not reached")
@@ -157,7 +155,7 @@ def main(config: ReportConfig) -> None:
     found = collected(config.results)
     if not found:
         raise FileNotFoundError(f"results: expected some *.json, found none in {config.results}")
-    write_text(config.results / "README.md", page(found))
+    write_text(config.results / "README.md", page(found, config.results))
     if config.readme is not None:
         insert(config.readme, short(claims(found)))
     print((config.results / "README.md").read_text())

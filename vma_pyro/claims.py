@@ -25,6 +25,7 @@ class Claim(NamedTuple):
         paper, reimplementation, ours: figures with their units; "" where there is none.
         verdict: "reproduced", "exceeded" or "not reached", and why; "not measured" without a figure.
         source: name of the results.
+        headline: whether it stands for its experiment in the short form.
     """
 
     claim: str
@@ -33,6 +34,7 @@ class Claim(NamedTuple):
     ours: str
     verdict: str
     source: str
+    headline: bool = False
 
 
 class Identity(NamedTuple):
@@ -69,12 +71,13 @@ def recall(content: dict[str, Any]) -> Iterator[Claim]:
         most = {True: (0.1, 0.3), False: (0.1, 0.5)}[row["images"] == "training"]
         near = abs(kl.mean - row["log_memory"]) < most[0] and abs(nll.mean - row["log_memory"]) < most[1]
         yield Claim(
-            f"Recall among {row['memory']} {row['images']} MNIST images: KL(a) = -bound = log \\|M\\|",
+            f"Recall among {row['memory']} {row['images']} MNIST images: KL(a) = -bound = log |M|",
             f"{row['log_memory']:.2f} nats",
             "",
             f"KL(a) {kl}, KL(z) {z}, NLL {nll}",
             verdict(reached=near, short=f"of {row['log_memory']:.2f}"),
             "mnist_recall",
+            headline=row is content["tests"][-1],
         )
 
 
@@ -91,6 +94,7 @@ def annealing(content: dict[str, Any]) -> Iterator[Claim]:
         f"KL(a) {last[0]:.2f} nats and NLL {plain} without; {last[1]:.2f} and {annealed} with",
         verdict(reached=worse < 2 * error, short=f"{worse:.2f} ± {error:.2f} nats worse"),
         "annealing",
+        headline=True,
     )
 
 
@@ -99,12 +103,13 @@ def data(content: dict[str, Any]) -> Iterator[Claim]:
     kl = {row["data"]: Estimate(**row["kl_address"]) for row in content["comparison"]}
     more, error = kl["omniglot"].mean - kl["mnist"].mean, math.hypot(kl["omniglot"].se, kl["mnist"].se)
     yield Claim(
-        "KL(a) lower on MNIST, higher on Omniglot, at the same \\|M\\|",
+        "KL(a) lower on MNIST, higher on Omniglot, at the same |M|",
         "lower",
         "",
         f"{kl['mnist']} on MNIST, {kl['omniglot']} on Omniglot, nats",
         verdict(reached=more > 2 * error, short=f"{more:.2f} ± {error:.2f} higher"),
         "mnist_mixture",
+        headline=True,
     )
 
 
@@ -122,6 +127,7 @@ def split(content: dict[str, Any]) -> Iterator[Claim]:
             f"{before} to {after} nats",
             verdict(reached=sign * change > 2 * error, short=f"changes by {change:.2f} ± {error:.2f}"),
             "kl_split",
+            headline=name == "kl_address",
         )
 
 
@@ -148,6 +154,7 @@ def table(content: dict[str, Any]) -> Iterator[Claim]:
                 f"{ours}{again}",
                 against(ours, paper, how=trained_how(content)),
                 "table1",
+                headline=(classes, shots) in ((1, 1), (1, 19)),
             )
     artefact = cells.get(("images in all, with replacement", 1, 19))
     honest = cells.get(("shots per class", 1, 19))
@@ -165,6 +172,7 @@ def table(content: dict[str, Any]) -> Iterator[Claim]:
 
 def size(content: dict[str, Any]) -> Iterator[Claim]:
     """Trained with 32 entries, tested with thousands: NLL follows L_1 + log C."""
+    largest = max(row["entries"] for row in content["rows"] if row["model"] == "hard")
     for row in content["rows"]:
         if row["model"] != "hard" or row["entries"] < 500:
             continue
@@ -178,6 +186,7 @@ def size(content: dict[str, Any]) -> Iterator[Claim]:
             f"{nll} nats, {over} over the line",
             verdict(reached=over.mean < 2 * over.se, short=f"{over.mean:.2f} ± {over.se:.2f} above"),
             "memory_size",
+            headline=row["entries"] == largest,
         )
 
 
@@ -191,12 +200,13 @@ def classification(content: dict[str, Any]) -> Iterator[Claim]:
         ours = f"{100 * share.mean:.1f} ± {100 * share.se:.1f} %"
         reached = "measured" if paper is None else against(share, paper, how=trained_how(content), higher=True)
         yield Claim(
-            f"{row['ways']}-way {row['shots']}-shot by q(a\\|x)",
+            f"{row['ways']}-way {row['shots']}-shot by q(a|x)",
             "" if paper is None else f"{100 * paper:.0f} % (recalled)",
             "",
             ours,
             reached,
             "classification",
+            headline=(row["ways"], row["shots"]) == (20, 1),
         )
 
 
@@ -219,6 +229,7 @@ def soft(content: dict[str, Any]) -> Iterator[Claim]:
             "; ".join(f"C = {c}: {gap.mean:+.2f} ± {gap.se:.2f}" for c, gap in gaps.items()) + " nats",
             verdict(reached=beats and grows > 2 * error, short=f"grows by {grows:.2f} ± {error:.2f}"),
             "soft_attention",
+            headline=shots == content["nll"][-1]["shots"],
         )
 
 
@@ -227,7 +238,7 @@ def crossing(content: dict[str, Any]) -> Iterator[Claim]:
     ratios = {row["memory"]: row["soft_over_hard"]["median"] for row in content["rows"]}
     cheaper = [size for size in ratios if all(r > 1 for s, r in ratios.items() if s >= size)]
     yield Claim(
-        "An update with hard attention is cheaper than with soft, from \\|M\\| on",
+        "An update with hard attention is cheaper than with soft, from |M| on",
         str(published.VMA_CROSSING),
         "",
         (f"{min(cheaper)} (soft over hard: " if cheaper else "never (soft over hard: ")
@@ -235,6 +246,7 @@ def crossing(content: dict[str, Any]) -> Iterator[Claim]:
         + ")",
         verdict(reached=bool(cheaper) and min(cheaper) <= published.VMA_CROSSING, short="later"),
         "benchmarks/attention",
+        headline=True,
     )
 
 

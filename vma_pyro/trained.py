@@ -165,9 +165,17 @@ def file_of(path: Path) -> Path:
 def facts_of(path: Path) -> dict[str, Any]:
     """What a file says of itself: its architecture, and how and on which data it was trained if that is known."""
     content = checkpoint.load(file_of(path))
-    data = content.get("data", content.get("identity", {}).get("data"))
-    known = content.get("training", {}) | content.get("architecture", {})
-    return known | ({} if data is None else {"data": data})
+    known = dict(content.get("training", {}))
+    if "progress" in content:  # of a run, perhaps an unfinished one
+        progress = content["progress"]
+        known = content["identity"] | {
+            "updates": progress["update"],
+            "training_seconds": round(progress["seconds"], 1),
+            "validation_nll": progress["best_nll"],
+            "finished": progress["finished"],
+        }
+    known |= content.get("architecture", {})
+    return known | ({"data": content["data"]} if "data" in content else {})
 
 
 def on(device: torch.device, pair: Pair) -> Pair:
