@@ -41,7 +41,8 @@ class FewShotConfig:
     out: Path = Path("runs/few_shot")
     """Folder for the results. An earlier run in it is moved aside, never overwritten."""
     load: Path | None = None
-    """Report and generate from this checkpoint, without training."""
+    """Report and generate from this checkpoint, or the one that the word pretrained stands for, without "
+    "training."""
     resume: bool = False
     """Go on with the run in the folder `out`."""
     width: float | None = None
@@ -68,9 +69,10 @@ class FewShotConfig:
     train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
     """Training. Without a budget: 2.2 minutes for glyphs, 60 for Omniglot, for each of the two models."""
     eval_images: int | None = None
-    """Test images per likelihood; default 2000 for glyphs, 500 for Omniglot."""
+    """Test images per likelihood; default 2000 for glyphs, 500 for Omniglot, 200 for the pretrained model."""
     eval_samples: int | None = None
-    """Importance samples per test image; default 20 for glyphs, 1000 for Omniglot."""
+    """Importance samples per test image; default 20 for glyphs, 1000 for Omniglot, 100 for the pretrained "
+    "model."""
     eval_queries: int = 1000
     """Test images per classification task."""
     tensorboard: bool = False
@@ -83,6 +85,8 @@ class FewShotConfig:
         if data not in PRESETS:
             raise ValueError(f"load: expected a model of {', '.join(PRESETS)}, got one of {data}")
         preset = PRESETS[data]
+        if self.load == trained.PRETRAINED:  # a look at it, in less than a minute
+            preset = preset._replace(eval_images=200, eval_samples=100)
         unlimited = self.train.updates is None and self.train.minutes is None
         return replace(
             self,

@@ -212,7 +212,7 @@ def save_training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]],
             [-line["validation_nll"] for line in validation],
             linestyle="--",
             color=color,
-            label=f"{label}, held-out classes",
+            label=f"{label}, held out",
         )
         kl_z.plot(updates, [line["kl_z"] for line in training], linewidth=1, color=color, label=label)
         if any(line["kl_address"] for line in training):

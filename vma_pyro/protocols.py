@@ -52,7 +52,7 @@ TINY = Samples(few=2, many=3, corrected=2)
 class TestConfig:
     """Options of every experiment that tests a trained model."""
 
-    load: Path = Path("pretrained")
+    load: Path = trained.PRETRAINED
     """Checkpoint of the model, or the word pretrained."""
     data_dir: Path | None = None
     """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder."""

@@ -74,9 +74,7 @@ def write(folder: Path, content: Mapping[str, Any], title: str, parts: Sequence[
         parts: its paragraphs and tables.
     """
     trained = [f"{name}: {described(facts)}." for name, facts in content["training"].items()]
-    page = "\n\n".join(
-        [f"# {title}", f"`{content['command']}`", *(["  \n".join(trained)] if trained else []), *parts]
-    )
+    page = "\n\n".join([f"# {title}", f"`{content['command']}`", *map(_wrapped, [*trained, *parts])])
     write_text(folder / "results.json", to_json(content))
     write_text(folder / "report.md", page + "\n")
     print(page)

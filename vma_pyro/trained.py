@@ -25,6 +25,8 @@ from vma_pyro.training import TrainConfig, fit
 
 Pair = tuple[nn.Module, nn.Module]  # model and guide
 
+PRETRAINED = Path("pretrained")  # the word that stands for the model in the package
+
 PROGRAMS = ("memory", "memoryless", "soft", "soft-guided")
 
 
@@ -159,7 +161,7 @@ def load(path: Path, *, program: str | None = None) -> Pair:
 
 def file_of(path: Path) -> Path:
     """The file itself, or for the word "pretrained" that of the Omniglot model that comes with the package."""
-    return pretrained.path_of("omniglot") if path == Path("pretrained") else path
+    return pretrained.path_of("omniglot") if path == PRETRAINED else path
 
 
 def facts_of(path: Path) -> dict[str, Any]:
