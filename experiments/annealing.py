@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vma_pyro import ConvNetworks, CosineSimilarity, Guide, Model, kept, plots, protocols, results, script
 from vma_pyro.data import Episode, EpisodeSampler, NestedEpisodes, Split, load_split
 from vma_pyro.data.episodes import Episodes
-from vma_pyro.evaluation import Estimate
+from vma_pyro.evaluation import Estimate, TwoPhase
 from vma_pyro.infer import make
 from vma_pyro.record import read_metrics
 from vma_pyro.several import SeveralConfig, small
@@ -122,14 +122,14 @@ def train(config: AnnealingConfig, name: str, data: Split, start: float) -> tupl
 
 
 def score(pair: Pair, nested: NestedEpisodes, config: AnnealingConfig, device: torch.device) -> dict[str, Any]:
-    """NLL of the test images under a memory as in training."""
+    """NLL of each test image under a memory as in training, and the share classified right."""
 
     def episodes(first: int | None) -> Any:
         return nested.episodes(config.classes, config.shots, first=first)
 
-    found = protocols.nll(pair, episodes, config.samples, device=device).estimate()
+    found = protocols.nll(pair, episodes, config.samples, device=device)
     share = protocols.accuracy(pair, episodes, device=device)
-    return {"nll": found._asdict(), "accuracy": share._asdict()}
+    return {"cheap": found.cheap.tolist(), "costly": found.costly.tolist(), "accuracy": share._asdict()}
 
 
 def main(config: AnnealingConfig) -> None:
@@ -143,15 +143,21 @@ def main(config: AnnealingConfig) -> None:
     nested = NestedEpisodes(data.test, targets=config.images, seed=0)
     script.begin(config, load=config.load)
     training: dict[str, dict[str, Any]] = {}
-    rows = []
+    rows, scores = [], []
     for name, temperature in (("none", 1.0), ("temperature", config.temperature)):
         pair, training[name] = train(config, name, data, temperature)
-        found = kept.once(config, name, partial(score, on(device, pair), nested, config, device))
-        rows.append(
-            {"annealing": name, "curve": read_metrics(config.out / "models" / name / "metrics.jsonl"), **found}
-        )
-    head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
-    write({**head, "log_memory": math.log(config.classes * config.shots), "rows": rows}, config)
+        found = kept.once(config, f"{name}-scores", partial(score, on(device, pair), nested, config, device))
+        scores.append(TwoPhase(torch.tensor(found["cheap"]), torch.tensor(found["costly"])))
+        curve = read_metrics(config.out / "models" / name / "metrics.jsonl")
+        nll = scores[-1].estimate()._asdict()
+        rows.append({"annealing": name, "nll": nll, "accuracy": found["accuracy"], "curve": curve})
+    content = {
+        **results.header(config, seconds=time.monotonic() - start, device=device, training=training),
+        "log_memory": math.log(config.classes * config.shots),
+        "rows": rows,
+        "worse_without": scores[0].minus(scores[1]).estimate()._asdict(),
+    }
+    write(content, config)
 
 
 def write(content: dict[str, Any], config: AnnealingConfig) -> None:

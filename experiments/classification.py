@@ -109,7 +109,8 @@ def main(config: ClassificationConfig) -> None:
         training["soft"] = {"loaded_from": str(config.soft), **trained.facts_of(config.soft)}
     for task in tasks(config):
         episodes_of(subject, config, task)  # a bad one must not cost the others
-    script.begin(config, load=config.load)
+    files = [trained.file_of(path) for path in (config.load, config.soft) if path is not None]
+    script.begin(config, load=config.load, files=files)
     rows = []
     for task in tqdm(tasks(config), desc="tasks", unit="task"):
         name = "-".join(map(str, task)).replace(" ", "_")

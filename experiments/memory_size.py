@@ -108,7 +108,8 @@ def main(config: SizeConfig) -> None:
     if set(omniglot.TEST_5) <= set(subject.test.alphabets):
         tests = {"five alphabets": subject.test.of_alphabets(omniglot.TEST_5), **tests}
     nested = {n: NestedEpisodes(c, targets=config.images, seed=config.seed) for n, c in tests.items()}
-    script.begin(config, load=config.load)
+    files = [trained.file_of(path) for path in (config.load, config.soft, config.memoryless) if path is not None]
+    script.begin(config, load=config.load, files=files)
     found = []
     for cell in tqdm(cells(config, pairs, tests), desc="sizes", unit="size"):
         name = "-".join(map(str, cell)).replace(" ", "_")

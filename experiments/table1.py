@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vma_pyro import kept, plots, protocols, published, results, script
+from vma_pyro import kept, plots, protocols, published, results, script, trained
 from vma_pyro.data import Episode, NestedEpisodes
 from vma_pyro.evaluation import Estimate
 from vma_pyro.protocols import TINY, Subject, TestConfig, subject_of
@@ -84,7 +84,7 @@ def main(config: TableConfig) -> None:
     config = config.resolved()
     subject = subject_of(config)
     nested = NestedEpisodes(subject.test, targets=config.images, seed=config.seed)
-    script.begin(config, load=config.load)
+    script.begin(config, load=config.load, files=[trained.file_of(config.load)])
     rows = []
     for cell in tqdm(cells(config), desc="cells", unit="cell"):
         name = "-".join(map(str, cell)).replace(" ", "_").replace(",", "")

@@ -1,8 +1,11 @@
 """Table 1 with tiny arguments: every cell, paired figures, going on after an interruption, one-line errors."""
 
 import json
+import shutil
 
 from scripts import is_estimate, refusal, results, run
+
+from vma_pyro import checkpoint
 
 
 def test_every_cell_and_going_on(data_folder, untrained, tmp_path):
@@ -27,6 +30,17 @@ def test_every_cell_and_going_on(data_folder, untrained, tmp_path):
     assert [r for r in again["rows"] if r != marked] == [
         r for r, cell in zip(content["rows"], cells, strict=True) if cell != ("shots per class", 2, 2, "sampled")
     ]
+
+
+def test_going_on_with_another_model_is_refused(data_folder, untrained, tmp_path):
+    shutil.copyfile(untrained / "memory.pt", tmp_path / "model.pt")
+    arguments = ["--tiny", "--load=model.pt", f"--data-dir={data_folder}"]
+    results("table1", *arguments, cwd=tmp_path, out="a")
+    content = checkpoint.load(tmp_path / "model.pt")
+    content["weights"] = {name: value + 1 for name, value in content["weights"].items()}
+    checkpoint.save(tmp_path / "model.pt", content)
+    line = refusal("table1", *arguments, "--out=a", "--resume", cwd=tmp_path)
+    assert line.startswith("error: resume: expected content of model.pt = ")
 
 
 def test_errors_are_one_line(data_folder, untrained, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -39,10 +40,19 @@ def once(config: Job, name: str, compute: Callable[[], dict[str, Any]]) -> dict[
     return content
 
 
-def check_same(config: Job) -> None:
-    """Refuse to go on under another configuration: parts of both would stand on one page."""
+def check_same(config: Job, *files: Path) -> None:
+    """Refuse to go on under another configuration: parts of both would stand on one page.
+
+    Args:
+        config: of the job.
+        files: that the parts depend on; what is in them must not have changed either.
+
+    Raises:
+        ValueError: an option or a file that differs.
+    """
     path = config.out / "config.json"
     present = {k: v for k, v in json.loads(json.dumps(asdict(config), default=str)).items() if k not in FREE}
+    present |= {f"content of {file}": hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in files}
     if path.exists():
         saved = json.loads(path.read_text())
         for name in sorted(saved.keys() | present.keys()):

@@ -100,15 +100,16 @@ def make_room(out: Path, *, resume: bool, load: Path | None) -> None:
         raise PermissionError(f"out: expected a folder that can be written, got {out}")
 
 
-def begin(job: kept.Job, *, load: Path | None) -> None:
+def begin(job: kept.Job, *, load: Path | None, files: Sequence[Path] = ()) -> None:
     """Make room for a job whose parts are kept, or go on with it.
 
     Args:
         job: its options.
         load: what it tests, if it does not train that itself.
+        files: what its parts depend on; going on is refused if they have changed.
 
     Raises:
         ValueError, OSError: as `make_room`; going on under another configuration.
     """
     make_room(job.out, resume=job.resume, load=load)
-    kept.check_same(job)
+    kept.check_same(job, *files)
