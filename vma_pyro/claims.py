@@ -94,7 +94,6 @@ def annealing(content: dict[str, Any]) -> Iterator[Claim]:
         f"KL(a) {last[0]:.2f} nats and NLL {plain} without; {last[1]:.2f} and {annealed} with",
         verdict(reached=worse.mean < 2 * worse.se, short=f"{worse} nats worse without"),
         "annealing",
-        headline=True,
     )
 
 
@@ -109,7 +108,6 @@ def data(content: dict[str, Any]) -> Iterator[Claim]:
         f"{kl['mnist']} on MNIST, {kl['omniglot']} on Omniglot, nats",
         verdict(reached=more > 2 * error, short=f"{more:.2f} ± {error:.2f} higher"),
         "mnist_mixture",
-        headline=True,
     )
 
 
