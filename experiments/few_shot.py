@@ -41,8 +41,8 @@ class FewShotConfig:
     out: Path = Path("runs/few_shot")
     """Folder for the results. An earlier run in it is moved aside, never overwritten."""
     load: Path | None = None
-    """Report and generate from this checkpoint, or the one that the word pretrained stands for, without "
-    "training."""
+    """Report and generate from this checkpoint, or the one that the word pretrained stands for, without
+    training."""
     resume: bool = False
     """Go on with the run in the folder `out`."""
     width: float | None = None
@@ -71,8 +71,8 @@ class FewShotConfig:
     eval_images: int | None = None
     """Test images per likelihood; default 2000 for glyphs, 500 for Omniglot, 200 for the pretrained model."""
     eval_samples: int | None = None
-    """Importance samples per test image; default 20 for glyphs, 1000 for Omniglot, 100 for the pretrained "
-    "model."""
+    """Importance samples per test image; default 20 for glyphs, 1000 for Omniglot, 100 for the pretrained
+    model."""
     eval_queries: int = 1000
     """Test images per classification task."""
     tensorboard: bool = False
