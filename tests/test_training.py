@@ -217,6 +217,41 @@ def test_recorder_drops_later_and_torn_lines(tmp_path):
     assert [line["update"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [5, 10]
 
 
+class TestNewBudget:
+    def test_the_learning_rate_follows_it(self, characters, tmp_path, monkeypatch):
+        config = replace(CONFIG, log_every=1)
+        with monkeypatch.context() as patch:
+            StopAt(patch, 15, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            stopped, _ = run(characters, tmp_path, config)
+        shorter = replace(config, updates=20, new_budget=True)
+        result, _ = run(characters, tmp_path, shorter, resume=True)
+        assert (result.updates, result.interrupted) == (20, 0)
+        assert list(result.budget_changes) == [stopped.updates]
+        rates = [line["learning_rate"] for line in figures(tmp_path) if "learning_rate" in line]
+        expected = [
+            learning_rate(config, update, update / 30)
+            if update < stopped.updates
+            else learning_rate(shorter, update, update / 20)
+            for update in range(20)
+        ]
+        assert rates == pytest.approx(expected)
+
+    def test_a_finished_run_goes_on(self, characters, tmp_path):
+        run(characters, tmp_path)
+        longer = replace(CONFIG, updates=40, new_budget=True)
+        assert run(characters, tmp_path, longer, resume=True)[0].updates == 40
+        result, _ = run(characters, tmp_path, replace(longer, new_budget=False), resume=True)  # now its budget
+        assert (result.updates, list(result.budget_changes)) == (40, [30])
+
+    def test_only_the_budget_may_change(self, characters, tmp_path):
+        run(characters, tmp_path)
+        other = replace(CONFIG, updates=40, learning_rate=0.5, new_budget=True)
+        with pytest.raises(ValueError, match="^resume: expected learning_rate = 0.0015 as in the checkpoint"):
+            run(characters, tmp_path, other, resume=True)
+        with pytest.raises(ValueError, match="^resume: expected updates = 30 .* got 40; with new_budget it may"):
+            run(characters, tmp_path, replace(CONFIG, updates=40), resume=True)
+
+
 class TestErrors:
     def test_another_configuration(self, characters, tmp_path):
         run(characters, tmp_path)

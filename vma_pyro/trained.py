@@ -109,11 +109,13 @@ def train(
         if ranks.rank > 0:
             sys.exit(128 + result.interrupted)
         raise Stopped(result.interrupted, result.updates)
-    facts = {
+    facts: dict[str, Any] = {
         "updates": result.updates,
         "training_seconds": round(result.seconds, 1),
         "validation_nll": result.validation_nll,
     }
+    if result.budget_changes:
+        facts["budget_changes"] = list(result.budget_changes)
     if ranks.rank == 0:
         save(
             folder / "model.pt",

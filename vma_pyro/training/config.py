@@ -20,6 +20,9 @@ class TrainConfig:
     """Budget in parameter updates."""
     minutes: float | None = None
     """Budget in minutes of training, over all sessions of the run."""
+    new_budget: bool = False
+    """On resume, take `updates` and `minutes` from here, not from the checkpoint: the learning rate follows them
+    from now on, and a finished run goes on. To end a run early with small steps, or to train on."""
     session_minutes: float | None = None
     """Leave with a checkpoint after so many minutes in this process; go on with resume."""
     learning_rate: float = 1.5e-3
@@ -71,7 +74,8 @@ class TrainConfig:
 
 # What may differ between the sessions of one run. Another accelerator rounds otherwise, but a run that began on a
 # GPU may have to end on a CPU.
-FREE_ON_RESUME = ("session_minutes", "checkpoint_seconds", "accelerator", "capture")
+FREE_ON_RESUME = ("new_budget", "session_minutes", "checkpoint_seconds", "accelerator", "capture")
+BUDGET = ("updates", "minutes")
 
 
 def device_of(config: TrainConfig) -> torch.device:
@@ -108,10 +112,17 @@ def learning_rate(config: TrainConfig, update: int, progress: float) -> float:
     return config.learning_rate * warm * (config.final_rate + (1 - config.final_rate) * cosine)
 
 
-def check_identity(saved: dict[str, Any], present: dict[str, Any]) -> None:
+def differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
+    """The names whose values are not the same in both."""
+    return [name for name in sorted(saved.keys() | present.keys()) if saved.get(name) != present.get(name)]
+
+
+def check_identity(saved: dict[str, Any], present: dict[str, Any], *, new_budget: bool = False) -> None:
     """Refuse to resume a run under another configuration, naming the first value that differs."""
-    for name in sorted(saved.keys() | present.keys()):
-        if saved.get(name) != present.get(name):
-            raise ValueError(
-                f"resume: expected {name} = {saved.get(name)!r} as in the checkpoint, got {present.get(name)!r}"
-            )
+    for name in differences(saved, present):
+        if new_budget and name in BUDGET:
+            continue
+        hint = "; with new_budget it may change" if name in BUDGET else ""
+        raise ValueError(
+            f"resume: expected {name} = {saved.get(name)!r} as in the checkpoint, got {present.get(name)!r}{hint}"
+        )

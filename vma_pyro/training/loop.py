@@ -29,12 +29,14 @@ class FitResult(NamedTuple):
         seconds: of training in all sessions.
         validation_nll: of the weights that were kept, in nats per image; NaN without validation.
         interrupted: the signal that stopped it, or 0; a run out of `session_minutes` counts as SIGTERM.
+        budget_changes: the updates at which a resumed run was given another budget.
     """
 
     updates: int
     seconds: float
     validation_nll: float
     interrupted: int
+    budget_changes: Sequence[int] = ()
 
 
 def fit(
@@ -118,7 +120,7 @@ def fit(
     finally:
         recorder.close()
     run.load_best()
-    return FitResult(run.update, run.seconds, run.best_nll, stop.signal)
+    return FitResult(run.update, run.seconds, run.best_nll, stop.signal, run.budget_changes)
 
 
 def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: Stop) -> None:

@@ -19,7 +19,7 @@ from vma_pyro.evaluation import log_likelihood, split_bound, undisturbed
 from vma_pyro.ranks import Ranks
 from vma_pyro.record import Recorder
 from vma_pyro.training.captured import Captured
-from vma_pyro.training.config import TrainConfig, check_identity
+from vma_pyro.training.config import BUDGET, TrainConfig, check_identity, differences
 from vma_pyro.training.processes import fabric_of, mean_over
 
 
@@ -52,6 +52,7 @@ class Run:
         self.best: dict[str, Tensor] | None = None
         self.best_nll = math.nan
         self.finished = False
+        self.budget_changes: list[int] = []  # the updates at which a new budget began
         self.bound_sum = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
 
     def diverged(self, what: str, got: object) -> FloatingPointError:
@@ -162,6 +163,7 @@ class Run:
                 "has_best": self.best is not None,
                 "best_nll": self.best_nll,
                 "stale": self.stale,
+                "budget_changes": self.budget_changes,
                 "bound_sum": bounds,
                 "bound_count": self.bound_count,
             },
@@ -184,7 +186,7 @@ class Run:
         content = checkpoint.load(self.path)
         if "progress" not in content:
             raise ValueError(f"checkpoint {self.path}: expected one of a training run, got weights only")
-        check_identity(content["identity"], self.identity)
+        check_identity(content["identity"], self.identity, new_budget=self.config.new_budget)
         checkpoint.restore(self.bare, content["module"], name="this run")
         self.average.load_state_dict(content["average"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -198,6 +200,10 @@ class Run:
         bound = _own(torch.atleast_1d(torch.as_tensor(progress["bound_sum"])), self.ranks.rank)
         self.bound_sum.fill_(0.0 if bound is None else bound)
         self.bound_count = progress["bound_count"]
+        self.budget_changes = progress.get("budget_changes", [])  # checkpoints of before have none
+        if set(differences(content["identity"], self.identity)) & set(BUDGET):
+            self.budget_changes = [*self.budget_changes, self.update]
+            self.finished, self.stale = False, 0
 
     def check_together(self) -> None:
         """Refuse processes that would go on from different updates.
