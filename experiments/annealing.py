@@ -19,14 +19,15 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from vma_pyro import ConvNetworks, CosineSimilarity, Guide, Model, kept, plots, protocols, results, script
+from vma_pyro import ConvNetworks, CosineSimilarity, Guide, Model
 from vma_pyro.data import Episode, EpisodeSampler, NestedEpisodes, Split, load_split
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import Estimate, TwoPhase
 from vma_pyro.infer import make
+from vma_pyro.jobs import kept, plots, protocols, results, script
+from vma_pyro.jobs.several import SeveralConfig, small
+from vma_pyro.jobs.trained import Pair, on
 from vma_pyro.record import read_metrics
-from vma_pyro.several import SeveralConfig, small
-from vma_pyro.trained import Pair, on
 from vma_pyro.training import TrainConfig, device_of, fit
 
 

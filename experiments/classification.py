@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from vma_pyro import kept, plots, protocols, published, results, script, trained
 from vma_pyro.data import NestedEpisodes
 from vma_pyro.evaluation import Estimate
-from vma_pyro.protocols import Subject, TestConfig, subject_of
+from vma_pyro.jobs import kept, plots, protocols, published, results, script, trained
+from vma_pyro.jobs.protocols import Subject, TestConfig, subject_of
 
 
 @dataclass(frozen=True)

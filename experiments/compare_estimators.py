@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import pyro
 import torch
 
-from vma_pyro import plots, script
 from vma_pyro.atomic import write_text
+from vma_pyro.jobs import plots, script
 from vma_pyro.laboratory import (
     Findings,
     LaboratoryConfig,

@@ -21,12 +21,12 @@ from typing import Any
 
 import pyro
 
-from vma_pyro import script
 from vma_pyro.atomic import write_text
 from vma_pyro.infer import ESTIMATORS, compare, make
 from vma_pyro.infer.compare import evaluations_of, matched
 from vma_pyro.infer.plates import PlateNesting
 from vma_pyro.infer.reference import guide_sites
+from vma_pyro.jobs import script
 
 
 @dataclass(frozen=True)

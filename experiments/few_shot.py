@@ -18,11 +18,11 @@ import torch
 import tyro
 from pyro.infer.elbo import ELBO
 
-from vma_pyro import few_shot, plots, report, script, trained
 from vma_pyro.atomic import write_text
 from vma_pyro.data import EpisodeSampler, Split, load_split
 from vma_pyro.data.episodes import Augmentation
 from vma_pyro.infer import make
+from vma_pyro.jobs import few_shot, plots, report, script, trained
 from vma_pyro.ranks import Ranks
 from vma_pyro.record import command, read_metrics, tensorboard_writer
 from vma_pyro.training import TrainConfig, check_shares, device_of

@@ -19,10 +19,10 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 
-from vma_pyro import kept, plots, protocols, published, results, script, trained
 from vma_pyro.data import NestedEpisodes, load_split
 from vma_pyro.evaluation import Estimate, kl_report
-from vma_pyro.several import SeveralConfig, model_of, small
+from vma_pyro.jobs import kept, plots, protocols, published, results, script, trained
+from vma_pyro.jobs.several import SeveralConfig, model_of, small
 from vma_pyro.training import TrainConfig, device_of
 
 

@@ -19,10 +19,10 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from vma_pyro import kept, plots, protocols, results, script, trained
 from vma_pyro.data import Characters, NestedEpisodes, omniglot
 from vma_pyro.evaluation import Estimate, TwoPhase
-from vma_pyro.protocols import TINY, TestConfig, subject_of
+from vma_pyro.jobs import kept, plots, protocols, results, script, trained
+from vma_pyro.jobs.protocols import TINY, TestConfig, subject_of
 
 
 @dataclass(frozen=True)

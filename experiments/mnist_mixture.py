@@ -21,15 +21,16 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from vma_pyro import Guide, Memory, MLPNetworks, Model, kept, plots, results, script
+from vma_pyro import Guide, Memory, MLPNetworks, Model
 from vma_pyro.data import Characters, Episode, EpisodeSampler, LabelledImages, Split, load_split, mnist
 from vma_pyro.data.episodes import as_images
 from vma_pyro.evaluation import Estimate, kl_report
-from vma_pyro.few_shot import generate, pixels
 from vma_pyro.infer import make
+from vma_pyro.jobs import kept, plots, results, script
+from vma_pyro.jobs.few_shot import generate, pixels
+from vma_pyro.jobs.several import SeveralConfig, model_of, small
+from vma_pyro.jobs.trained import Pair, on
 from vma_pyro.program import Program
-from vma_pyro.several import SeveralConfig, model_of, small
-from vma_pyro.trained import Pair, on
 from vma_pyro.training import TrainConfig, device_of, fit
 
 HELD_OUT = 5000  # of MNIST's training images, for validation

@@ -17,10 +17,10 @@ from typing import Annotated, Any
 import tyro
 from torch import nn
 
-from vma_pyro import plots, results, script, trained
 from vma_pyro.data import LabelledImages, RecallSampler, mnist
 from vma_pyro.evaluation import Estimate, kl_report
 from vma_pyro.infer import make
+from vma_pyro.jobs import plots, results, script, trained
 from vma_pyro.record import read_metrics
 from vma_pyro.training import TrainConfig, device_of
 

@@ -16,10 +16,11 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from vma_pyro import checkpoint, pretrained, protocols, results, script, trained
+from vma_pyro import checkpoint, pretrained
 from vma_pyro.atomic import write_text
 from vma_pyro.data import Characters, NestedEpisodes, load_split
-from vma_pyro.protocols import TINY, Samples
+from vma_pyro.jobs import protocols, results, script, trained
+from vma_pyro.jobs.protocols import TINY, Samples
 from vma_pyro.record import command
 from vma_pyro.training import device_of_name
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vma_pyro import results, script
 from vma_pyro.atomic import write_text
-from vma_pyro.claims import Claim, Identity, claims, identities
+from vma_pyro.jobs import results, script
+from vma_pyro.jobs.claims import Claim, Identity, claims, identities
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- report: start -->", "<!-- report: end -->"

@@ -17,10 +17,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vma_pyro import kept, plots, protocols, published, results, script, trained
 from vma_pyro.data import Episode, NestedEpisodes
 from vma_pyro.evaluation import Estimate
-from vma_pyro.protocols import TINY, Subject, TestConfig, subject_of
+from vma_pyro.jobs import kept, plots, protocols, published, results, script, trained
+from vma_pyro.jobs.protocols import TINY, Subject, TestConfig, subject_of
 
 WAYS = {
     "shots per class": "As many entries as classes x shots; the target's class is among them",

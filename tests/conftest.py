@@ -74,7 +74,7 @@ def data_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory):
     """Folder with a small untrained model of each program, as checkpoints of Omniglot."""
-    from vma_pyro import trained
+    from vma_pyro.jobs import trained
 
     folder = tmp_path_factory.mktemp("untrained")
     for program in trained.PROGRAMS:

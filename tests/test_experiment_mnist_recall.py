@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from vma_pyro import MLPNetworks, trained
+from vma_pyro import MLPNetworks
 from vma_pyro.data import RecallSampler
+from vma_pyro.jobs import trained
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "mnist_recall.py"
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scripts import refusal, run
 
-from vma_pyro import trained
+from vma_pyro.jobs import trained
 from vma_pyro.pretrained import path_of
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 from scripts import PNG, refusal, run
 
-from vma_pyro.claims import CLAIMS, claims, identities
+from vma_pyro.jobs.claims import CLAIMS, claims, identities
 
 
 def figure(mean, se=0.1, n=100):

@@ -56,6 +56,7 @@ def load_pretrained(name: str = "omniglot") -> tuple[nn.Module, nn.Module]:
         model, guide = load_pretrained("omniglot")
         images = model(memory, num_images=8)
     """
-    from vma_pyro import pretrained, trained  # with the training loop, which nothing else here needs
+    from vma_pyro import pretrained  # with the training loop, which nothing else here needs
+    from vma_pyro.jobs import trained
 
     return trained.load(pretrained.path_of(name), program="memory")

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from vma_pyro import script
 from vma_pyro.atomic import write_text
+from vma_pyro.jobs import script
 from vma_pyro.record import command
 from vma_pyro.training import keep_freed_memory
 

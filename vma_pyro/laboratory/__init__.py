@@ -3,7 +3,7 @@
 `setting` says what is compared, `runs` trains, `gradients` measures, `page` says what the figures mean.
 """
 
-from vma_pyro.kept import check_same
+from vma_pyro.jobs.kept import check_same
 from vma_pyro.laboratory.gradients import measure_all
 from vma_pyro.laboratory.page import Findings, snr_of, to_markdown
 from vma_pyro.laboratory.records import Quality, Training

@@ -10,7 +10,7 @@ from torch import nn
 
 from vma_pyro.guide import Guide
 from vma_pyro.infer import compare, make, matched
-from vma_pyro.kept import once
+from vma_pyro.jobs.kept import once
 from vma_pyro.laboratory.records import Quality
 from vma_pyro.laboratory.runs import final_folder, train
 from vma_pyro.laboratory.setting import SWEPT, Candidate, Data, LaboratoryConfig, build, load, plan_of, sampler

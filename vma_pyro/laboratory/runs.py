@@ -19,12 +19,12 @@ from vma_pyro.evaluation import Estimate, log_likelihood, split_bound, undisturb
 from vma_pyro.guide import Guide
 from vma_pyro.infer import make
 from vma_pyro.infer.compare import evaluations_of
-from vma_pyro.kept import once
+from vma_pyro.jobs.kept import once
+from vma_pyro.jobs.script import Stopped
 from vma_pyro.laboratory.records import JUDGE, Training
 from vma_pyro.laboratory.setting import Candidate, Data, LaboratoryConfig, build, plan_of, sampler
 from vma_pyro.model import Model
 from vma_pyro.record import read_metrics
-from vma_pyro.script import Stopped
 from vma_pyro.training import TrainConfig, fit
 
 

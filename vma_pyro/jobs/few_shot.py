@@ -17,7 +17,6 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from vma_pyro import plots
 from vma_pyro.data import Characters, EpisodeSampler
 from vma_pyro.data.episodes import Episode
 from vma_pyro.evaluation import (
@@ -30,6 +29,7 @@ from vma_pyro.evaluation import (
     log_likelihood,
     undisturbed,
 )
+from vma_pyro.jobs import plots
 from vma_pyro.memory import Memory
 
 SHOTS = (1, 2, 5, 10, 19)

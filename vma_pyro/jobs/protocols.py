@@ -11,7 +11,6 @@ import torch
 import tyro
 from torch import Tensor
 
-from vma_pyro import trained
 from vma_pyro.data import Characters, Episode, load_split
 from vma_pyro.evaluation import (
     Estimate,
@@ -21,7 +20,8 @@ from vma_pyro.evaluation import (
     classify_by_likelihood,
     log_likelihood,
 )
-from vma_pyro.trained import Pair
+from vma_pyro.jobs import trained
+from vma_pyro.jobs.trained import Pair
 from vma_pyro.training import device_of_name
 
 Episodes = Callable[[int | None], Iterator[Episode]]  # all, or only the first so many targets

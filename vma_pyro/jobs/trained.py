@@ -16,11 +16,11 @@ from vma_pyro.baselines import MemorylessGuide, MemorylessModel, SoftAttentionGu
 from vma_pyro.data.episodes import Episode, Episodes
 from vma_pyro.guide import Guide
 from vma_pyro.infer import MultiSampleELBO
+from vma_pyro.jobs.script import Stopped
 from vma_pyro.model import Model
 from vma_pyro.networks import ConvNetworks, MLPNetworks, Networks
 from vma_pyro.ranks import Ranks
 from vma_pyro.record import command
-from vma_pyro.script import Stopped
 from vma_pyro.training import TrainConfig, fit
 
 Pair = tuple[nn.Module, nn.Module]  # model and guide

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vma_pyro import results
 from vma_pyro.evaluation import Estimate
-from vma_pyro.few_shot import FewShotScores, Protocol
+from vma_pyro.jobs import results
+from vma_pyro.jobs.few_shot import FewShotScores, Protocol
 
 
 class Job(NamedTuple):

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vma_pyro import published
 from vma_pyro.evaluation import Estimate
+from vma_pyro.jobs import published
 
 Results = Mapping[str, dict[str, Any]]
 WITHIN = 3.0  # standard errors that an identity may be off by, as all figures are estimates

@@ -12,7 +12,7 @@ from typing import TypeVar
 import pyro
 import tyro
 
-from vma_pyro import kept
+from vma_pyro.jobs import kept
 from vma_pyro.record import command
 
 Config = TypeVar("Config")

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vma_pyro import trained
 from vma_pyro.data import EpisodeSampler, Split
 from vma_pyro.data.episodes import Augmentation
 from vma_pyro.infer import make
-from vma_pyro.protocols import TINY, Samples
+from vma_pyro.jobs import trained
+from vma_pyro.jobs.protocols import TINY, Samples
 from vma_pyro.training import TrainConfig
 
 

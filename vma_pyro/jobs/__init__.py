@@ -1,0 +1,1 @@
+"""What the experiments have in common: running, resuming, scoring and writing results."""
