@@ -170,9 +170,9 @@ def write(content: dict[str, Any], config: AnnealingConfig) -> None:
         halfway = next(
             (line["update"] for line in seen if line["kl_address"] > content["log_memory"] / 2), "never"
         )
-        share = Estimate(**row["accuracy"])
+        share = Estimate.read(row["accuracy"])
         lines.append(
-            [names[row["annealing"]], halfway, f"{seen[-1]['kl_address']:.2f}", Estimate(**row["nll"])]
+            [names[row["annealing"]], halfway, f"{seen[-1]['kl_address']:.2f}", Estimate.read(row["nll"])]
             + [f"{100 * share.mean:.1f} ± {100 * share.se:.1f}"]
         )
     about = (

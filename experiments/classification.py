@@ -129,7 +129,7 @@ NAMES = {
 def write(content: dict[str, Any], config: ClassificationConfig) -> None:
     """results.json, report.md and the picture."""
     columns = [(ways, shots) for ways in config.ways for shots in config.shots]
-    found = {(r["by"], r["among"], r["ways"], r["shots"]): Estimate(**r["accuracy"]) for r in content["rows"]}
+    found = {(r["by"], r["among"], r["ways"], r["shots"]): Estimate.read(r["accuracy"]) for r in content["rows"]}
     lines = [
         [NAMES[by], among, *(percent(found[by, among, ways, shots]) for ways, shots in columns)]
         for by, among in dict.fromkeys((r["by"], r["among"]) for r in content["rows"])

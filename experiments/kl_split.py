@@ -89,7 +89,7 @@ def write(content: dict[str, Any], config: SplitConfig) -> None:
     """results.json, report.md and the picture."""
     names = ("kl_address", "kl_z", "reconstruction", "nll")
     lines = [
-        [row["shots"], row["entries"], f"{row['log_memory']:.2f}", *(Estimate(**row[name]) for name in names)]
+        [row["shots"], row["entries"], f"{row['log_memory']:.2f}", *(Estimate.read(row[name]) for name in names)]
         for row in content["rows"]
     ]
     paper = published.VMA_SPLIT

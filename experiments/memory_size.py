@@ -154,8 +154,8 @@ def write(content: dict[str, Any], config: SizeConfig) -> None:
             row["classes"],
             row["shots"],
             f"{row['entries']:,}" if row["model"] != "memoryless" else "none",
-            Estimate(**row["nll"]),
-            Estimate(**row["excess"]) if "excess" in row and row["classes"] > 1 else "",
+            Estimate.read(row["nll"]),
+            Estimate.read(row["excess"]) if "excess" in row and row["classes"] > 1 else "",
         ]
         for row in content["rows"]
     ]

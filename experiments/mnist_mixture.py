@@ -249,7 +249,7 @@ def main(config: MixtureConfig) -> None:
 def write(content: dict[str, Any], config: MixtureConfig) -> None:
     """results.json and report.md."""
     lines = [
-        [KINDS[row["kind"]], *(Estimate(**row[n]) for n in ("kl_address", "kl_z", "nll"))]
+        [KINDS[row["kind"]], *(Estimate.read(row[n]) for n in ("kl_address", "kl_z", "nll"))]
         + [f"{row['perplexity_of_prior']:.1f} of {config.entries}"]
         for row in content["mixtures"]
     ]
@@ -261,7 +261,7 @@ def write(content: dict[str, Any], config: MixtureConfig) -> None:
     )
     head = ["mixture", "KL(a)", "KL(z)", "NLL", "entries in use, exp H(p(a))"]
     by_data = [
-        [row["data"], *(Estimate(**row[n]) for n in ("kl_address", "kl_z", "nll"))]
+        [row["data"], *(Estimate.read(row[n]) for n in ("kl_address", "kl_z", "nll"))]
         + [f"{100 * row['right_class']['mean']:.1f}"]
         for row in content["comparison"]
     ]

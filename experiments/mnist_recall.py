@@ -124,7 +124,7 @@ def write(content: dict[str, Any], config: RecallConfig) -> None:
     parts = ("kl_address", "kl_z", "reconstruction", "nll")
     rows = [
         [row["images"], row["memory"], f"{row['log_memory']:.3f}"]
-        + [str(Estimate(**row[name])) for name in parts]
+        + [str(Estimate.read(row[name])) for name in parts]
         + [f"{100 * row['right_class']['mean']:.1f}"]
         for row in content["tests"]
     ]

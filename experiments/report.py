@@ -76,7 +76,12 @@ def collected(folder: Path) -> dict[str, dict[str, Any]]:
     """All results by name, benchmarks among them."""
     found = {}
     for path in sorted([*folder.glob("*.json"), *folder.glob("benchmarks/*.json")]):
-        found[path.relative_to(folder).with_suffix("").as_posix()] = json.loads(path.read_text())
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        try:
+            found[name] = json.loads(path.read_text())
+            found[name]["command"]
+        except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError) as error:
+            raise ValueError(f"results: expected JSON with a command in {path}, got {error!r}") from error
     return found
 
 

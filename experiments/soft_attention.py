@@ -141,7 +141,7 @@ def write(content: dict[str, Any], config: SoftConfig) -> None:
         ]
         head = ["model", *(f"{c} class{'es' * (c > 1)}" for c in config.classes)]
         parts += [f"## NLL, {shots} example{'s' * (shots > 1)} of each class", results.table(head, lines)]
-    shares = {(r["model"], r["ways"], r["shots"]): Estimate(**r["accuracy"]) for r in content["accuracy"]}
+    shares = {(r["model"], r["ways"], r["shots"]): Estimate.read(r["accuracy"]) for r in content["accuracy"]}
     lines = [
         [
             name,
@@ -163,7 +163,7 @@ def shown(row: dict[str, Any] | None, *, hard: bool) -> str:
     """A cell of the table."""
     if row is None:
         return ""
-    nll, more = Estimate(**row["nll"]), Estimate(**row["more_than_hard"])
+    nll, more = Estimate.read(row["nll"]), Estimate.read(row["more_than_hard"])
     return str(nll) if hard else f"{nll} ({more.mean:+.2f} ± {more.se:.2f})"
 
 

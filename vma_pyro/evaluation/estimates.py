@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -32,6 +32,12 @@ class Estimate(NamedTuple):
         n = values.numel()
         se = values.std().item() / math.sqrt(n) if n > 1 else math.nan
         return cls(values.mean().item(), se, n)
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Estimate:
+        """From JSON, where null stands for NaN."""
+        mean, se = (math.nan if content[name] is None else float(content[name]) for name in ("mean", "se"))
+        return cls(mean, se, int(content["n"]))
 
     @classmethod
     def pooled(cls, parts: Sequence[Estimate]) -> Estimate:

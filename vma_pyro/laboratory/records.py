@@ -103,7 +103,7 @@ class Training(NamedTuple):
     @classmethod
     def of_plain(cls, content: Mapping[str, Any]) -> Training:
         """From JSON."""
-        estimates = {k: Estimate(**v) for k, v in content.items() if k.startswith("test_") and v is not None}
+        estimates = {k: Estimate.read(v) for k, v in content.items() if k.startswith("test_") and v is not None}
         return cls(**{**content, **estimates})
 
     @classmethod
