@@ -94,7 +94,8 @@ def row(claim: Claim) -> list[str]:
 def checked(identity: Identity) -> str:
     """One line."""
     if not identity.violations:
-        return f"- {identity.what} ({identity.source}): holds for {identity.checked} figures"
+        figures = f"{identity.checked} figure{'s' * (identity.checked != 1)}"
+        return f"- {identity.what} ({identity.source}): holds for {figures}"
     found = "; ".join(identity.violations)
     return f'- <span style="color:red">**VIOLATED** {identity.what} ({identity.source}): {found}</span>'
 

@@ -26,7 +26,17 @@ class Job(Protocol):
         """Go on with the job in the folder."""
 
 
-FREE = ("out", "resume", "data_dir")  # may differ between the sessions of one job
+# May differ between the sessions of one job: where things are, and when and on what each of its parts is computed.
+FREE = {
+    "out",
+    "resume",
+    "data_dir",
+    "session_minutes",
+    "checkpoint_seconds",
+    "accelerator",
+    "capture",
+    "new_budget",
+}
 
 
 def once(config: Job, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -51,14 +61,25 @@ def check_same(config: Job, *files: Path) -> None:
         ValueError: an option or a file that differs.
     """
     path = config.out / "config.json"
-    present = {k: v for k, v in json.loads(json.dumps(asdict(config), default=str)).items() if k not in FREE}
+    present = json.loads(json.dumps(asdict(config), default=str))
     present |= {f"content of {file}": hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in files}
     if path.exists():
-        saved = json.loads(path.read_text())
-        for name in sorted(saved.keys() | present.keys()):
-            if saved.get(name) != present.get(name):
+        old, new = _flat(json.loads(path.read_text())), _flat(present)
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) != new.get(name):
                 raise ValueError(
-                    f"resume: expected {name} = {saved.get(name)!r} as in {path}, got {present.get(name)!r}"
+                    f"resume: expected {name} = {old.get(name)!r} as in {path}, got {new.get(name)!r}"
                 )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(present, indent=1) + "\n")
+
+
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options within options under names with dots, without those that are free."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        elif name not in FREE:
+            found[prefix + name] = value
+    return found
