@@ -126,14 +126,19 @@ def programs(kind: str, entries: Tensor, latent_dim: int) -> tuple[Pair, Compone
     return (WithComponents(model, components), WithComponents(guide, components)), components
 
 
+def parts_of(images: LabelledImages, entries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Disjoint random parts of the training images: the memory's entries, targets, and those for validation."""
+    shuffled = images.shuffled(seed=0).images
+    return shuffled[:entries], shuffled[entries:-HELD_OUT], shuffled[-HELD_OUT:]
+
+
 def mixture(
     config: MixtureConfig, kind: str, images: LabelledImages, test: LabelledImages, device: torch.device
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train one mixture, take its bound on test images apart, and draw samples of its weightiest entries."""
     torch.manual_seed(config.train.seed)
-    held_out, rest = images.images[-HELD_OUT:], images.images[:-HELD_OUT]
-    entries = as_images(torch.from_numpy(rest[: config.entries]))
-    targets = rest[config.entries :]  # never in the memory
+    first, targets, held_out = parts_of(images, config.entries)
+    entries = as_images(torch.from_numpy(first))
     pair, components = programs(kind, entries, 32)
     memory = Memory(entries)
     validation = OneMemory(held_out, memory, queries=200, seed=1)
@@ -163,7 +168,7 @@ def taken_apart(
 ) -> dict[str, Any]:
     """The bound of test images, what p(a) has become, and samples row by row."""
     device = memory.entries.device
-    x = as_images(torch.from_numpy(test.images[: config.images])).to(device)
+    x = as_images(torch.from_numpy(test.shuffled(seed=0).images[: config.images])).to(device)
     report = kl_report(*pair, memory, x, num_samples=config.samples.few)
     prior = components.log_weights.softmax(0)
     own = components.memory(memory).entries

@@ -82,7 +82,8 @@ def architecture_of(config: RecallConfig) -> dict[str, Any]:
 
 def train(config: RecallConfig, images: LabelledImages) -> tuple[trained.Pair, dict[str, Any]]:
     """Train, or go on."""
-    seen, held_out = images.images[:-HELD_OUT], images.images[-HELD_OUT:]
+    shuffled = images.shuffled(seed=0).images
+    seen, held_out = shuffled[:-HELD_OUT], shuffled[-HELD_OUT:]
     shape = {"size": config.memory, "queries": config.queries}
     validation = RecallSampler(held_out, **shape, seed=1)
     return trained.train(

@@ -217,6 +217,16 @@ class TestMNIST:
         assert len(digits) == 5
         assert digits.labels.tolist() == [0, 1, 2, 3, 4]
 
+    def test_shuffled_images_keep_their_labels(self):
+        labels = np.repeat(np.arange(5, dtype=np.uint8), 20)
+        images = np.zeros((100, 28, 28), np.uint8)
+        images[np.arange(100), 0, labels] = 1
+        digits = LabelledImages(images, labels).shuffled(seed=3)
+        assert (digits.images[:, 0].argmax(1) == digits.labels).all()
+        assert sorted(digits.labels) == labels.tolist()
+        assert set(digits.labels[:20]) == set(range(5))
+        assert (LabelledImages(images, labels).shuffled(seed=3).labels == digits.labels).all()
+
     def test_originals_are_binarised_once(self, tmp_path):
         from torchvision.datasets.mnist import MNIST
 

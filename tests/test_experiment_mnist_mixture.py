@@ -2,7 +2,10 @@
 
 import math
 
-from scripts import is_estimate, results
+import numpy as np
+from scripts import is_estimate, module, results
+
+from vma_pyro.data import LabelledImages
 
 
 def test_mixtures_and_comparison(data_folder, tmp_path):
@@ -16,3 +19,13 @@ def test_mixtures_and_comparison(data_folder, tmp_path):
     by_data = {row["data"]: row for row in content["comparison"]}
     assert set(by_data) == {"mnist", "omniglot"}
     assert all(0 <= row["kl_address"]["mean"] <= math.log(2) for row in by_data.values())
+
+
+def test_every_part_has_all_digits_though_the_file_is_sorted():
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 600)
+    images = np.zeros((6000, 28, 28), np.uint8)
+    images[np.arange(6000), 0, labels] = 1
+    parts = module("mnist_mixture").parts_of(LabelledImages(images, labels), 64)
+    assert [len(part) for part in parts] == [64, 936, 5000]
+    for part in parts:
+        assert set(part[:, 0].argmax(1)) == set(range(10))

@@ -81,6 +81,11 @@ class LabelledImages:
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(f"labels: expected shape [{len(self.images)}], got {list(self.labels.shape)}")
 
+    def shuffled(self, seed: int) -> LabelledImages:
+        """The same images in random order; files may be sorted by label, and a part of them would be of few."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        return LabelledImages(self.images[order], self.labels[order])
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.images)
