@@ -141,7 +141,7 @@ def main(config: AnnealingConfig) -> None:
         raise ValueError(f"load: expected none, as the course of training is the result, got {config.load}")
     device = device_of(config.train)
     data = load_split(config.data, config.data_dir)
-    nested = NestedEpisodes(data.test, targets=config.images, seed=0)
+    nested = NestedEpisodes(data.test, images=config.images, seed=0)
     script.begin(config, load=config.load)
     training: dict[str, dict[str, Any]] = {}
     rows, scores = [], []
@@ -177,9 +177,8 @@ def write(content: dict[str, Any], config: AnnealingConfig) -> None:
         )
     about = (
         f"{config.classes} classes x {config.shots} examples in memory, log |M| = "
-        f"{content['log_memory']:.2f}; seed {config.train.seed}. NLL, nats per image: upper bound from "
-        f"{config.samples.many} importance samples of {config.samples.corrected} test images, corrected by "
-        f"{config.samples.few} samples of {config.images}."
+        f"{content['log_memory']:.2f}; seed {config.train.seed}. "
+        f"{config.samples.about(content['rows'][0]['nll']['n'])}"
     )
     head = ["annealing", "update at which KL(a) is half of log |M|", "KL(a) at the end", "NLL", "correct, %"]
     picture = f"{config.out.name}.png"

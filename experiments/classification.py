@@ -8,6 +8,7 @@ weights of its read. Writes results.json, report.md and a picture.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -73,7 +74,7 @@ def episodes_of(subject: Subject, config: ClassificationConfig, task: Task) -> N
     within = task.among == "one alphabet"
     return NestedEpisodes(
         subject.test,
-        targets=config.images,
+        images=config.images,
         seed=config.seed,
         within_alphabet=within,
         smallest_alphabet=max(config.ways) if within else 1,
@@ -101,14 +102,17 @@ def main(config: ClassificationConfig) -> None:
     """Score every task, write."""
     start = time.monotonic()
     config = config.resolved()
-    soft = None if config.soft is None else trained.load(config.soft)
+    soft = None if config.soft is None else trained.load(config.soft, program=("soft", "soft-guided"))
     subject = subject_of(config)
     training = {"hard": subject.facts}
     if config.soft is not None and soft is not None:
         soft = trained.on(subject.device, soft)
         training["soft"] = {"loaded_from": str(config.soft), **trained.facts_of(config.soft)}
-    for task in tasks(config):
-        episodes_of(subject, config, task)  # a bad one must not cost the others
+    largest = max(Counter(subject.test.alphabets).values())
+    if max(config.ways) > largest:
+        raise ValueError(
+            f"ways: expected at most {largest}, the classes of the largest alphabet, got {config.ways}"
+        )
     files = [trained.file_of(path) for path in (config.load, config.soft) if path is not None]
     script.begin(config, load=config.load, files=files)
     rows = []
@@ -139,7 +143,7 @@ def write(content: dict[str, Any], config: ClassificationConfig) -> None:
     about = (
         "Correct, %, mean ± standard error over the same targets in every column, each with a memory of its "
         f"own that does not hold it; classes that training never saw; seed {config.seed}. By q(a|x) and by "
-        f"attention {config.images} targets, by likelihood the first {config.likelihood_images}, with "
+        f"attention at most {config.images} targets, by likelihood the first {config.likelihood_images}, with "
         f"{config.draws} samples of z for every entry. Within one alphabet all classes are of the target's "
         "alphabet."
     )

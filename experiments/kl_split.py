@@ -73,7 +73,7 @@ def main(config: SplitConfig) -> None:
     config = config.resolved()
     device = device_of(config.train)
     data = load_split(config.data, config.data_dir)
-    nested = NestedEpisodes(data.test, targets=config.images, seed=0)
+    nested = NestedEpisodes(data.test, images=config.images, seed=0)
     script.begin(config, load=config.load)
     training, rows = {}, []
     for shots in config.shots:
@@ -105,11 +105,9 @@ def write(content: dict[str, Any], config: SplitConfig) -> None:
         for i, shots in enumerate((1, 16))
     ]
     about = (
-        f"One model for each row, trained alike; {config.classes} classes in memory. Nats per image, mean ± "
-        f"standard error over {config.images} test images, each with a memory of its own, the same images in "
-        f"all rows. NLL: upper bound from {config.samples.many} importance samples (of "
-        f"{config.samples.corrected} images, corrected by {config.samples.few} samples of all); the parts are "
-        "those of the single-sample bound."
+        f"One model for each row, trained alike; {config.classes} classes in memory. "
+        f"{config.samples.about(content['rows'][0]['nll']['n'])} The same images in all rows. The "
+        "parts are those of the single-sample bound."
     )
     head = ["examples per class", "S = |M|", "log S", "KL(a)", "KL(z)", "minus reconstruction", "NLL"]
     picture = f"{config.out.name}.png"

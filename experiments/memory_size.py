@@ -95,7 +95,7 @@ def main(config: SizeConfig) -> None:
     start = time.monotonic()
     config = config.resolved()
     others = {
-        "soft": None if config.soft is None else trained.load(config.soft),
+        "soft": None if config.soft is None else trained.load(config.soft, program=("soft", "soft-guided")),
         "memoryless": None if config.memoryless is None else trained.load(config.memoryless, program="memoryless"),
     }
     subject = subject_of(config)
@@ -107,7 +107,7 @@ def main(config: SizeConfig) -> None:
     tests = {"all alphabets": subject.test}
     if set(omniglot.TEST_5) <= set(subject.test.alphabets):
         tests = {"five alphabets": subject.test.of_alphabets(omniglot.TEST_5), **tests}
-    nested = {n: NestedEpisodes(c, targets=config.images, seed=config.seed) for n, c in tests.items()}
+    nested = {n: NestedEpisodes(c, images=config.images, seed=config.seed) for n, c in tests.items()}
     files = [trained.file_of(path) for path in (config.load, config.soft, config.memoryless) if path is not None]
     script.begin(config, load=config.load, files=files)
     found = []
@@ -138,14 +138,10 @@ def summed_up(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write(content: dict[str, Any], config: SizeConfig) -> None:
     """results.json, report.md and the picture."""
-    samples = config.samples
     about = (
-        f"NLL in nats per image, upper bounds, {config.images} test images of classes that training never "
-        "saw, the same in all memories of the same classes, each with a memory of its own that does not hold "
-        f"it; seed {config.seed}. {samples.few} importance samples for all images, and {samples.many} for "
-        f"{samples.corrected} of them, by whose mean difference the mean of all is corrected. Excess: over "
-        "L_1 + log C, the NLL with the target's class alone plus the cost of naming one class of C, paired "
-        "by image; 0 or less is what perfect lookups would give."
+        f"{config.samples.about(content['rows'][0]['nll']['n'])} The same images in all memories of the "
+        f"same classes; seed {config.seed}. Excess: over L_1 + log C, the NLL with the target's class alone plus "
+        "the cost of naming one class of C, paired by image; 0 or less is what perfect lookups would give."
     )
     lines = [
         [

@@ -225,6 +225,8 @@ def main(config: MixtureConfig) -> None:
         raise ValueError(
             f"load: expected none, as learned entries come with their own programs, got {config.load}"
         )
+    if config.data != "omniglot":
+        raise ValueError(f"data: expected omniglot, which MNIST is compared with, got {config.data}")
     device = device_of(config.train)
     images, test = (mnist.load(config.data_dir, split=split) for split in ("train", "test"))
     characters = load_split("omniglot", config.data_dir)

@@ -58,8 +58,7 @@ class PublishConfig:
 
 def nll(pair: trained.Pair, of: Characters, shots: int, config: PublishConfig, device: torch.device) -> Any:
     """With one class in memory, nats per image."""
-    targets = min(config.images, of.images.shape[0] * of.images.shape[1])
-    nested = NestedEpisodes(of, targets=targets, seed=0)
+    nested = NestedEpisodes(of, images=config.images, seed=0)
     found = protocols.nll(
         pair, lambda first: nested.episodes(1, shots, first=first), config.samples, device=device
     )
@@ -71,7 +70,7 @@ def accuracy(
 ) -> Any:
     """By q(a | x), among all test classes."""
     ways, shots = task
-    nested = NestedEpisodes(of, targets=config.images, seed=0)
+    nested = NestedEpisodes(of, images=config.images, seed=0)
     return protocols.accuracy(
         pair, lambda first: nested.episodes(ways, shots, first=first), device=device
     )._asdict()

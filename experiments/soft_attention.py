@@ -92,7 +92,7 @@ def main(config: SoftConfig) -> None:
     config = config.resolved()
     device = device_of(config.train)
     data = load_split(config.data, config.data_dir)
-    nested = NestedEpisodes(data.test, targets=config.images, seed=0)
+    nested = NestedEpisodes(data.test, images=config.images, seed=0)
     script.begin(config, load=config.load)
     training, nlls, accuracies = {}, [], []
     for name, program in PROGRAMS.items():
@@ -126,11 +126,8 @@ def write(content: dict[str, Any], config: SoftConfig) -> None:
     about = (
         f"All models: the same networks, {config.train.updates or config.train.minutes} "
         f"{'updates' if config.train.updates else 'minutes'} with {config.train_classes} classes x "
-        f"{config.train_shots} examples in memory. {config.images} test images of classes that training never "
-        "saw, the same everywhere, each with a memory of its own that does not hold it. NLL: nats per image, "
-        f"upper bound from {config.samples.many} importance samples of {config.samples.corrected} images, "
-        f"corrected by {config.samples.few} samples of all. In brackets how much more than with the hard "
-        "lookup, paired by image."
+        f"{config.train_shots} examples in memory. {config.samples.about(content['nll'][0]['nll']['n'])} The same "
+        "images everywhere. In brackets how much more than with the hard lookup, paired by image."
     )
     parts = [about]
     for shots in config.shots:

@@ -83,7 +83,7 @@ def main(config: TableConfig) -> None:
     start = time.monotonic()
     config = config.resolved()
     subject = subject_of(config)
-    nested = NestedEpisodes(subject.test, targets=config.images, seed=config.seed)
+    nested = NestedEpisodes(subject.test, images=config.images, seed=config.seed)
     script.begin(config, load=config.load, files=[trained.file_of(config.load)])
     rows = []
     for cell in tqdm(cells(config), desc="cells", unit="cell"):
@@ -97,13 +97,11 @@ def main(config: TableConfig) -> None:
 
 def write(content: dict[str, Any], config: TableConfig) -> None:
     """results.json, report.md and the picture."""
-    samples = config.samples
+    number = content["rows"][0]["nll"]["n"]
     parts = [
-        f"NLL in nats per image, upper bounds, {config.images} test images of classes that training never "
-        f"saw, each with a memory of its own, the same images in every cell; seed {config.seed}. "
-        f"{samples.few} importance samples for all images, and {samples.many} for {samples.corrected} of "
-        "them, by whose mean difference the mean of all is corrected; ± is the standard error of the result. "
-        f"With the address summed exactly, {samples.many} is the number of decoder evaluations."
+        f"{config.samples.about(number)} The same images in every cell; seed {config.seed}. With the address "
+        f"summed exactly, {config.samples.many} is the number of decoder evaluations. For comparison, a "
+        f"variational autoencoder without memory, on GMN's networks: {published.MEMORYLESS_NLL} nats."
     ]
     for way, about in WAYS.items():
         for address in ("sampled", "exact"):
@@ -126,7 +124,7 @@ def grid(rows: list[dict[str, Any]], config: TableConfig, way: str) -> str:
     for name, figures in others(way).items():
         for c, row in figures.items():
             by_shots = dict(zip(published.SHOTS, row, strict=True))
-            again = " (recalled)" if name == "VMA" and c in published.VMA_NLL_RECALLED else ""
+            again = " (recalled)" if (name, c) in published.RECALLED else ""
             lines.append([f"{name}, C = {c}{again}", *(str(by_shots.get(s, "")) for s in config.shots)])
     return results.table(["", *(f"{s} shot{'s' * (s > 1)}" for s in config.shots)], lines)
 
@@ -136,7 +134,7 @@ def others(way: str) -> Mapping[str, Mapping[int, tuple[float, ...]]]:
     found: dict[str, Mapping[str, Mapping[int, tuple[float, ...]]]] = {
         "shots per class": {"VMA": published.VMA_NLL},
         "images in all": {"re-implementation, 26 x 26": published.REIMPLEMENTATION_NLL},
-        "images in all, with replacement": {"GMN (recalled)": published.GMN_NLL},
+        "images in all, with replacement": {"GMN": published.GMN_NLL},
     }
     return found[way]
 

@@ -30,4 +30,12 @@ def test_more_ways_than_an_alphabet_has(data_folder, untrained, tmp_path):
         "--images=6",
         cwd=tmp_path,
     )
-    assert line == "error: targets: expected 1 to 0, the images of the test classes, got 6"
+    assert line == "error: ways: expected at most 3, the classes of the largest alphabet, got (4,)"
+
+
+def test_a_hard_model_has_no_soft_attention(data_folder, untrained, tmp_path):
+    hard = untrained / "memory.pt"
+    arguments = [f"--load={hard}", f"--soft={hard}", f"--data-dir={data_folder}", "--tiny"]
+    for name in ("classification", "memory_size"):
+        line = refusal(name, *arguments, cwd=tmp_path)
+        assert line.startswith(f"error: checkpoint {hard}: expected a soft or soft-guided model, got ")

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from scripts import is_estimate, module, results
+from scripts import is_estimate, module, refusal, results
 
 from vma_pyro.data import LabelledImages
 
@@ -19,6 +19,11 @@ def test_mixtures_and_comparison(data_folder, tmp_path):
     by_data = {row["data"]: row for row in content["comparison"]}
     assert set(by_data) == {"mnist", "omniglot"}
     assert all(0 <= row["kl_address"]["mean"] <= math.log(2) for row in by_data.values())
+
+
+def test_compares_with_omniglot_only(tmp_path):
+    line = refusal("mnist_mixture", "--tiny", "--data=glyphs", cwd=tmp_path)
+    assert line == "error: data: expected omniglot, which MNIST is compared with, got glyphs"
 
 
 def test_every_part_has_all_digits_though_the_file_is_sorted():

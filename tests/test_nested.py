@@ -34,7 +34,7 @@ def gather(episodes):
 
 
 def test_targets_are_the_same_and_memories_contain_each_other(characters):
-    nested = NestedEpisodes(characters, targets=40, seed=3)
+    nested = NestedEpisodes(characters, images=40, seed=3)
     x, small, _, _ = gather(nested.episodes(3, 2))
     assert len(x.unique()) == len(nested) == 40
     for classes, shots in ((3, 4), (7, 2), (18, 5)):
@@ -54,20 +54,21 @@ def test_targets_are_the_same_and_memories_contain_each_other(characters):
 
 
 def test_all_images_and_the_first_of_them(characters):
-    nested = NestedEpisodes(characters, targets=None, seed=0)
+    nested = NestedEpisodes(characters, images=None, seed=0)
     x, entries, _, labels = gather(nested.episodes(4, 1))
+    assert len(NestedEpisodes(characters, images=109, seed=0)) == 108
     assert sorted(x.tolist()) == list(range(108))
     assert x.tolist() != sorted(x.tolist())
     assert len(labels.unique()) == 4  # its own class stands anywhere
     for first, memories in ((gather(nested.episodes(4, 1, first=5)), entries),):
         assert torch.equal(first[0], x[:5])
         assert torch.equal(first[1], memories[:5])
-    other = gather(NestedEpisodes(characters, targets=None, seed=1).episodes(4, 1))
+    other = gather(NestedEpisodes(characters, images=None, seed=1).episodes(4, 1))
     assert not torch.equal(other[0], x)
 
 
 def test_large_memories_come_in_parts(characters, monkeypatch):
-    nested = NestedEpisodes(characters, targets=30, seed=0)
+    nested = NestedEpisodes(characters, images=30, seed=0)
     whole = gather(nested.episodes(18, 5))
     monkeypatch.setattr(NestedEpisodes, "_parts", lambda self, first, size: iter([range(7), range(7, 30)]))
     for one, other in zip(whole, gather(nested.episodes(18, 5)), strict=True):
@@ -75,7 +76,7 @@ def test_large_memories_come_in_parts(characters, monkeypatch):
 
 
 def test_within_an_alphabet(characters):
-    nested = NestedEpisodes(characters, targets=60, seed=0, within_alphabet=True, smallest_alphabet=5)
+    nested = NestedEpisodes(characters, images=60, seed=0, within_alphabet=True, smallest_alphabet=5)
     x, entries, _, _ = gather(nested.episodes(5, 2))
     assert (x // 6 < 16).all()  # the third alphabet has two classes
     assert ((entries // 6) // 8 == (x // 6 // 8)[:, None]).all()
@@ -84,7 +85,7 @@ def test_within_an_alphabet(characters):
 
 
 def test_pooled(characters):
-    nested = NestedEpisodes(characters, targets=50, seed=0)
+    nested = NestedEpisodes(characters, images=50, seed=0)
     targets = gather(nested.episodes(2, 1))[0]
     x, few, _, _ = gather(nested.pooled(2, 3))
     assert torch.equal(x, targets)
@@ -99,8 +100,8 @@ def test_pooled(characters):
         absent += not (few[i] // 6 == x[i] // 6).any()
     assert 0 < absent < 25  # P = C(6,3) / C(11,3) = 0.12
     # With replacement the target is in its own memory of n entries of its class with 1 - (5/6)^n.
-    _, own, _, _ = gather(NestedEpisodes(characters, targets=None, seed=0).pooled(1, 4, replacement=True))
-    x = gather(NestedEpisodes(characters, targets=None, seed=0).episodes(1, 1))[0]
+    _, own, _, _ = gather(NestedEpisodes(characters, images=None, seed=0).pooled(1, 4, replacement=True))
+    x = gather(NestedEpisodes(characters, images=None, seed=0).episodes(1, 1))[0]
     share = (own == x[:, None]).any(1).double().mean().item()
     expected = 1 - (5 / 6) ** 4
     assert abs(share - expected) < 4 * (expected * (1 - expected) / 108) ** 0.5
@@ -112,14 +113,15 @@ def test_pooled(characters):
         (lambda n: next(n.episodes(2, 6)), "shots: expected 1 to 5, got 6"),
         (lambda n: next(n.episodes(19, 1)), "classes: expected 1 to 18, those to choose from, got 19"),
         (lambda n: next(n.pooled(2, 12)), "entries: expected 1 to 11, the images of 2 classes, got 12"),
+        (lambda n: NestedEpisodes(n.of, images=0, seed=0), "images: expected at least 1, got 0"),
         (
-            lambda n: NestedEpisodes(n.of, targets=109, seed=0),
-            "targets: expected 1 to 108, the images of the test",
+            lambda n: NestedEpisodes(n.of, images=3, seed=0, within_alphabet=True, smallest_alphabet=9),
+            "smallest_alphabet: expected at most 8, the largest there is, got 9",
         ),
     ],
 )
 def test_one_line_errors(characters, call, message):
-    nested = NestedEpisodes(characters, targets=5, seed=0)
+    nested = NestedEpisodes(characters, images=5, seed=0)
     nested.of = characters
     with pytest.raises(ValueError, match=f"^{message}"):
         call(nested)

@@ -22,21 +22,21 @@ class NestedEpisodes:
 
     Args:
         characters: [classes, examples, 28, 28].
-        targets: how many, drawn without replacement from all images; None takes every image once.
+        images: at most so many targets, drawn without replacement from all images; None takes every image once.
         seed: of everything.
         within_alphabet: whether the other classes come from the target's alphabet only; targets then come from
             alphabets of at least `smallest_alphabet` classes.
         smallest_alphabet: see there.
 
     Raises:
-        ValueError: more targets than there are images.
+        ValueError: no target is wanted, or no alphabet is large enough.
     """
 
     def __init__(
         self,
         characters: Characters,
         *,
-        targets: int | None,
+        images: int | None,
         seed: int,
         within_alphabet: bool = False,
         smallest_alphabet: int = 1,
@@ -54,10 +54,14 @@ class NestedEpisodes:
             dtype=torch.long,
         )
         available = len(possible) * self.examples
-        targets = available if targets is None else targets
-        if not 1 <= targets <= available:
-            raise ValueError(f"targets: expected 1 to {available}, the images of the test classes, got {targets}")
-        drawn = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:targets]
+        if images is not None and images < 1:
+            raise ValueError(f"images: expected at least 1, got {images}")
+        if not available:
+            most = max(0 if others is None else len(others) for others in self._others)
+            raise ValueError(
+                f"smallest_alphabet: expected at most {most}, the largest there is, got {smallest_alphabet}"
+            )
+        drawn = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:images]
         self._class, self._example = possible[drawn // self.examples], drawn % self.examples
 
     def __len__(self) -> int:

@@ -161,7 +161,7 @@ def table(content: dict[str, Any]) -> Iterator[Claim]:
             again = "" if same is None or classes == 1 else f"; {same} by images in all"
             yield Claim(
                 f"NLL, C = {classes}, {shots} shot{'s' * (shots > 1)}",
-                f"{paper}{' (recalled)' if classes in published.VMA_NLL_RECALLED else ''}",
+                f"{paper}{' (recalled)' if ('VMA', classes) in published.RECALLED else ''}",
                 f"{other[shots]} (26 x 26)" if shots in other else "",
                 f"{ours}{again}",
                 against(ours, paper, how=trained_how(content)),

@@ -44,6 +44,16 @@ class Samples:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
+    def about(self, images: int) -> str:
+        """How the NLL of so many images is measured, for a report."""
+        corrected = min(self.corrected, images)
+        return (
+            f"NLL: nats per image, an upper bound, over {images} test images of classes that training never saw, "
+            f"each with a memory of its own that does not hold it; {self.few} importance samples for all images, "
+            f"and {self.many} for {corrected} of them, by whose mean difference the mean of all is corrected; "
+            "± is one standard error."
+        )
+
 
 TINY = Samples(few=2, many=3, corrected=2)
 

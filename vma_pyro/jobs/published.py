@@ -16,7 +16,6 @@ VMA_NLL = {
     4: (87.5, 83.3, 81.2, 80.7, 79.5, 78.6, 76.7),
     16: (89.6, 85.1, 81.5, 81.9, 81.3, 79.8, 77.0),
 }
-VMA_NLL_RECALLED = (4, 16)
 
 # The re-implementation, 26 x 26 images; shots are images in memory in all.
 REIMPLEMENTATION_NLL = {
@@ -26,6 +25,9 @@ REIMPLEMENTATION_NLL = {
 
 # Generative Matching Networks, one class, recalled; their public sampler draws with replacement.
 GMN_NLL = {1: (83.3, 78.9, 75.7, 72.9, 70.1, 59.9, 45.8)}
+
+# Cells of these tables that are recalled, by whose they are and number of classes.
+RECALLED = (("VMA", 4), ("VMA", 16), ("GMN", 1))
 
 MEMORYLESS_NLL = 89.2  # the variational autoencoder on GMN's networks
 

@@ -136,12 +136,12 @@ def save(path: Path, pair: Pair, architecture: dict[str, Any], **facts: Any) -> 
     checkpoint.save(path, {"architecture": architecture, "weights": as_one(pair).state_dict(), **facts})
 
 
-def load(path: Path, *, program: str | None = None) -> Pair:
+def load(path: Path, *, program: str | tuple[str, ...] | None = None) -> Pair:
     """Rebuild model and guide from a file of `save`, or from a run's checkpoint.
 
     Args:
         path: of the file.
-        program: refuse any other; None takes all of them.
+        program: refuse any other than this one, or these; None takes all of them.
 
     Raises:
         FileNotFoundError: no such file.
@@ -150,10 +150,10 @@ def load(path: Path, *, program: str | None = None) -> Pair:
     content = checkpoint.load(file_of(path))
     architecture = content.get("architecture", {})
     found = architecture.get("program")
-    if found is None or (program is not None and found != program):
-        raise ValueError(
-            f"checkpoint {path}: expected a {program or 'trained'} model, got {architecture or 'none'}"
-        )
+    wanted = (program,) if isinstance(program, str) else program
+    if found is None or (wanted is not None and found not in wanted):
+        kinds = " or ".join(wanted or ["trained"])
+        raise ValueError(f"checkpoint {path}: expected a {kinds} model, got {architecture or 'none'}")
     pair = build(architecture)
     # What an estimator learned for itself (a baseline) is not needed any more.
     weights = {k: v for k, v in content["weights"].items() if k.startswith(("model.", "guide."))}
