@@ -35,6 +35,9 @@ class SizeConfig(TestConfig):
     """Checkpoint of a soft-attention model to compare with."""
     memoryless: Path | None = None
     """Checkpoint of a model without memory to compare with."""
+    also: tuple[Path, ...] = ()
+    """Checkpoints of further models for the second picture, each called as its folder; those of `kl_split.py`,
+    trained with 1, 2, 4, 8 and 16 examples, are in models/1_examples/model.pt and so on."""
     classes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 144)
     """In the memory, of the 144 of the paper's five test alphabets."""
     shots: tuple[int, ...] = (1, 4, 19)
@@ -70,11 +73,25 @@ def cells(config: SizeConfig, models: Collection[str], tests: Mapping[str, Chara
     sizes += [(first, 1, s) for s in config.examples]
     sizes += [("all alphabets", c, config.all_shots) for c in config.all_classes]
     found = [Cell("hard", *size) for size in dict.fromkeys(sizes)]
+    found += [Cell(path.parent.name, first, 1, s) for path in config.also for s in config.examples]
     if "soft" in models:
         found += [Cell("soft", first, c, s) for s in config.shots[:2] for c in config.classes]
     if "memoryless" in models:
         found.append(Cell("memoryless", first, 1, 1))
     return [c for c in found if c.classes <= len(tests[c.test]) and c.shots < tests[c.test].images.shape[1]]
+
+
+def compared_with(config: SizeConfig) -> dict[str, tuple[Path, trained.Pair]]:
+    """The other models by name, with their files."""
+    wanted: list[tuple[str, Path | None, Any]] = [
+        ("soft", config.soft, ("soft", "soft-guided")),
+        ("memoryless", config.memoryless, "memoryless"),
+        *((path.parent.name, path, "memory") for path in config.also),
+    ]
+    names = ["hard", *(name for name, path, _ in wanted if path is not None)]
+    if len(set(names)) < len(names) or "" in names:
+        raise ValueError(f"also: expected checkpoints in folders of different names, got {', '.join(names)}")
+    return {name: (path, trained.load(path, program=kind)) for name, path, kind in wanted if path is not None}
 
 
 def score(
@@ -94,21 +111,18 @@ def main(config: SizeConfig) -> None:
     """Score every size, write."""
     start = time.monotonic()
     config = config.resolved()
-    others = {
-        "soft": None if config.soft is None else trained.load(config.soft, program=("soft", "soft-guided")),
-        "memoryless": None if config.memoryless is None else trained.load(config.memoryless, program="memoryless"),
-    }
+    others = compared_with(config)
     subject = subject_of(config)
-    pairs = {"hard": subject.pair} | {n: trained.on(subject.device, p) for n, p in others.items() if p is not None}
+    pairs = {"hard": subject.pair}
     training = {"hard": subject.facts}
-    for name, path in (("soft", config.soft), ("memoryless", config.memoryless)):
-        if path is not None:
-            training[name] = {"loaded_from": str(path), **trained.facts_of(path)}
+    for name, (path, pair) in others.items():
+        pairs[name] = trained.on(subject.device, pair)
+        training[name] = {"loaded_from": str(path), **trained.facts_of(path)}
     tests = {"all alphabets": subject.test}
     if set(omniglot.TEST_5) <= set(subject.test.alphabets):
         tests = {"five alphabets": subject.test.of_alphabets(omniglot.TEST_5), **tests}
     nested = {n: NestedEpisodes(c, images=config.images, seed=config.seed) for n, c in tests.items()}
-    files = [trained.file_of(path) for path in (config.load, config.soft, config.memoryless) if path is not None]
+    files = [trained.file_of(path) for path in (config.load, *(path for path, _ in others.values()))]
     script.begin(config, load=config.load, files=files)
     found = []
     for cell in tqdm(cells(config, pairs, tests), desc="sizes", unit="size"):
@@ -169,23 +183,27 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], config: SizeConfig) -> None
         own = [r for r in rows if all(r[k] == v for k, v in wanted.items())]
         return sorted((r[x], r["nll"]["mean"], r["nll"]["se"]) for r in own)
 
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     curves: dict[str, list[tuple[float, float, float | None]]] = {}
     for test, shots in dict.fromkeys(
         (r["test"], r["shots"]) for r in rows if r["model"] == "hard" and r["classes"] > 1
     ):
         own = points("classes", model="hard", test=test, shots=shots)
-        curves[f"{test}, {shots} examples of each"] = own
+        curves[f"{test}, {shots} of each class"] = own
         curves[f"L_1 + log C, {test}, {shots}"] = [(c, own[0][1] + math.log(c), None) for c, *_ in own]
     for shots in dict.fromkeys(r["shots"] for r in rows if r["model"] == "soft"):
-        curves[f"soft attention, {shots} examples of each"] = points("classes", model="soft", shots=shots)
+        curves[f"soft attention, {shots} of each class"] = points("classes", model="soft", shots=shots)
     plots.draw_lines(left, curves, x="classes in memory", y="NLL, nats per image", log=True, dashed="L_1")
-    one = {"one class": points("shots", model="hard", test=rows[0]["test"], classes=1)}
+    one = {"the model": points("shots", model="hard", test=rows[0]["test"], classes=1)}
+    for name in (file.parent.name for file in config.also):
+        one[name] = points("shots", model=name, classes=1)
     without = [r["nll"]["mean"] for r in rows if r["model"] == "memoryless"]
     if without:
         one["no memory"] = [(1, without[0], None), (max(config.examples), without[0], None)]
-    plots.draw_lines(right, one, x="examples of the class", y="NLL, nats per image", dashed="no memory")
+    plots.draw_lines(
+        right, one, x="examples of the one class in memory", y="NLL, nats per image", dashed="no memory"
+    )
     figure.savefig(path, dpi=150)
 
 

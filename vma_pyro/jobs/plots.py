@@ -163,23 +163,35 @@ def save_lines(path: Path, lines: Lines, *, x: str, y: str, log: bool = False, d
 
 def draw_lines(axes: Any, lines: Lines, *, x: str, y: str, log: bool = False, dashed: str = "\0") -> None:
     """The same into one part of a picture."""
-    for position, (label, points) in enumerate(lines.items()):
+    solid = [label for label in lines if not label.startswith(dashed)]
+    broken = [label for label in lines if label.startswith(dashed)]
+    # Each dashed line goes with a solid one, in order; a single one stands for itself.
+    colours = {label: f"C{n % 10}" for n, label in enumerate(solid)}
+    colours |= {label: f"C{n % 10}" if len(broken) > 1 else "black" for n, label in enumerate(broken)}
+    for label, points in lines.items():
         places, values, errors = zip(*points, strict=True) if points else ((), (), ())
         axes.errorbar(
             places,
             values,
             yerr=[0.0 if e is None else e for e in errors],
-            color=f"C{position % 10}",
-            linestyle="--" if label.startswith(dashed) else "-",
-            marker="o",
+            color=colours[label],
+            linestyle="--" if label in broken else "-",
+            marker=None if label in broken else "o",
             markersize=3,
             linewidth=1,
             label=label,
         )
     if log:
         axes.set_xscale("log")
+        ticks: list[float] = []
+        for place in sorted({place for points in lines.values() for place, *_ in points}):
+            if not ticks or place > 1.2 * ticks[-1]:  # others would overlap
+                ticks.append(place)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
     axes.set(xlabel=x, ylabel=y)
-    axes.legend(fontsize=7)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15), "ncols": 2} if len(lines) > 4 else {}
+    axes.legend(fontsize=7, **below)
 
 
 def _show(axes: Any, image: np.ndarray, *, frame: str = "black") -> None:
