@@ -1,0 +1,154 @@
+"""What turned characters are worth: models trained alike, without and with rotations as classes of their own.
+
+Turning every training character by 90, 180 and 270 degrees gives four times as many classes, which is another
+task than the paper's: the row without is the matched comparison. The test classes are never turned. Writes
+results.json, report.md and a picture.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from vma_pyro.data import NestedEpisodes, load_split
+from vma_pyro.evaluation import Estimate, TwoPhase
+from vma_pyro.jobs import kept, plots, protocols, results, script, trained
+from vma_pyro.jobs.several import SeveralConfig, model_of, small
+from vma_pyro.training import TrainConfig, device_of
+
+
+@dataclass(frozen=True)
+class AugmentationConfig(SeveralConfig):
+    """Train a model with turned classes, `augment`, and one without, and test them alike."""
+
+    out: Path = Path("runs/augmentation")
+    """Folder for the results. An earlier run in it is moved aside, never overwritten."""
+    classes: int = 12
+    """In the training memory."""
+    shots: int = 3
+    """Examples of each."""
+    test_shots: tuple[int, ...] = (1, 2, 5, 10, 19)
+    """Examples of one class in the test memories."""
+    tasks: tuple[tuple[int, int], ...] = ((5, 1), (5, 5), (20, 1), (20, 5))
+    """Classes and examples of the classification tasks."""
+    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: TrainConfig(updates=8000)
+    )
+    """Training of each model."""
+
+    def resolved(self) -> AugmentationConfig:
+        """The same configuration; tiny if wanted."""
+        sizes: dict[str, Any] = {"classes": 2, "shots": 1, "test_shots": (1, 2), "tasks": ((2, 1),)}
+        return replace(self, **small(self), **sizes) if self.tiny else self
+
+
+def score(
+    pair: trained.Pair, nested: NestedEpisodes, config: AugmentationConfig, device: torch.device
+) -> dict[str, Any]:
+    """NLL of every target under every memory, and the accuracy of every task."""
+
+    def episodes(classes: int, shots: int, first: int | None) -> Any:
+        return nested.episodes(classes, shots, first=first)
+
+    nlls, shares = [], []
+    for shots in config.test_shots:
+        found = protocols.nll(pair, partial(episodes, 1, shots), config.samples, device=device)
+        nlls.append({"shots": shots, "cheap": found.cheap.tolist(), "costly": found.costly.tolist()})
+    for ways, shots in config.tasks:
+        share = protocols.accuracy(pair, partial(episodes, ways, shots), device=device)
+        shares.append({"ways": ways, "shots": shots, "accuracy": share._asdict()})
+    return {"nll": nlls, "accuracy": shares}
+
+
+def main(config: AugmentationConfig) -> None:
+    """Train and test all models, write."""
+    start = time.monotonic()
+    config = config.resolved()
+    if config.augment == "none":
+        raise ValueError("augment: expected rotations or rotations+flips, to compare with none, got none")
+    device = device_of(config.train)
+    data = load_split(config.data, config.data_dir)
+    nested = NestedEpisodes(data.test, images=config.images, seed=0)
+    script.begin(config, load=config.load)
+    training: dict[str, Any] = {}
+    rows = []
+    for mine in (replace(config, augment="none"), config):
+        kind, name = mine.augment, mine.augment.replace("+", "_")
+        pair, training[kind] = model_of(mine, name, data, classes=config.classes, shots=config.shots)
+        todo = partial(score, trained.on(device, pair), nested, config, device)
+        rows.append({"augment": kind, **kept.once(config, f"{name}-scores", todo)})
+    head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
+    write({**head, "rows": compared(rows)}, config)
+
+
+def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each NLL, and how much more it is than the first model's, paired by target."""
+
+    def of(row: dict[str, Any]) -> dict[int, TwoPhase]:
+        return {n["shots"]: TwoPhase(torch.tensor(n["cheap"]), torch.tensor(n["costly"])) for n in row["nll"]}
+
+    first = of(rows[0])
+    found = []
+    for row in rows:
+        nlls = [
+            {"shots": s, "nll": v.estimate()._asdict(), "more": v.minus(first[s]).estimate()._asdict()}
+            for s, v in of(row).items()
+        ]
+        found.append({**row, "nll": nlls})
+    return found
+
+
+def write(content: dict[str, Any], config: AugmentationConfig) -> None:
+    """results.json, report.md and the picture."""
+    rows = content["rows"]
+    about = (
+        f"Models trained alike, {config.classes} classes x {config.shots} examples in memory; with rotations, "
+        "there are four times as many classes to draw them from. "
+        f"{config.samples.about(rows[0]['nll'][0]['nll']['n'])} One class in memory; in brackets how much more "
+        "than without turned classes, paired by image."
+    )
+    lines = [[row["augment"], *(shown(cell, first=row is rows[0]) for cell in row["nll"])] for row in rows]
+    head = ["added classes", *(f"{s} shot{'s' * (s > 1)}" for s in config.test_shots)]
+    shares = [
+        [
+            row["augment"],
+            *(
+                f"{100 * share.mean:.1f} ± {100 * share.se:.1f}"
+                for share in (Estimate.read(cell["accuracy"]) for cell in row["accuracy"])
+            ),
+        ]
+        for row in rows
+    ]
+    tasks = ["added classes", *(f"{ways}-way {shots}-shot" for ways, shots in config.tasks)]
+    picture = f"{config.out.name}.png"
+    curves = {
+        row["augment"]: [(cell["shots"], cell["nll"]["mean"], cell["nll"]["se"]) for cell in row["nll"]]
+        for row in rows
+    }
+    plots.save_lines(config.out / picture, curves, x="examples of the class", y="NLL, nats per image", log=True)
+    parts = [about, "## NLL", results.table(head, lines), "## Correct by q(a|x), %", results.table(tasks, shares)]
+    results.write(
+        config.out, content, "Turned characters as training classes", [*parts, f"![NLL by shots]({picture})"]
+    )
+
+
+def shown(cell: dict[str, Any], *, first: bool) -> str:
+    """A cell of the table."""
+    nll, more = Estimate.read(cell["nll"]), Estimate.read(cell["more"])
+    return str(nll) if first else f"{nll} ({more.mean:+.2f} ± {more.se:.2f})"
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
+    script.run(main, AugmentationConfig, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    cli()
