@@ -69,6 +69,14 @@ def finished(tmp_path_factory):
     return cwd / "runs" / "few_shot", output
 
 
+def test_tiny(tmp_path):
+    code, output = run("--tiny", cwd=tmp_path)
+    assert code == 0, output
+    results = json.loads((tmp_path / "runs" / "few_shot" / "results.json").read_text())
+    assert results["nll"]["1"]["n"] == 4
+    assert results["training"]["memory"]["updates"] == results["training"]["memoryless"]["updates"] == 2
+
+
 def test_results(finished):
     out, output = finished
     results = json.loads((out / "results.json").read_text())
