@@ -24,7 +24,7 @@ from vma_pyro.data import Episode, EpisodeSampler, NestedEpisodes, Split, load_s
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import Estimate, TwoPhase
 from vma_pyro.infer import make
-from vma_pyro.jobs import kept, plots, protocols, results, script
+from vma_pyro.jobs import kept, plots, protocols, results, script, trained
 from vma_pyro.jobs.several import SeveralConfig, small
 from vma_pyro.jobs.trained import Pair, on
 from vma_pyro.record import read_metrics
@@ -96,10 +96,14 @@ class Falling:
 
 
 def train(config: AnnealingConfig, name: str, data: Split, start: float) -> tuple[Pair, dict[str, Any]]:
-    """One of the two runs."""
+    """One of the two runs, or its models from an earlier one."""
     torch.manual_seed(config.train.seed)
     networks, tempered = ConvNetworks(config.latent_dim, width=config.width), Tempered()
     model, guide = Model(networks), Guide(networks, similarity=tempered)
+    if config.load is not None:
+        path = config.load / "models" / name / "checkpoint.pt"
+        trained.read_weights((model, guide), path)
+        return (model, guide), {"loaded_from": str(path), **trained.facts_of(path)}
     shape: dict[str, Any] = {"classes": config.classes, "shots": config.shots, "queries": config.queries}
     turned: Any = None if config.augment == "none" else config.augment
     episodes = EpisodeSampler(data.train, **shape, seed=config.train.seed, augment=turned)
@@ -137,8 +141,6 @@ def main(config: AnnealingConfig) -> None:
     """Train and test both, write."""
     start = time.monotonic()
     config = config.resolved()
-    if config.load is not None:
-        raise ValueError(f"load: expected none, as the course of training is the result, got {config.load}")
     device = device_of(config.train)
     data = load_split(config.data, config.data_dir)
     nested = NestedEpisodes(data.test, images=config.images, seed=0)
@@ -149,7 +151,7 @@ def main(config: AnnealingConfig) -> None:
         pair, training[name] = train(config, name, data, temperature)
         found = kept.once(config, f"{name}-scores", partial(score, on(device, pair), nested, config, device))
         scores.append(TwoPhase(torch.tensor(found["cheap"]), torch.tensor(found["costly"])))
-        curve = read_metrics(config.out / "models" / name / "metrics.jsonl")
+        curve = read_metrics((config.load or config.out) / "models" / name / "metrics.jsonl")
         nll = scores[-1].estimate()._asdict()
         rows.append({"annealing": name, "nll": nll, "accuracy": found["accuracy"], "curve": curve})
     content = {

@@ -26,7 +26,7 @@ from vma_pyro.data import Characters, Episode, EpisodeSampler, LabelledImages, S
 from vma_pyro.data.episodes import as_images
 from vma_pyro.evaluation import Estimate, kl_report
 from vma_pyro.infer import make
-from vma_pyro.jobs import kept, plots, results, script
+from vma_pyro.jobs import kept, plots, results, script, trained
 from vma_pyro.jobs.few_shot import generate, pixels
 from vma_pyro.jobs.several import SeveralConfig, model_of, small
 from vma_pyro.jobs.trained import Pair, on
@@ -135,12 +135,26 @@ def parts_of(images: LabelledImages, entries: int) -> tuple[np.ndarray, np.ndarr
 def mixture(
     config: MixtureConfig, kind: str, images: LabelledImages, test: LabelledImages, device: torch.device
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train one mixture, take its bound on test images apart, and draw samples of its weightiest entries."""
+    """Train or load one mixture, take its bound apart, and draw samples of its weightiest entries."""
     torch.manual_seed(config.train.seed)
     first, targets, held_out = parts_of(images, config.entries)
-    entries = as_images(torch.from_numpy(first))
-    pair, components = programs(kind, entries, 32)
-    memory = Memory(entries)
+    memory = Memory(as_images(torch.from_numpy(first)))
+    pair, components = programs(kind, memory.entries, 32)
+    if config.load is None:
+        facts = train_mixture(config, kind, pair, memory, targets, held_out)
+    else:
+        path = config.load / "models" / kind / "checkpoint.pt"
+        trained.read_weights(pair, path)
+        facts = {"loaded_from": str(path), **trained.facts_of(path)}
+    pair, components = on(device, pair), components.to(device)
+    todo = partial(taken_apart, config, kind, pair, components, memory.to(device), test)
+    return facts, kept.once(config, kind, todo)
+
+
+def train_mixture(
+    config: MixtureConfig, kind: str, pair: Pair, memory: Memory, targets: np.ndarray, held_out: np.ndarray
+) -> dict[str, Any]:
+    """Train one mixture, or go on; facts about it."""
     validation = OneMemory(held_out, memory, queries=200, seed=1)
     shared = ("queries", "particles", "estimator", "entries")
     result = fit(
@@ -156,10 +170,7 @@ def mixture(
     )
     if result.interrupted:
         raise script.Stopped(result.interrupted, result.updates)
-    pair, components = on(device, pair), components.to(device)
-    return {"updates": result.updates, "training_seconds": round(result.seconds, 1)}, kept.once(
-        config, kind, partial(taken_apart, config, kind, pair, components, memory.to(device), test)
-    )
+    return {"updates": result.updates, "training_seconds": round(result.seconds, 1)}
 
 
 @torch.no_grad()
@@ -197,7 +208,7 @@ def compared(
     config: MixtureConfig, name: str, data: Split, device: torch.device
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train the few-shot model on one data set and take its bound on test images apart."""
-    mine = replace(config, load=None, augment="none")  # on digits, turned ones would be new classes of their own
+    mine = replace(config, augment="none")  # on digits, turned ones would be new classes of their own
     pair, facts = model_of(mine, name, data, classes=config.classes, shots=config.shots)
 
     def measure() -> dict[str, Any]:
@@ -221,10 +232,6 @@ def main(config: MixtureConfig) -> None:
     """Train and test all models, write."""
     start = time.monotonic()
     config = config.resolved()
-    if config.load is not None:
-        raise ValueError(
-            f"load: expected none, as learned entries come with their own programs, got {config.load}"
-        )
     if config.data != "omniglot":
         raise ValueError(f"data: expected omniglot, which MNIST is compared with, got {config.data}")
     device = device_of(config.train)

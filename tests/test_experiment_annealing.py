@@ -13,6 +13,8 @@ def test_two_runs(data_folder, tmp_path):
         assert is_estimate(row["nll"], n=4, low=100)
         assert [line["update"] for line in row["curve"] if "kl_address" in line] == [1, 2]
     assert plain["curve"][0]["kl_address"] != annealed["curve"][0]["kl_address"]
+    again = results("annealing", "--tiny", f"--data-dir={data_folder}", "--load=a", cwd=tmp_path, out="b")
+    assert again["rows"] == content["rows"]
     line = refusal("annealing", "--updates=None", "--minutes=1", cwd=tmp_path)
     assert line.startswith("error: updates: expected a budget in updates")
 

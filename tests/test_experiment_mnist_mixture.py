@@ -19,6 +19,8 @@ def test_mixtures_and_comparison(data_folder, tmp_path):
     by_data = {row["data"]: row for row in content["comparison"]}
     assert set(by_data) == {"mnist", "omniglot"}
     assert all(0 <= row["kl_address"]["mean"] <= math.log(2) for row in by_data.values())
+    again = results("mnist_mixture", "--tiny", f"--data-dir={data_folder}", "--load=a", cwd=tmp_path, out="b")
+    assert (again["mixtures"], again["comparison"]) == (content["mixtures"], content["comparison"])
 
 
 def test_compares_with_omniglot_only(tmp_path):

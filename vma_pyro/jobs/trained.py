@@ -155,10 +155,27 @@ def load(path: Path, *, program: str | tuple[str, ...] | None = None) -> Pair:
         kinds = " or ".join(wanted or ["trained"])
         raise ValueError(f"checkpoint {path}: expected a {kinds} model, got {architecture or 'none'}")
     pair = build(architecture)
+    read_weights(pair, path)
+    return pair
+
+
+def read_weights(pair: Pair, path: Path) -> None:
+    """Take over the weights of the same programs.
+
+    Args:
+        pair: model and guide, built as those in the file.
+        path: of a file of `save`, or of a run's checkpoint.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, another kind of file, or one of other programs.
+    """
+    content = checkpoint.load(file_of(path))
+    if "weights" not in content:
+        raise ValueError(f"checkpoint {path}: expected weights, got {', '.join(content)}")
     # What an estimator learned for itself (a baseline) is not needed any more.
     weights = {k: v for k, v in content["weights"].items() if k.startswith(("model.", "guide."))}
     checkpoint.restore(as_one(pair), weights, name=f"{path} as it says of itself")
-    return pair
 
 
 def file_of(path: Path) -> Path:
