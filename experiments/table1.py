@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
 from vma_pyro.data import Episode, NestedEpisodes
-from vma_pyro.evaluation import Estimate
+from vma_pyro.evaluation import Estimate, TwoPhase
 from vma_pyro.jobs import kept, plots, protocols, published, results, script, trained
 from vma_pyro.jobs.protocols import TINY, Subject, TestConfig, subject_of
 
@@ -47,35 +47,49 @@ class TableConfig(TestConfig):
         return replace(self, classes=(1, 2), shots=(1, 2), images=4, samples=TINY) if self.tiny else self
 
 
-def cells(config: TableConfig) -> list[tuple[str, int, int, str]]:
-    """All cells: way of counting, classes, shots, address."""
+class Memories(NamedTuple):
+    """The memories of one column of a table, and how the address is treated there."""
+
+    way: str
+    classes: int
+    shots: int
+    addresses: tuple[Literal["sampled", "exact"], ...]
+
+
+def all_memories(config: TableConfig) -> list[Memories]:
+    """Those of all cells."""
     found = []
     for way in WAYS:
         for c in config.classes:
             # One class without replacement: both ways of counting are the same; with, it shows the artefact.
             if (way == "images in all" and c == 1) or (way.endswith("replacement") and c != 1):
                 continue
-            for s in config.shots:
-                addresses = ("sampled", "exact") if way == "shots per class" else ("sampled",)
-                found += [(way, c, s, address) for address in addresses]
+            both = way == "shots per class"
+            found += [Memories(way, c, s, ("sampled", "exact") if both else ("sampled",)) for s in config.shots]
     return found
 
 
 def score(
-    subject: Subject, nested: NestedEpisodes, config: TableConfig, cell: tuple[str, int, int, str]
-) -> dict[str, Any]:
-    """NLL in one cell, nats per image."""
-    way, c, s, address = cell
+    subject: Subject, nested: NestedEpisodes, config: TableConfig, memories: Memories
+) -> dict[str, list[dict[str, Any]]]:
+    """NLL under one kind of memories, nats per image; the figures from few samples serve both kinds of address."""
+    way, classes, shots, addresses = memories
 
     def episodes(first: int | None) -> Iterator[Episode]:
         if way == "shots per class":
-            return nested.episodes(c, s, first=first)
-        return nested.pooled(c, s, replacement=way.endswith("replacement"), first=first)
+            return nested.episodes(classes, shots, first=first)
+        return nested.pooled(classes, shots, replacement=way.endswith("replacement"), first=first)
 
-    how: Any = address
-    found = protocols.nll(subject.pair, episodes, config.samples, device=subject.device, address=how)
-    figures = {"nll": found.estimate()._asdict(), "gain": found.gain()._asdict()}
-    return {"counting": way, "classes": c, "shots": s, "address": address, **figures}
+    samples, rows = config.samples, []
+    cheap = protocols.scored(subject.pair, episodes(None), samples.few, device=subject.device)
+    for how in addresses:
+        costly = protocols.scored(
+            subject.pair, episodes(samples.corrected), samples.many, device=subject.device, address=how
+        )
+        found = TwoPhase(cheap, costly)
+        figures = {"nll": found.estimate()._asdict(), "gain": found.gain()._asdict()}
+        rows.append({"counting": way, "classes": classes, "shots": shots, "address": how, **figures})
+    return {"rows": rows}
 
 
 def main(config: TableConfig) -> None:
@@ -86,9 +100,9 @@ def main(config: TableConfig) -> None:
     nested = NestedEpisodes(subject.test, images=config.images, seed=config.seed)
     script.begin(config, load=config.load, files=[trained.file_of(config.load)])
     rows = []
-    for cell in tqdm(cells(config), desc="cells", unit="cell"):
-        name = "-".join(map(str, cell)).replace(" ", "_").replace(",", "")
-        rows.append(kept.once(config, name, partial(score, subject, nested, config, cell)))
+    for memories in tqdm(all_memories(config), desc="memories", unit="memory"):
+        name = "-".join(map(str, memories[:3])).replace(" ", "_").replace(",", "")
+        rows += kept.once(config, name, partial(score, subject, nested, config, memories))["rows"]
     head = results.header(
         config, seconds=time.monotonic() - start, device=subject.device, training={"model": subject.facts}
     )

@@ -17,7 +17,18 @@ LAYERS = [
     {"large_memory"},
     {"fingerprint"},
     {"model", "guide", "baselines", "data", "infer"},
-    {"memory", "networks", "program", "pretrained", "published", "checkpoint", "atomic", "kept", "ranks"},
+    {
+        "memory",
+        "selected_memory",
+        "networks",
+        "program",
+        "pretrained",
+        "published",
+        "checkpoint",
+        "atomic",
+        "kept",
+        "ranks",
+    },
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from vma_pyro.data.episodes import Episode, as_images
 from vma_pyro.data.records import Characters
 from vma_pyro.memory import Memory
+from vma_pyro.selected_memory import SelectedMemory, bank_of
 
 
 class NestedEpisodes:
@@ -86,14 +87,15 @@ class NestedEpisodes:
         """
         if not 1 <= shots < self.examples:
             raise ValueError(f"shots: expected 1 to {self.examples - 1}, got {shots}")
+        read = self._reader(first, classes * shots)
         for part in self._parts(first, classes * shots):
             chosen = [self._memory(i, classes) for i in part]
             labels = torch.stack([label for _, label, _ in chosen])
             rows = torch.stack([rows for rows, _, _ in chosen])  # [b, classes]
             order = torch.stack([order[:, :shots] for _, _, order in chosen])  # [b, classes, shots]
-            entries = self.images[rows[:, :, None], order].flatten(1, 2)
             names = torch.arange(classes).repeat_interleave(shots).expand(len(part), -1)
-            yield Episode(Memory(as_images(entries), names), self._targets(part), labels)
+            memory = read((rows[:, :, None] * self.examples + order).flatten(1, 2), names)
+            yield Episode(memory, self._targets(part), labels)
 
     def pooled(
         self, classes: int, entries: int, *, replacement: bool = False, first: int | None = None
@@ -115,6 +117,7 @@ class NestedEpisodes:
         most = classes * self.examples - 1
         if entries < 1 or (entries > most and not replacement):
             raise ValueError(f"entries: expected 1 to {most}, the images of {classes} classes, got {entries}")
+        read = self._reader(first, entries)
         for part in self._parts(first, entries):
             chosen, labels = [], []
             for i in part:
@@ -130,12 +133,22 @@ class NestedEpisodes:
                     picked = pool[torch.randperm(len(pool), generator=generator)[:entries]]
                 chosen.append(picked)
                 labels.append(label)
-            flat = self.images.flatten(0, 1)[torch.stack(chosen)]
-            yield Episode(Memory(as_images(flat)), self._targets(part), torch.stack(labels))
+            yield Episode(read(torch.stack(chosen), None), self._targets(part), torch.stack(labels))
+
+    def _reader(self, first: int | None, size: int) -> Callable[[Tensor, Tensor | None], Memory]:
+        """Memories from the numbers of their entries; of a bank if they have more in all than there are images."""
+        flat = self.images.flatten(0, 1)
+        if self._number(first) * size <= len(flat):
+            return lambda rows, labels: Memory(as_images(flat[rows]), labels)
+        bank = bank_of(as_images(flat))
+        return lambda rows, labels: SelectedMemory(bank, rows, labels)
+
+    def _number(self, first: int | None) -> int:
+        return len(self) if first is None else min(first, len(self))
 
     def _parts(self, first: int | None, size: int) -> Iterator[range]:
         """Targets whose memories fit together into a quarter of a gigabyte."""
-        number = len(self) if first is None else min(first, len(self))
+        number = self._number(first)
         step = max(1, min(256, 80_000 // size))
         for start in range(0, number, step):
             yield range(start, min(start + step, number))

@@ -128,15 +128,33 @@ def nll(
         address: of the corrected targets; see `log_likelihood`.
     """
 
-    def scored(first: int | None, number: int, how: Literal["sampled", "exact"]) -> Tensor:
-        bounds = []
-        for episode in episodes(first):
-            e = episode.to(device)
-            each = number if how == "sampled" else max(1, number // e.memory.size)
-            bounds.append(log_likelihood(*pair, e.memory, e.x, num_samples=each, address=how))
-        return -torch.cat(bounds).cpu()
+    cheap = scored(pair, episodes(None), samples.few, device=device)
+    return TwoPhase(cheap, scored(pair, episodes(samples.corrected), samples.many, device=device, address=address))
 
-    return TwoPhase(scored(None, samples.few, "sampled"), scored(samples.corrected, samples.many, address))
+
+def scored(
+    pair: Pair,
+    episodes: Iterator[Episode],
+    number: int,
+    *,
+    device: torch.device,
+    address: Literal["sampled", "exact"] = "sampled",
+) -> Tensor:
+    """Minus the importance-weighted bound of every target, nats [N].
+
+    Args:
+        pair: model and guide.
+        episodes: the targets under their memories.
+        number: of importance samples, or of decoder evaluations with the address summed exactly.
+        device: where model and guide live.
+        address: see `log_likelihood`.
+    """
+    bounds = []
+    for episode in episodes:
+        e = episode.to(device)
+        each = number if address == "sampled" else max(1, number // e.memory.size)
+        bounds.append(log_likelihood(*pair, e.memory, e.x, num_samples=each, address=address))
+    return -torch.cat(bounds).cpu()
 
 
 def accuracy(
