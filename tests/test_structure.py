@@ -25,6 +25,7 @@ LAYERS = [
         "pretrained",
         "published",
         "checkpoint",
+        "allocator",
         "atomic",
         "kept",
         "ranks",

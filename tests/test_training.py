@@ -335,7 +335,7 @@ class TestErrors:
 FAULTS = """
 import resource
 import torch
-from vma_pyro.training.allocator import keep_freed_memory
+from vma_pyro.allocator import keep_freed_memory
 
 kept = keep_freed_memory()
 for update in range(30):
