@@ -357,7 +357,7 @@ class TestOneLineErrors:
 
 
 def test_help_explains_every_option(monkeypatch):
-    code, output = run("--help", cwd=Path.cwd(), environment={"COLUMNS": "400"})
+    code, output = run("--help", cwd=Path.cwd(), environment={"COLUMNS": "120"})
     assert code == 0
     text = "\n".join(line.strip("│ ").strip() for line in output.splitlines())
     script = load_script(monkeypatch)
