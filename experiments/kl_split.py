@@ -78,7 +78,10 @@ def main(config: SplitConfig) -> None:
     training, rows = {}, []
     for shots in config.shots:
         name = f"{shots}_examples"
-        pair, training[name] = model_of(config, name, data, classes=config.classes, shots=shots)
+        # No more targets than the memory's classes leave.
+        left = config.classes * (data.train.images.shape[1] - shots)
+        mine = replace(config, queries=min(config.queries, left))
+        pair, training[name] = model_of(mine, name, data, classes=config.classes, shots=shots)
         todo = partial(score, trained.on(device, pair), nested, config, device, shots)
         rows.append(kept.once(config, name, todo))
     head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
@@ -105,7 +108,8 @@ def write(content: dict[str, Any], config: SplitConfig) -> None:
         for i, shots in enumerate((1, 16))
     ]
     about = (
-        f"One model for each row, trained alike; {config.classes} classes in memory. "
+        f"One model for each row, trained alike (but for targets per update, at most {config.queries} and as "
+        f"many as the memory's classes leave); {config.classes} classes in memory. "
         f"{config.samples.about(content['rows'][0]['nll']['n'])} The same images in all rows. The "
         "parts are those of the single-sample bound."
     )
