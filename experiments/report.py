@@ -16,7 +16,8 @@ from typing import Any
 
 from vma_pyro.atomic import write_text
 from vma_pyro.jobs import results, script
-from vma_pyro.jobs.claims import Claim, Identity, claims, identities
+from vma_pyro.jobs.claims import Claim, claims
+from vma_pyro.jobs.identities import Identity, identities
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- report: start -->", "<!-- report: end -->"

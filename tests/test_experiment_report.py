@@ -6,7 +6,8 @@ import math
 import pytest
 from scripts import PNG, refusal, run
 
-from vma_pyro.jobs.claims import CLAIMS, claims, identities
+from vma_pyro.jobs.claims import CLAIMS, claims
+from vma_pyro.jobs.identities import identities
 
 
 def figure(mean, se=0.1, n=100):

@@ -7,7 +7,8 @@ ROOT = Path(__file__).parents[1]
 
 # Each layer may import those after it.
 LAYERS = [
-    {"report", "claims"},
+    {"report", "identities"},
+    {"claims"},
     {"several"},
     {"protocols"},
     {"few_shot", "laboratory", "trained"},
