@@ -2,10 +2,10 @@
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
+
+import processes
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 PNG = b"\x89PNG"
@@ -13,9 +13,7 @@ PNG = b"\x89PNG"
 
 def run(script, *arguments, cwd):
     """The finished process of experiments/SCRIPT.py."""
-    command = [sys.executable, str(EXPERIMENTS / f"{script}.py"), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return processes.run(EXPERIMENTS / f"{script}.py", *arguments, cwd=cwd)
 
 
 def results(script, *arguments, cwd, out):

@@ -1,11 +1,9 @@
 """Every benchmark with tiny arguments, and the checks that they rest on."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "benchmarks"
@@ -14,9 +12,7 @@ SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in H
 
 
 def run(script, *arguments, cwd):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(FOLDER / f"{script}.py"), *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return processes.run(FOLDER / f"{script}.py", *arguments, cwd=cwd)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

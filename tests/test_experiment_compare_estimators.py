@@ -1,11 +1,9 @@
 """The laboratory with tiny arguments: the page, its figures, going on after an interruption, one-line errors."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 from vma_pyro.laboratory import Quality, Training
@@ -14,14 +12,7 @@ SCRIPT = Path(__file__).parents[1] / "experiments" / "compare_estimators.py"
 
 
 def run(*arguments, cwd):
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = processes.run(SCRIPT, *arguments, cwd=cwd)
     return result.returncode, result.stdout + result.stderr
 
 

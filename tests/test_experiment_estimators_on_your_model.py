@@ -2,11 +2,10 @@
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -19,14 +18,7 @@ TWO = {
 
 
 def run(*options, cwd=ROOT):
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), *options],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = processes.run(SCRIPT, *options, cwd=cwd)
     return result.returncode, result.stdout, result.stderr
 
 

@@ -11,6 +11,7 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -50,9 +51,8 @@ def start(*arguments, cwd, environment=None):
 
 
 def run(*arguments, cwd, environment=None):
-    process = start(*arguments, cwd=cwd, environment=environment)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
+    done = processes.run(SCRIPT, *arguments, cwd=cwd, environment=environment)
+    return done.returncode, done.stdout + done.stderr
 
 
 def figures(folder):

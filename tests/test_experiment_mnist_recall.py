@@ -2,12 +2,10 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 
@@ -30,9 +28,7 @@ def data(tmp_path_factory):
 
 
 def run(*arguments, data, cwd):
-    command = [sys.executable, str(SCRIPT), f"--data-dir={data}", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return processes.run(SCRIPT, f"--data-dir={data}", *arguments, cwd=cwd)
 
 
 def test_trains_tests_and_loads(data, tmp_path):
