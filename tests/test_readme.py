@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -29,8 +31,7 @@ def test_the_example_is_fifteen_lines():
 
 
 def help_of(script):
-    command = [sys.executable, str(ROOT / script), "--help"]
-    return subprocess.run(command, capture_output=True, text=True).stdout
+    return processes.run(ROOT / script, "--help", cwd=ROOT).stdout
 
 
 def test_commands_name_files_and_options_that_exist():
