@@ -13,7 +13,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import RenyiELBO, ReweightedWakeSleep, TraceGraph_ELBO, TraceTMC_ELBO, config_enumerate
+from pyro.infer import (
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceTMC_ELBO,
+    config_enumerate,
+)
 from pyro.infer.importance import vectorized_importance_weights
 from torch import nn
 
@@ -262,6 +270,29 @@ def test_as_a_module_the_objective_fails(theirs):
     module = theirs(num_particles=2)(Model(), Guide())
     with still_raises(AttributeError, "differentiable_loss", f"{theirs.__name__} works as a module"):
         module(x)
+
+
+class PlainGuide(nn.Linear):
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("a", dist.Bernoulli(logits=super().forward(x.unsqueeze(-1)).squeeze(-1)))
+
+
+@pytest.mark.parametrize("theirs", [Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, RenyiELBO])
+def test_modules_without_a_param_statement_get_no_gradient(theirs):
+    """loss_and_grads looks for a param statement in the traces, and makes no backward pass if it finds none.
+
+    Modules of torch make none. The objective as a module (`elbo(model, guide)`) does without, where there is one.
+    """
+    x = torch.tensor([-1.0, 0.5, 2.0])
+    programs = Model(), PlainGuide(1, 1)
+    MultiSampleELBO(num_particles=2).loss_and_grads(*programs, x)
+    assert programs[1].weight.grad != 0
+
+    programs = Model(), PlainGuide(1, 1)
+    theirs(max_plate_nesting=1, strict_enumeration_warning=False).loss_and_grads(*programs, x)
+    if programs[1].weight.grad is not None:
+        repaired(f"{theirs.__name__}.loss_and_grads gives modules a gradient")
 
 
 def test_the_decaying_average_baseline_breaks_when_the_batch_size_changes():

@@ -32,6 +32,10 @@ class GraphELBO(TraceGraph_ELBO):
         elbo, surrogate_loss = self._loss_and_surrogate_loss(model, guide, args, kwargs)
         return surrogate_loss - surrogate_loss.detach() - elbo.detach()
 
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Minus the bound; accumulates gradients in the parameters, of modules as well."""
+        return _backward(self.differentiable_loss(model, guide, *args, **kwargs), retain_graph=self.retain_graph)
+
 
 class EnumeratedELBO(TraceEnum_ELBO):
     r"""Pyro's `TraceEnum_ELBO`, with all discrete sites of the guide enumerated in parallel.
@@ -52,9 +56,16 @@ class EnumeratedELBO(TraceEnum_ELBO):
         return super().differentiable_loss(model, config_enumerate(guide, "parallel"), *args, **kwargs)
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Minus the bound; accumulates gradients in the parameters."""
-        return super().loss_and_grads(model, config_enumerate(guide, "parallel"), *args, **kwargs)
+        """Minus the bound; accumulates gradients in the parameters, of modules as well."""
+        return _backward(self.differentiable_loss(model, guide, *args, **kwargs), retain_graph=self.retain_graph)
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the bound, without gradients."""
         return super().loss(model, config_enumerate(guide, "parallel"), *args, **kwargs)
+
+
+def _backward(loss: Tensor, *, retain_graph: bool | None) -> float:
+    """Pyro's own methods leave this out, and say nothing, if no site of the programs is a param statement."""
+    if loss.requires_grad:
+        loss.backward(retain_graph=retain_graph)
+    return loss.item()
