@@ -14,8 +14,8 @@ class Program(PyroModule):
 
     Pyro makes one for every parameter of a module whenever a running program asks for it. The store of parameters
     needs them; with `module_local_params` nothing does, and for our networks they cost a tenth of an update.
-    Effect handlers of `pyro.param` (`poutine.lift`) see them without that setting only. So does `loss_and_grads` of
-    Pyro's own objectives, which leaves out the backward pass where it sees none: use `elbo(model, guide)`.
+    Effect handlers of `pyro.param` (`poutine.lift`) see them without that setting only. So does `loss_and_grads`
+    of Pyro's own objectives, which leaves out the backward pass where it sees none: use `elbo(model, guide)`.
     """
 
     def __getattr__(self, name: str) -> Any:
