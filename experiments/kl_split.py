@@ -67,6 +67,14 @@ def score(
     return {"shots": shots, "entries": size, "log_memory": math.log(size), "nll": nll._asdict(), **pooled}
 
 
+def as_many_targets(config: SplitConfig, left: int) -> SplitConfig:
+    """The same number of targets in training, in more updates if the memory's classes leave too few for one."""
+    queries, train = min(config.queries, left), config.train
+    if train.updates is not None:
+        train = replace(train, updates=train.updates * config.queries // queries)
+    return replace(config, queries=queries, train=train)
+
+
 def main(config: SplitConfig) -> None:
     """Train and test all models, write."""
     start = time.monotonic()
@@ -78,9 +86,7 @@ def main(config: SplitConfig) -> None:
     training, rows = {}, []
     for shots in config.shots:
         name = f"{shots}_examples"
-        # No more targets than the memory's classes leave.
-        left = config.classes * (data.train.images.shape[1] - shots)
-        mine = replace(config, queries=min(config.queries, left))
+        mine = as_many_targets(config, config.classes * (data.train.images.shape[1] - shots))
         pair, training[name] = model_of(mine, name, data, classes=config.classes, shots=shots)
         todo = partial(score, trained.on(device, pair), nested, config, device, shots)
         rows.append(kept.once(config, name, todo))
@@ -108,8 +114,8 @@ def write(content: dict[str, Any], config: SplitConfig) -> None:
         for i, shots in enumerate((1, 16))
     ]
     about = (
-        f"One model for each row, trained alike (but for targets per update, at most {config.queries} and as "
-        f"many as the memory's classes leave); {config.classes} classes in memory. "
+        f"One model for each row, trained alike and on as many targets, {config.queries} an update or, in more "
+        f"updates, as many as the memory's classes leave; {config.classes} classes in memory. "
         f"{config.samples.about(content['rows'][0]['nll']['n'])} The same images in all rows. The "
         "parts are those of the single-sample bound."
     )

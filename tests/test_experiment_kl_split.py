@@ -2,7 +2,7 @@
 
 import math
 
-from scripts import is_estimate, refusal, results
+from scripts import is_estimate, module, refusal, results
 
 
 def test_trains_and_loads(data_folder, tmp_path):
@@ -21,3 +21,13 @@ def test_trains_and_loads(data_folder, tmp_path):
 
     line = refusal("kl_split", "--tiny", f"--data-dir={data_folder}", "--load=c", cwd=tmp_path)
     assert line.startswith("error: checkpoint: expected a file, found none at c/models/1_examples/model.pt")
+
+
+def test_every_model_trains_on_as_many_targets():
+    script = module("kl_split")
+    config = script.SplitConfig(queries=64, train=script.TrainConfig(updates=6000))
+    for left, queries, updates in ((96, 64, 6000), (64, 64, 6000), (32, 32, 12000)):
+        mine = script.as_many_targets(config, left)
+        assert (mine.queries, mine.train.updates) == (queries, updates)
+    timed = script.SplitConfig(queries=64, train=script.TrainConfig(minutes=5))
+    assert script.as_many_targets(timed, 32).train == timed.train
