@@ -123,7 +123,18 @@ def found():
                     ("soft", 16, 85.0),
                     ("no memory", 1, 95.0),
                 )
-            ]
+            ],
+            "accuracy": [
+                {"model": m, "ways": w, "shots": k, "accuracy": figure(v, 0.005)}
+                for m, w, k, v in (
+                    ("hard", 2, 1, 0.95),
+                    ("hard", 20, 1, 0.75),
+                    ("hard", 20, 5, 0.9),
+                    ("soft", 2, 1, 0.93),
+                    ("soft", 20, 1, 0.6),
+                    ("soft", 20, 5, 0.8),
+                )
+            ],
         },
         "few_shot": head | {"kl": {"log_memory": math.log(32), "kl_address": figure(2.8)}},
         "benchmarks/attention": head
@@ -161,7 +172,8 @@ def test_every_verdict(found):
         (lambda f: f["annealing"].update(worse_without=figure(2.0)), "No annealing", "not reached: 2.00"),
         (lambda f: f["kl_split"]["rows"][1].update(kl_z=figure(19.0)), "1 to 16 examples per class: KL(z)", "not"),
         (lambda f: f["memory_size"]["rows"][1].update(excess=figure(2.0)), "2,508 entries", "not reached: 2.00"),
-        (lambda f: f["soft_attention"]["nll"][5].update(more_than_hard=figure(2.1)), "Hard beats soft", "not"),
+        (lambda f: f["soft_attention"]["nll"][5].update(more_than_hard=figure(2.1)), "NLL of soft", "not"),
+        (lambda f: f["soft_attention"]["accuracy"][4].update(accuracy=figure(0.73)), "1-shot class", "not"),
         (lambda f: f["benchmarks/attention"]["rows"][2]["soft_over_hard"].update(median=0.9), "An update", "not"),
     ],
 )
