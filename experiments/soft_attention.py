@@ -168,7 +168,9 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], config: SoftConfig) -> None
     """NLL against classes, and the gap to the hard lookup."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for axes, key, label in ((left, "nll", "NLL"), (right, "more_than_hard", "NLL above the hard lookup's")):
+    # The right one leaves the hard lookup out, of which each curve is the difference: the other colours stay.
+    right.set_prop_cycle(color=[f"C{n}" for n in range(len(config.shots), 10)])
+    for axes, key, label in ((left, "nll", "NLL"), (right, "more_than_hard", "NLL over hard's")):
         curves = {
             f"{name}, {shots} of each": [
                 (r["classes"], r[key]["mean"], r[key]["se"])
@@ -177,6 +179,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], config: SoftConfig) -> None
             ]
             for name in list(PROGRAMS)[:3]
             for shots in config.shots
+            if key == "nll" or name != "hard"
         }
         without = next(r["nll"]["mean"] for r in rows if r["model"] == "no memory")
         if key == "nll":

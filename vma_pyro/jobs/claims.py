@@ -206,20 +206,21 @@ def classification(content: dict[str, Any]) -> Iterator[Claim]:
 
 def soft(content: dict[str, Any]) -> Iterator[Claim]:
     """Discrete addressing beats soft attention, the more so the more distractors there are."""
-    for shots in dict.fromkeys(row["shots"] for row in content["nll"]):
+    rows = [row for row in content["nll"] if row["model"].startswith("soft")]
+    for model, shots in dict.fromkeys((row["model"], row["shots"]) for row in rows):
         gaps = {
             row["classes"]: Estimate.read(row["more_than_hard"])
-            for row in content["nll"]
-            if (row["model"], row["shots"]) == ("soft", shots) and row["classes"] > 1
+            for row in rows
+            if (row["model"], row["shots"]) == (model, shots) and row["classes"] > 1
         }
         yield Claim(
-            f"NLL of soft attention over hard's, the more classes C the more ({shots} of each)",
+            f"NLL of {named(model)} over hard's, the more classes C the more ({shots} of each)",
             "grows beyond 4 classes",
             "",
             "; ".join(f"C = {c}: {gap.mean:+.2f} ± {gap.se:.2f}" for c, gap in gaps.items()) + " nats",
             growing(gaps),
             "soft_attention",
-            headline=shots == content["nll"][-1]["shots"],
+            headline=shots == rows[-1]["shots"],
         )
     share = {(r["model"], r["ways"], r["shots"]): Estimate.read(r["accuracy"]) for r in content["accuracy"]}
     gaps = {}
@@ -236,6 +237,12 @@ def soft(content: dict[str, Any]) -> Iterator[Claim]:
         "soft_attention",
         headline=True,
     )
+
+
+def named(model: str) -> str:
+    """A soft program in words: "soft attention", "target-guided soft attention"."""
+    kind, _, how = model.partition(", ")
+    return f"{how} {kind} attention".strip()
 
 
 def growing(gaps: Mapping[int, Estimate]) -> str:
