@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from matplotlib import color_sequences
 from matplotlib.figure import Figure
 
 from vma_pyro.data import NestedEpisodes, load_split
@@ -169,7 +170,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], config: SoftConfig) -> None
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     # The right one leaves the hard lookup out, of which each curve is the difference: the other colours stay.
-    right.set_prop_cycle(color=[f"C{n}" for n in range(len(config.shots), 10)])
+    right.set_prop_cycle(color=color_sequences["tab10"][len(config.shots) :])
     for axes, key, label in ((left, "nll", "NLL"), (right, "more_than_hard", "NLL over hard's")):
         curves = {
             f"{name}, {shots} of each": [
