@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from matplotlib import color_sequences
 from matplotlib.figure import Figure
 
 from vma_pyro.data import NestedEpisodes, load_split
@@ -169,8 +168,6 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], config: SoftConfig) -> None
     """NLL against classes, and the gap to the hard lookup."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    # The right one leaves the hard lookup out, of which each curve is the difference: the other colours stay.
-    right.set_prop_cycle(color=color_sequences["tab10"][len(config.shots) :])
     for axes, key, label in ((left, "nll", "NLL"), (right, "more_than_hard", "NLL over hard's")):
         curves = {
             f"{name}, {shots} of each": [
@@ -185,7 +182,10 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], config: SoftConfig) -> None
         without = next(r["nll"]["mean"] for r in rows if r["model"] == "no memory")
         if key == "nll":
             curves["no memory"] = [(c, without, None) for c in config.classes]
-        plots.draw_lines(axes, curves, x="classes in memory", y=f"{label}, nats per image", log=True, dashed="no")
+        # The right one leaves the hard lookup out, from which each curve is the distance: the other colours stay.
+        first = 0 if key == "nll" else len(config.shots)
+        y = f"{label}, nats per image"
+        plots.draw_lines(axes, curves, x="classes in memory", y=y, log=True, dashed="no", first_colour=first)
     figure.savefig(path, dpi=150)
 
 

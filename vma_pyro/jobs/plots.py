@@ -161,12 +161,14 @@ def save_lines(path: Path, lines: Lines, *, x: str, y: str, log: bool = False, d
     figure.savefig(path, dpi=150)
 
 
-def draw_lines(axes: Any, lines: Lines, *, x: str, y: str, log: bool = False, dashed: str = "\0") -> None:
-    """The same into one part of a picture."""
+def draw_lines(
+    axes: Any, lines: Lines, *, x: str, y: str, log: bool = False, dashed: str = "\0", first_colour: int = 0
+) -> None:
+    """The same into one part of a picture; its solid lines take their colours from the `first_colour`-th on."""
     solid = [label for label in lines if not label.startswith(dashed)]
     broken = [label for label in lines if label.startswith(dashed)]
     # Each dashed line goes with a solid one, in order; a single one stands for itself.
-    colours = {label: f"C{n % 10}" for n, label in enumerate(solid)}
+    colours = {label: f"C{n % 10}" for n, label in enumerate(solid, first_colour)}
     colours |= {label: f"C{n % 10}" if len(broken) > 1 else "black" for n, label in enumerate(broken)}
     for label, points in lines.items():
         places, values, errors = zip(*points, strict=True) if points else ((), (), ())
