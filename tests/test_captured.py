@@ -1,6 +1,7 @@
 """Captured updates: bit for bit what the program does, and given up where they cannot be."""
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -173,6 +174,25 @@ def test_bad_images_are_refused_by_replays_too(data):
     ):
         with pytest.raises(ValueError, match=message):
             captured(memory, bad)
+
+
+class Grey(Model):
+    """A likelihood for grey images, which asks for no binary ones."""
+
+    def forward(self, memory, x=None):
+        memory = Memory.of(memory).encoded(self.networks, x)
+        with pyro.plate("data", len(x), dim=-1):
+            m = memory.read(pyro.sample("address", dist.Categorical(logits=self.address_prior(memory))))
+            z = pyro.sample("z", dist.Normal(*self.networks.prior(m)).to_event(1))
+            pyro.sample("x", dist.ContinuousBernoulli(logits=self.networks.decode(z, m)).to_event(3), obs=x)
+
+
+def test_grey_images_are_replayed_where_the_program_takes_them(data, notes):
+    grey = [(Memory(0.9 * memory.entries), 0.3 + 0.4 * x) for memory, x in data]
+    captured = Captured(build(model=Grey), note=notes.append, wait=0)
+    assert_same(trained(captured.loss_fn, grey, captured), plainly(build(model=Grey), grey))
+    assert captured.replays == len(grey)
+    assert notes == []
 
 
 def test_training_is_the_same_with_and_without(tmp_path, monkeypatch):

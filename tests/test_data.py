@@ -6,9 +6,10 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from vma_pyro.data import Characters, LabelledImages, glyphs, mnist, omniglot
+from vma_pyro.data import Characters, EpisodeSampler, GreyCharacters, LabelledImages, glyphs, mnist, omniglot
 from vma_pyro.data.records import write_npz
 
 
@@ -324,3 +325,29 @@ def test_records_refuse_what_does_not_fit():
         Characters(images, ("a",), ("A", "B"))
     with pytest.raises(ValueError, match=r"^labels: expected shape \[3\], got \[2\]$"):
         LabelledImages(images[0], np.zeros(2))
+
+
+class TestGreyCharacters:
+    def of(self, images):
+        return GreyCharacters(images, names=("a", "b"), alphabets=("A", "B"))
+
+    def test_episodes_are_grey(self):
+        images = np.random.default_rng(0).random((2, 4, 28, 28), np.float32)
+        data = self.of(images).of_alphabets(["B"])
+        assert isinstance(data, GreyCharacters)
+        episode = EpisodeSampler(data, classes=1, shots=2, queries=2, seed=0).sample()
+        everything = torch.cat([episode.memory.entries, episode.x]).flatten()
+        assert everything.sort().values.tolist() == np.sort(images[1].flatten()).tolist()
+
+    @pytest.mark.parametrize(
+        ("images", "message"),
+        [
+            (np.zeros((2, 3, 28, 28), np.uint8), "images: expected dtype float32, got uint8"),
+            (np.full((2, 3, 28, 28), 255, np.float32), "images: expected values from 0 to 1, got 255 to 255"),
+            (np.full((2, 3, 28, 28), np.nan, np.float32), "images: expected values from 0 to 1, got nan to nan"),
+            (np.zeros((2, 28, 28), np.float32), r"images: expected shape \[classes, examples, 28, 28\], got .*"),
+        ],
+    )
+    def test_others_are_refused(self, images, message):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            self.of(images)

@@ -3,6 +3,7 @@
 import math
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -171,3 +172,88 @@ def test_a_program_of_ones_own_is_evaluated(setting):
         log_likelihood(edited, guide, memory, x, num_samples=5),
         log_likelihood(model, guide, memory, x, num_samples=5),
     )
+
+
+class Hierarchical(Model):
+    """p(c) p(a | c): a class, then one of its entries."""
+
+    def forward(self, memory, x=None):
+        memory = Memory.of(memory)
+        batch = len(x)
+        with pyro.plate("data", batch, dim=-1):
+            label = pyro.sample("class", dist.Categorical(logits=torch.zeros(C)))
+            other = memory.labels != label.unsqueeze(-1)
+            logits = torch.zeros(memory.size).masked_fill(other, -math.inf)
+            m = memory.encoded(self.networks, x).read(pyro.sample("address", dist.Categorical(logits=logits)))
+            z = pyro.sample("z", dist.Normal(*self.networks.prior(m)).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.networks.decode(z, m)).to_event(3), obs=x)
+
+
+class HierarchicalGuide(Guide):
+    """The flat guide's q(a | x) as q(c | x) q(a | c, x)."""
+
+    def forward(self, memory, x):
+        memory = Memory.of(memory).encode(self.networks, x)
+        query = self.networks.query(x)
+        with pyro.plate("data", len(x), dim=-1):
+            flat = self.similarity(query.key, memory.features.key).log_softmax(-1)
+            of_class = torch.stack([flat[..., memory.labels == c].logsumexp(-1) for c in range(C)], -1)
+            label = pyro.sample("class", dist.Categorical(logits=of_class))
+            logits = flat.masked_fill(memory.labels != label.unsqueeze(-1), -math.inf)
+            m = memory.read(pyro.sample("address", dist.Categorical(logits=logits)))
+            pyro.sample("z", dist.Normal(*self.networks.posterior(query, m)).to_event(1))
+
+
+def test_a_choice_before_the_address_is_summed_over(setting):
+    """A class and then its entry are the flat address in two steps: every figure of the address is the same."""
+    model, guide, memory, x = setting
+    with torch.no_grad():  # away from a posterior that is nearly uniform
+        guide.similarity.log_scale.fill_(4.0)
+    model2, guide2 = Hierarchical(model.networks), HierarchicalGuide(guide.networks, similarity=guide.similarity)
+    flat, deep = (address_posterior(g, memory, x) for g in (guide, guide2))
+    assert flat.max() > 0.5
+    torch.testing.assert_close(deep, flat)
+    torch.testing.assert_close(classify(guide2, memory, x), classify(guide, memory, x))
+    flat, deep = (kl_report(*pair, memory, x, num_samples=3000) for pair in ((model, guide), (model2, guide2)))
+    assert deep.kl_address == pytest.approx(flat.kl_address, rel=1e-5)
+    assert deep.perplexity == pytest.approx(flat.perplexity, rel=1e-5)
+    assert deep.mutual_information == pytest.approx(flat.mutual_information, rel=1e-4)
+    assert deep.nll.mean == pytest.approx(flat.nll.mean, abs=0.1)
+    assert deep.kl_z.mean == pytest.approx(flat.kl_z.mean, rel=0.02)
+    exact = [
+        log_likelihood(*p, memory, x, num_samples=500, address="exact").mean()
+        for p in ((model, guide), (model2, guide2))
+    ]
+    assert exact[1] == pytest.approx(exact[0].item(), abs=0.1)
+
+
+def test_two_choices_before_the_address():
+    """KL(q(b, c, a) || p(b, c, a)) and q(a) against the sum over all outcomes, one program with own tables."""
+    torch.manual_seed(3)
+    size = {"b": 2, "c": 3, "address": 4}
+    tables = {which: [torch.randn(*list(size.values())[: n + 1]) for n in range(3)] for which in "pq"}
+
+    def program(which):
+        def run(memory, x):
+            with pyro.plate("data", len(x), dim=-1):
+                first, second, third = tables[which]
+                b = pyro.sample("b", dist.Categorical(logits=first))
+                c = pyro.sample("c", dist.Categorical(logits=second[b]))
+                a = pyro.sample("address", dist.Categorical(logits=third[b, c]))
+                z = pyro.sample("z", dist.Normal(a.float(), 1.0))
+                if which == "p":
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        return run
+
+    def joint(which):
+        first, second, third = (table.log_softmax(-1) for table in tables[which])
+        return first[:, None, None] + second[:, :, None] + third
+
+    x = torch.randn(5)
+    log_q, log_p = joint("q"), joint("p")
+    report = kl_report(program("p"), program("q"), torch.zeros(4), x, num_samples=2)
+    expected = (log_q.exp() * (log_q - log_p)).sum()
+    assert report.kl_address.mean == pytest.approx(expected.item(), rel=1e-5)
+    found = address_posterior(program("q"), torch.zeros(4), x)
+    torch.testing.assert_close(found, log_q.exp().sum((0, 1)).expand(5, -1))

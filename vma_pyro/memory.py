@@ -288,28 +288,34 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
 
 
-_checking = True
+_left_out: set[str] | None = None
 
 
 @contextmanager
-def unchecked() -> Iterator[None]:
-    """No looks at values inside: while operations are recorded, tensors have none."""
-    global _checking
-    before, _checking = _checking, False
+def unchecked() -> Iterator[set[str]]:
+    """No looks at values inside: while operations are recorded, tensors have none.
+
+    Yields:
+        The names of the checks that were left out, as they come up.
+    """
+    global _left_out
+    before, _left_out = _left_out, set()
     try:
-        yield
+        yield _left_out
     finally:
-        _checking = before
+        _left_out = before
 
 
-def _looks_at(values: Tensor) -> bool:
+def _looks_at(check: str, values: Tensor) -> bool:
     """Whether values are checked: only on the CPU, as on a GPU every look at them would stall the queue."""
-    return _checking and values.device.type == "cpu"
+    if _left_out is not None:
+        _left_out.add(check)
+    return _left_out is None and values.device.type == "cpu"
 
 
 def check_finite(name: str, values: Tensor) -> None:
     """Refuse NaN and infinity, with their number."""
-    if _looks_at(values) and values.is_floating_point():
+    if _looks_at("finite", values) and values.is_floating_point():
         if math.isfinite(values.detach().sum().item()):  # the sum of finite values may overflow: look again
             return
         bad = int((~torch.isfinite(values)).sum())
@@ -319,6 +325,6 @@ def check_finite(name: str, values: Tensor) -> None:
 
 def check_binary(name: str, images: Tensor) -> None:
     """Refuse images that a Bernoulli likelihood cannot score, with their range."""
-    if _looks_at(images) and not bool(((images == 0) | (images == 1)).all()):
+    if _looks_at("binary", images) and not bool(((images == 0) | (images == 1)).all()):
         low, high = images.min().item(), images.max().item()
         raise ValueError(f"{name}: expected binary values 0 and 1, got values from {low:g} to {high:g}")

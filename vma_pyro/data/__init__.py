@@ -4,13 +4,14 @@ from vma_pyro.data import glyphs, mnist, omniglot
 from vma_pyro.data.episodes import Episode, EpisodeSampler
 from vma_pyro.data.nested import NestedEpisodes
 from vma_pyro.data.recall import RecallSampler
-from vma_pyro.data.records import Characters, LabelledImages
+from vma_pyro.data.records import Characters, GreyCharacters, LabelledImages
 from vma_pyro.data.splits import Split, load_split
 
 __all__ = [
     "Characters",
     "Episode",
     "EpisodeSampler",
+    "GreyCharacters",
     "LabelledImages",
     "NestedEpisodes",
     "RecallSampler",

@@ -34,10 +34,13 @@ class Characters:
 
     def __post_init__(self) -> None:
         """Check once, so that no consumer has to."""
-        check_binary("images", self.images, ndim=4)
+        self._check_images()
         for name, values in (("names", self.names), ("alphabets", self.alphabets)):
             if len(values) != len(self.images):
                 raise ValueError(f"{name}: expected {len(self.images)}, one per class, got {len(values)}")
+
+    def _check_images(self) -> None:
+        check_binary("images", self.images, ndim=4)
 
     def __len__(self) -> int:
         """Number of classes."""
@@ -57,7 +60,19 @@ class Characters:
     def _keep(self, keep: Sequence[bool]) -> Characters:
         rows = np.flatnonzero(keep)
         names = tuple(self.names[i] for i in rows)
-        return Characters(self.images[rows], names, tuple(self.alphabets[i] for i in rows))
+        return type(self)(self.images[rows], names, tuple(self.alphabets[i] for i in rows))
+
+
+@dataclass(frozen=True, eq=False)
+class GreyCharacters(Characters):
+    """The same in shades of grey: images float32 from 0 to 1 (ink), for a model with a likelihood for them.
+
+    Raises:
+        ValueError: other dtype, shape or values, or another number of names than classes.
+    """
+
+    def _check_images(self) -> None:
+        check_grey("images", self.images, ndim=4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,15 +108,29 @@ class LabelledImages:
 
 def check_binary(name: str, images: np.ndarray, *, ndim: int) -> None:
     """Refuse anything but uint8 {0, 1} with `ndim` dimensions, the last two 28 x 28."""
+    _check_shape(name, images, ndim)
+    if images.dtype != np.uint8:
+        raise ValueError(f"{name}: expected dtype uint8, got {images.dtype}")
+    if images.max() > 1:
+        raise ValueError(f"{name}: expected binary values 0 and 1, got values up to {images.max()}")
+
+
+def check_grey(name: str, images: np.ndarray, *, ndim: int) -> None:
+    """Refuse anything but values from 0 to 1 with `ndim` dimensions, the last two 28 x 28."""
+    _check_shape(name, images, ndim)
+    if images.dtype != np.float32:
+        raise ValueError(f"{name}: expected dtype float32, got {images.dtype}")
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high <= 1):  # NaN is refused as well
+        raise ValueError(f"{name}: expected values from 0 to 1, got {low:g} to {high:g}")
+
+
+def _check_shape(name: str, images: np.ndarray, ndim: int) -> None:
     if images.ndim != ndim or images.shape[-2:] != (28, 28):
         lead = "classes, examples" if ndim == 4 else "N"
         raise ValueError(f"{name}: expected shape [{lead}, 28, 28], got {list(images.shape)}")
     if 0 in images.shape:
         raise ValueError(f"{name}: expected at least one image, got shape {list(images.shape)}")
-    if images.dtype != np.uint8:
-        raise ValueError(f"{name}: expected dtype uint8, got {images.dtype}")
-    if images.max() > 1:
-        raise ValueError(f"{name}: expected binary values 0 and 1, got values up to {images.max()}")
 
 
 def data_root(root: str | Path | None) -> Path:

@@ -12,21 +12,23 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
+from vma_pyro.evaluation.address import posterior_of_address
 from vma_pyro.evaluation.chunks import check, datapoint_chunks, labels_of, weight_chunks
-from vma_pyro.evaluation.estimates import distribution_at, undisturbed
+from vma_pyro.evaluation.estimates import undisturbed
 from vma_pyro.memory import Memory
 
 
 def address_posterior(guide: Callable[..., Any], memory: Any, x: Tensor) -> Float[Tensor, "B S"]:
-    """q(a | x, M), [B, S]."""
+    """q(a | x, M), [B, S]; discrete sites before the address are summed over.
+
+    Raises:
+        ValueError: no site `address` in the guide.
+    """
     check(memory, x)
     probs = []
     with undisturbed(guide, seed=0):
         for part, part_memory in datapoint_chunks(memory, x, reads_per_image=1):
-            trace = poutine.trace(guide).get_trace(part_memory, part)
-            if "address" not in trace.nodes:
-                raise ValueError(f"guide: expected a site 'address', found {list(trace.stochastic_nodes)}")
-            probs.append(distribution_at(trace, "address").probs)
+            probs.append(posterior_of_address(guide, part_memory, part).exp())
     return torch.cat(probs)
 
 

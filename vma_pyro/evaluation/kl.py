@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from pyro import poutine
 from torch import Tensor
 
+from vma_pyro.evaluation.address import choices_before, divergence, kl_of_address
 from vma_pyro.evaluation.chunks import check, datapoint_chunks, is_shared, labels_of, sample_chunks, weight_chunks
 from vma_pyro.evaluation.estimates import Estimate, distribution_at, undisturbed
 
@@ -21,7 +22,8 @@ class Split(NamedTuple):
 
     Attributes:
         reconstruction: E_q log p(x | z, m_a).
-        kl_address: KL(q(a | x, M) || p(a | M)), exact.
+        kl_address: KL(q(a | x, M) || p(a | M)), exact; of discrete sites before the address (a class, say) and the
+            address together.
         kl_z: E_q KL(q(z | x, m_a) || p(z | m_a)), by sampling.
         address_probs: q(a | x, M) [B, S].
     """
@@ -51,13 +53,14 @@ def split_bound(
     kl_z = (guide_trace.nodes["z"]["log_prob"] - model_trace.nodes["z"]["log_prob"]).mean(0)
     if "address" not in guide_trace.nodes:
         return Split(reconstruction, torch.zeros_like(kl_z), kl_z, torch.ones(len(x), 1, device=x.device))
+    choices = choices_before(guide_trace)
+    if choices:
+        kl_address, probs = kl_of_address(model, guide, choices, memory, x)
+        return Split(reconstruction, kl_address, kl_z, probs)
     # The address comes first in the guide, so all samples share its distribution: [samples, B, S], take one.
     log_q = distribution_at(guide_trace, "address").logits[0].log_softmax(-1)
     log_p = distribution_at(model_trace, "address").logits[0].log_softmax(-1)
-    q = log_q.exp()
-    # 0 log 0 = 0: an address without probability costs nothing.
-    kl_address = torch.where(q > 0, q * (log_q - log_p), 0.0).sum(-1)
-    return Split(reconstruction, kl_address, kl_z, q)
+    return Split(reconstruction, divergence(log_q, log_p), kl_z, log_q.exp())
 
 
 class KLReport(NamedTuple):

@@ -86,6 +86,7 @@ class Captured:
             vars(part) for part in (*loss_fn.modules(), getattr(loss_fn, "elbo", None)) if part is not None
         ]
         self._graphs: dict[Any, GraphModule] = {}
+        self._binary = True  # whether the program asks for binary images
 
     def __call__(self, memory: Memory, x: Tensor) -> Tensor:
         """The loss (without a graph); its gradient replaces that in the parameters.
@@ -102,8 +103,6 @@ class Captured:
         return found.loss
 
     def _replayed(self, memory: Memory, x: Tensor) -> Gradient:
-        memory.check(x)  # recorded programs make no checks
-        check_binary("x", x)
         inputs = [memory.entries, memory.labels, x]
         # What was there to be seen by the program, besides the values of tensors.
         seen = (*(None if t is None else (t.shape, t.dtype) for t in inputs), *self._numbers())
@@ -114,6 +113,9 @@ class Captured:
                 self._graphs[seen] = self._record(memory, x)
             except Exception as error:  # whatever a program may raise; it is run as usual, and raises it there
                 return self._give_up(self._run(memory, x), f"the program cannot be recorded: {_reason(error)}")
+        memory.check(x)  # recorded programs make no checks
+        if self._binary:
+            check_binary("x", x)
         self.replays += 1
         before = torch.get_rng_state()
         with torch.no_grad():
@@ -145,8 +147,9 @@ class Captured:
             loss = loss / len(x)
             return loss, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
 
-        with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), unchecked():
+        with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), unchecked() as left_out:
             graph = make_fx(gradient)(self.parameters, memory.entries, memory.labels, x)
+        self._binary = "binary" in left_out  # not so in a model of grey images
         return _shortened(graph)
 
     def _run(self, memory: Memory, x: Tensor) -> Gradient:
