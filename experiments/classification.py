@@ -150,14 +150,14 @@ def write(content: dict[str, Any], config: ClassificationConfig) -> None:
     head = ["by", "among", *(f"{ways}-way {shots}-shot" for ways, shots in columns)]
     picture = f"{config.out.name}.png"
     curves = {
-        f"{NAMES[by]}, {shots}-shot, {among}": [
+        f"{among}: {NAMES[by]}, {shots}-shot": [
             (ways, 100 * found[by, among, ways, shots].mean, 100 * found[by, among, ways, shots].se)
             for ways in config.ways
         ]
         for by, among in dict.fromkeys((r["by"], r["among"]) for r in content["rows"])
         for shots in config.shots
     }
-    plots.save_lines(config.out / picture, curves, x="classes", y="correct, %")
+    plots.save_lines(config.out / picture, curves, x="classes", y="correct, %", dashed="one alphabet")
     parts = [about, results.table(head, lines), f"![Accuracy by number of classes]({picture})"]
     results.write(config.out, content, "Few-shot classification, no fine-tuning", parts)
 
