@@ -62,8 +62,9 @@ def check_same(config: Job, *files: Path) -> None:
     """
     path = config.out / "config.json"
     present = json.loads(json.dumps(asdict(config), default=str))
-    for n, file in enumerate(files):  # the package's own may lie elsewhere when the run goes on
-        present[f"content of {file.name} ({n})"] = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    for n, file in enumerate(files, 1):  # by number, as the package's own may lie elsewhere when the run goes on
+        name = file.name if n == 1 else f"file {n}, {file.name}"
+        present[f"content of {name}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     if path.exists():
         old, new = _flat(json.loads(path.read_text())), _flat(present)
         for name in sorted(old.keys() | new.keys()):
