@@ -156,7 +156,8 @@ def others(way: str) -> Mapping[str, Mapping[int, tuple[float, ...]]]:
 def draw(path: Path, rows: list[dict[str, Any]], config: TableConfig) -> None:
     """NLL against shots: ours, and the paper's."""
     lines = {}
-    for c in config.classes:
+    # Those that the paper has come first, in its order: solid and dashed lines share their colours in order.
+    for c in sorted(config.classes, key=lambda c: (c not in published.VMA_NLL, c)):
         own = [r for r in rows if (r["counting"], r["address"], r["classes"]) == ("shots per class", "sampled", c)]
         lines[f"ours, C = {c}"] = [(r["shots"], r["nll"]["mean"], r["nll"]["se"]) for r in own]
     for c, figures in published.VMA_NLL.items():
