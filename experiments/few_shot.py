@@ -71,10 +71,9 @@ class FewShotConfig:
     eval_images: int | None = None
     """Test images per likelihood; default 2000 for glyphs, 500 for Omniglot, 200 for the pretrained model."""
     eval_samples: int | None = None
-    """Importance samples per test image; default 20 for glyphs, 1000 for Omniglot, 100 for the pretrained
-    model."""
-    eval_queries: int = 1000
-    """Test images per classification task."""
+    """Importance samples per test image; default 20 for glyphs, 1000 for Omniglot, 50 for the pretrained model."""
+    eval_queries: int | None = None
+    """Test images per classification task; default 1000, 500 for the pretrained model."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs the extra `track`)."""
     tiny: bool = False
@@ -97,7 +96,7 @@ class FewShotConfig:
             raise ValueError(f"load: expected a model of {', '.join(PRESETS)}, got one of {data}")
         preset = PRESETS[data]
         if self.load == trained.PRETRAINED:  # a look at it, in less than a minute
-            preset = preset._replace(eval_images=200, eval_samples=100)
+            preset = preset._replace(eval_images=200, eval_samples=50, eval_queries=500)
         unlimited = self.train.updates is None and self.train.minutes is None
         return replace(
             self,
@@ -108,6 +107,7 @@ class FewShotConfig:
             shots=preset.shots if self.shots is None else self.shots,
             eval_images=preset.eval_images if self.eval_images is None else self.eval_images,
             eval_samples=preset.eval_samples if self.eval_samples is None else self.eval_samples,
+            eval_queries=preset.eval_queries if self.eval_queries is None else self.eval_queries,
             train=replace(self.train, minutes=preset.minutes) if unlimited else self.train,
         )
 
@@ -115,6 +115,7 @@ class FewShotConfig:
         """How much to measure."""
         assert self.eval_images is not None  # resolved
         assert self.eval_samples is not None
+        assert self.eval_queries is not None
         return few_shot.Protocol(images=self.eval_images, samples=self.eval_samples, queries=self.eval_queries)
 
 
@@ -127,6 +128,7 @@ class Preset(NamedTuple):
     minutes: float
     eval_images: int
     eval_samples: int
+    eval_queries: int = 1000
 
 
 PRESETS = {
