@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[1]
 
 # Each layer may import those after it.
 LAYERS = [
+    {"demo"},
     {"report", "identities"},
     {"claims"},
     {"several"},

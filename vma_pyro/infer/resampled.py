@@ -34,8 +34,7 @@ class ResampledELBO(MultiSampleELBO):
     dropout, would differ between its two runs.
 
     Args:
-        num_particles, baseline, pathwise, draws_per_score, noise, batch_plates, max_plate_nesting,
-            vectorize_particles, retain_graph: see `MultiSampleELBO`; `chunk_size` has to be None.
+        num_particles, baseline, ...: those of `MultiSampleELBO`; `chunk_size` has to be None.
 
     Raises:
         ValueError: as for `MultiSampleELBO`; a `chunk_size`.

@@ -1,0 +1,43 @@
+"""The live page's server in a thread, on a free port."""
+
+import contextlib
+import socket
+import threading
+import time
+
+import torch
+import uvicorn
+
+from vma_pyro import Guide, MLPNetworks, Model
+from vma_pyro.data import glyphs
+from vma_pyro.demo.app import create_app
+from vma_pyro.demo.banks import banks_of
+from vma_pyro.demo.engine import Engine
+
+
+def small_pair():
+    """Model and guide that answer in milliseconds."""
+    torch.manual_seed(0)
+    networks = MLPNetworks(4, hidden_dims=(9, 8), key_dim=6)
+    return Model(networks), Guide(networks)
+
+
+def application(pair=None):
+    return create_app(Engine(*(pair or small_pair())), banks_of(glyphs.load(classes=40, seed=1)), about="a model")
+
+
+@contextlib.contextmanager
+def serve(app):
+    """The address of the running server."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listening.close()

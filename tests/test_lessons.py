@@ -1,0 +1,80 @@
+"""The lessons run, in small, and the edits of the last one are as short as it says."""
+
+import re
+from pathlib import Path
+
+import processes
+import pytest
+
+LESSONS = Path(__file__).parents[1] / "docs" / "lessons"
+PNG = b"\x89PNG"
+
+# Every constant that makes a lesson long, and what it is here.
+SMALL = {
+    "01_a_mixture_is_a_memory": {"samples=4000": "samples=40"},
+    "02_learning_to_look": {
+        "updates=400": "updates=20",
+        "draws=300": "draws=4",
+        "draws=150": "draws=4",
+        "PARTICLES = (2, 4, 8, 16, 32)": "PARTICLES = (2, 4)",
+    },
+    "03_from_mixture_to_vma": {"UPDATES, IMAGES = 1000, 80": "UPDATES, IMAGES = 30, 4"},
+    "04_what_a_lookup_is_worth": {"IMAGES = 60": "IMAGES = 3", "load(classes=600)": "load(classes=130)"},
+    "05_make_it_yours": {"UPDATES = 300": "UPDATES = 3"},
+}
+
+
+def small(name):
+    text = (LESSONS / f"{name}.py").read_text()
+    for long, short in SMALL[name].items():
+        assert long in text, f"{name}: {long} is gone"
+        text = text.replace(long, short)
+    return text
+
+
+def test_every_lesson_is_run():
+    assert sorted(path.stem for path in LESSONS.glob("0*.py")) == sorted(SMALL)
+
+
+def run(name, folder):
+    """What the lesson prints, run small in a folder of its own."""
+    lessons = folder / "docs" / "lessons"
+    lessons.mkdir(parents=True)
+    (lessons / "pictures.py").write_text((LESSONS / "pictures.py").read_text())
+    (lessons / f"{name}.py").write_text(small(name))
+    done = processes.run(lessons / f"{name}.py", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    pictures = [folder / line.split(": ")[1] for line in done.stdout.splitlines() if line.startswith("picture: ")]
+    assert len(pictures) >= 2
+    assert all(picture.read_bytes().startswith(PNG) for picture in pictures)
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", list(SMALL)[:4])
+def test_a_lesson_runs_and_draws(name, tmp_path):
+    assert "nan" not in run(name, tmp_path)
+
+
+def test_each_edit_is_at_most_ten_lines_and_is_trained_and_reported(tmp_path):
+    printed = run("05_make_it_yours", tmp_path)
+    assert "nan" not in printed
+    first, *rest = printed.split("lines changed: ")
+    claimed = [int(part.split("\n")[0]) for part in rest]
+    counted = [len(re.findall(r"^[+-]", part, re.MULTILINE)) for part in [first, *rest][:-1]]
+    assert counted == claimed
+    # As it is, as it is among rubbish, learned prior, two likelihoods, hierarchy, as it is, learned entries.
+    assert [lines > 0 for lines in claimed] == [False, False, True, True, True, True, False, True]
+    assert max(claimed) <= 10
+    assert len(re.findall(r"NLL +-?[0-9.]+ ± [0-9.]+ +KL\(a\) [0-9.]+ ± [0-9.]+", printed)) == 9
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_lesson_opens_with_three_points_and_ends_with_answers(name):
+    text = (LESSONS / f"{name}.py").read_text()
+    opening = text.split("# %%")[1]
+    assert len(re.findall(r"^# - ", opening, re.MULTILINE)) == 3
+    exercises, answers = text.split("# ## Exercises")[1].split("<details>")
+    asked, answered = (re.findall(r"^# (\d)\. ", part, re.MULTILINE) for part in (exercises, answers))
+    assert asked == answered
+    assert len(asked) >= 3

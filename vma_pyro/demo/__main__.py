@@ -1,0 +1,74 @@
+"""Open the live page: `uv run --extra demo python -m vma_pyro.demo`."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vma_pyro.data import Characters, glyphs, omniglot
+from vma_pyro.jobs import script, trained
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Draw a character and watch where the model looks it up."""
+
+    load: Path = trained.PRETRAINED
+    """A model: `pretrained`, or a checkpoint of your own."""
+    data: Literal["glyphs", "omniglot"] = "glyphs"
+    """Where the tiles come from: made by a program, or Omniglot's evaluation alphabets."""
+    data_dir: Path | None = None
+    """Folder of Omniglot; it is downloaded if missing."""
+    port: int = 8000
+    """Of 127.0.0.1; 0 takes a free one."""
+
+
+def main(config: DemoConfig) -> None:
+    """Load, say where the page is, and serve until Ctrl-C."""
+    try:
+        import uvicorn
+
+        from vma_pyro.demo.app import create_app
+        from vma_pyro.demo.banks import banks_of
+        from vma_pyro.demo.engine import Engine
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error.name}: not installed; run `uv run --extra demo python -m vma_pyro.demo`"
+        ) from error
+    if not 0 <= config.port < 2**16:
+        raise ValueError(f"port: expected 0 to 65535, got {config.port}")
+    pair = trained.load(config.load, program="memory")
+    app = create_app(Engine(*pair), banks_of(characters_of(config)), about=about(config.load))
+    try:
+        listening = socket.create_server(("127.0.0.1", config.port))
+    except OSError as error:
+        raise OSError(f"port: expected a free one, got {config.port} ({error.strerror})") from error
+    print(f"http://127.0.0.1:{listening.getsockname()[1]}  (Ctrl-C ends)", flush=True)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=5, ws="none"))
+    server.run(sockets=[listening])
+
+
+def characters_of(config: DemoConfig) -> Characters:
+    """Characters that the pretrained model has not seen."""
+    if config.data == "omniglot":
+        return omniglot.load(config.data_dir, split="evaluation")
+    return glyphs.load(classes=200, seed=1)
+
+
+def about(path: Path) -> str:
+    """A line on a model, from what its file says of itself."""
+    facts = trained.facts_of(path)
+    known = {name: facts[name] for name in ("data", "classes", "shots", "updates") if name in facts}
+    return f"{path}: " + ", ".join(f"{name} {value}" for name, value in known.items())
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
+    script.run(main, DemoConfig, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    cli()

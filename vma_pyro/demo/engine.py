@@ -1,0 +1,88 @@
+"""What the page asks of model and guide: look up, generate, interpolate. Any program of (memory, x) serves."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from vma_pyro.demo.messages import Found, Generate, Images, Interpolate, Look
+from vma_pyro.evaluation import distribution_at, split_bound
+from vma_pyro.memory import Memory
+
+
+class Engine:
+    """One model, one request at a time: torch's noise is shared by all threads, and so are the cores.
+
+    Nothing of a request outlives it.
+
+    Args:
+        model, guide: programs with sites `address`, `z` and `x`.
+    """
+
+    def __init__(self, model: nn.Module, guide: nn.Module) -> None:
+        self.model, self.guide = model.eval(), guide.eval()
+        self._lock = threading.Lock()
+
+    def look(self, request: Look) -> Found:
+        """q(a | x, M), and KL(a) in nats and bits."""
+        memory, x = Memory(pixels(request.entries)), pixels([request.image])
+        with self._alone(seed=0):
+            split = split_bound(self.model, self.guide, memory, x)
+        nats, most = max(0.0, split.kl_address.item()), math.log(memory.size)
+        return Found(
+            probabilities=split.address_probs[0].tolist(),
+            kl_nats=nats,
+            kl_bits=nats / math.log(2),
+            most_nats=most,
+            most_bits=most / math.log(2),
+        )
+
+    def generate(self, request: Generate) -> Images:
+        """E[x | z, m_a] for addresses and z from the model."""
+        with self._alone(request.seed):
+            trace = poutine.trace(self.model).get_trace(Memory(pixels(request.entries)), num_images=request.count)
+        address: Any = trace.nodes["address"]["value"]
+        return Images(images=greys(trace), addresses=address.tolist())
+
+    def interpolate(self, request: Interpolate) -> Images:
+        """E[x | z, m] along the great circle between two draws of the noise of z, which keeps its length."""
+        memory = Memory(pixels([request.entry]))
+        with self._alone(request.seed):
+            prior = distribution_at(poutine.trace(self.model).get_trace(memory, num_images=1), "z").base_dist
+            first, last = torch.randn(2, *prior.loc.shape[-1:])
+            angle = torch.linspace(0, math.pi / 2, request.steps).unsqueeze(-1)
+            z = prior.loc + prior.scale * (angle.cos() * first + angle.sin() * last)  # [steps, Z]
+            model = poutine.condition(self.model, data={"z": z})
+            trace = poutine.trace(model).get_trace(memory, num_images=request.steps)
+        return Images(images=greys(trace), addresses=[0] * request.steps)
+
+    @contextmanager
+    def _alone(self, seed: int) -> Iterator[None]:
+        """One thread inside, without gradients, with noise of its own."""
+        with self._lock, torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+
+
+def pixels(images: list[str]) -> Tensor:
+    """Digits to float images [N, 1, 28, 28]."""
+    digits = torch.frombuffer(bytearray("".join(images), "ascii"), dtype=torch.uint8)
+    return (digits - ord("0")).float().reshape(-1, 1, 28, 28)
+
+
+def digits(images: Tensor) -> list[str]:
+    """Binary images [N, 28, 28] to digits."""
+    return ["".join(map(str, row)) for row in images.flatten(1).int().tolist()]
+
+
+def greys(trace: poutine.Trace) -> list[str]:
+    """The means of site `x` as hexadecimal digits."""
+    mean: Tensor = distribution_at(trace, "x").mean
+    return [bytes(row).hex() for row in (255 * mean.flatten(1)).round().clamp(0, 255).int().tolist()]
