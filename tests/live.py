@@ -1,9 +1,11 @@
 """The live page's server in a thread, on a free port."""
 
+import asyncio
 import contextlib
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import uvicorn
@@ -41,3 +43,9 @@ def serve(app):
         server.should_exit = True
         thread.join(10)
         listening.close()
+
+
+def run_alone(coroutine):
+    """`asyncio.run` in a thread of its own: the browser's driver leaves its loop running in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()

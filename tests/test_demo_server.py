@@ -198,7 +198,7 @@ def test_a_slow_body_is_given_up():
         sent.append(message)
 
     scope = {"type": "http", "headers": [(b"host", b"localhost:1"), (b"content-length", b"5")]}
-    asyncio.run(Limits(None, seconds=0.05)(scope, receive, send))
+    live.run_alone(Limits(None, seconds=0.05)(scope, receive, send))
     assert sent[0]["status"] == 408
     assert sent[1]["body"] == b'{"error": "body: expected within 0.05 seconds, got a part of it"}'
 
@@ -242,7 +242,7 @@ def test_the_queue_is_bounded():
         assert [isinstance(f, Busy) for f in found] == [False] * 3 + [True] * 2
         assert await queue.do(lambda x: x + 1, 1) == 2
 
-    asyncio.run(crowd())
+    live.run_alone(crowd())
 
 
 def test_a_stroke_over_200_entries_takes_less_than_150_ms(random_images):
