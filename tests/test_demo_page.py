@@ -161,6 +161,34 @@ def test_the_slider_walks_between_two_z(opened):
     assert len(seen) == 3
 
 
+def test_a_fast_slider_asks_once(opened):
+    draw(opened, CHARACTERS.images[4, 1])
+    asked = []
+    opened.on("request", lambda request: asked.append(request.url))
+    opened.evaluate("for (let i = 0; i < 30; i++) $('slider').dispatchEvent(new Event('input'))")
+    opened.wait_for_selector("#walk canvas")
+    assert len([url for url in asked if url.endswith("interpolate")]) == 1
+    opened.locator(".tile").nth(3).click()  # another entry, another walk
+    with opened.expect_response("**/api/interpolate"):
+        opened.get_by_label("z", exact=True).fill("3")
+
+
+def test_a_full_memory_says_so_until_the_next_action(opened):
+    for _ in range(200 // CLASSES - 1):
+        opened.get_by_role("button", name="Add it").click()
+        opened.wait_for_timeout(100)
+    assert opened.locator(".tile").count() == 200
+    draw(opened, CHARACTERS.images[4, 1])
+    opened.get_by_role("button", name="Add to memory").click()
+    opened.wait_for_timeout(300)
+    settle(opened)  # the look that follows takes nothing back
+    assert opened.locator("#status").inner_text() == "memory: expected at most 200 entries, left 1 out"
+    assert opened.locator(".tile").count() == 200
+    opened.get_by_role("button", name="Generate 16").click()
+    opened.wait_for_selector("#samples canvas")
+    assert opened.locator("#status").inner_text() == ""
+
+
 def test_an_empty_page_and_a_wrong_seed_are_explained(opened):
     opened.get_by_role("button", name="Generate 16").click()
     assert opened.locator("#status").inner_text() == "drawing: expected some ink, got an empty page"

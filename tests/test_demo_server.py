@@ -282,6 +282,18 @@ def test_a_port_in_use_is_named(server, tmp_path):
     assert done.stderr.splitlines()[-1].startswith(f"error: port: expected a free one, got {server.base_url.port}")
 
 
+def test_alphabets_of_the_data_come_before_the_made_ones(data_folder):
+    from vma_pyro.demo.__main__ import DemoConfig, banks
+
+    made = [bank.name for bank in banks(DemoConfig())]
+    assert made[0] == "glyphs-1-000"
+    assert len(made) == 10
+    found = banks(DemoConfig(data="omniglot", data_dir=data_folder))
+    assert [bank.name for bank in found][-10:] == made
+    assert len(found) > 10
+    assert all(1 <= len(bank.tiles) <= 200 for bank in found)
+
+
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
     from vma_pyro.demo import __main__
 

@@ -6,10 +6,13 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from vma_pyro.data import Characters, glyphs, omniglot
+from vma_pyro.data import glyphs, omniglot
 from vma_pyro.jobs import script, trained
+
+if TYPE_CHECKING:
+    from vma_pyro.demo.messages import Bank
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class DemoConfig:
     load: Path = trained.PRETRAINED
     """A model: `pretrained`, or a checkpoint of your own."""
     data: Literal["glyphs", "omniglot"] = "glyphs"
-    """Where the tiles come from: made by a program, or Omniglot's evaluation alphabets."""
+    """Where the tiles come from: made by a program, or Omniglot's evaluation alphabets as well."""
     data_dir: Path | None = None
     """Folder of Omniglot; it is downloaded if missing."""
     port: int = 8000
@@ -32,7 +35,6 @@ def main(config: DemoConfig) -> None:
         import uvicorn
 
         from vma_pyro.demo.app import create_app
-        from vma_pyro.demo.banks import banks_of
         from vma_pyro.demo.engine import Engine
     except ModuleNotFoundError as error:
         raise ValueError(
@@ -41,7 +43,7 @@ def main(config: DemoConfig) -> None:
     if not 0 <= config.port < 2**16:
         raise ValueError(f"port: expected 0 to 65535, got {config.port}")
     pair = trained.load(config.load, program="memory")
-    app = create_app(Engine(*pair), banks_of(characters_of(config)), about=about(config.load))
+    app = create_app(Engine(*pair), banks(config), about=about(config.load))
     try:
         listening = socket.create_server(("127.0.0.1", config.port))
     except OSError as error:
@@ -51,11 +53,14 @@ def main(config: DemoConfig) -> None:
     server.run(sockets=[listening])
 
 
-def characters_of(config: DemoConfig) -> Characters:
-    """Characters that the pretrained model has not seen."""
+def banks(config: DemoConfig) -> list[Bank]:
+    """Characters that the pretrained model has not seen, the chosen data first."""
+    from vma_pyro.demo.banks import banks_of
+
+    made = banks_of(glyphs.load(classes=200, seed=1))
     if config.data == "omniglot":
-        return omniglot.load(config.data_dir, split="evaluation")
-    return glyphs.load(classes=200, seed=1)
+        return [*banks_of(omniglot.load(config.data_dir, split="evaluation")), *made]
+    return made
 
 
 def about(path: Path) -> str:

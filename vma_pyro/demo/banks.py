@@ -8,7 +8,7 @@ from vma_pyro.data.records import Characters
 from vma_pyro.demo.engine import digits
 from vma_pyro.demo.messages import MOST_ENTRIES, Bank, Tile
 
-MOST_BANKS = 20
+MOST_BANKS = 50  # all of Omniglot
 
 
 def banks_of(characters: Characters) -> list[Bank]:
