@@ -133,6 +133,8 @@ def test_load_reports_without_training(finished, tmp_path):
         assert results["kl"]["information_gained"] == trained["kl"]["information_gained"]
         assert results["config"]["train"] is None
         assert not (tmp_path / name / "metrics.jsonl").exists()
+        pictures = re.findall(r"`(\w+\.png)`", (tmp_path / name / "report.md").read_text())
+        assert sorted(pictures) == sorted(path.name for path in (tmp_path / name).glob("*.png"))
 
 
 def test_load_takes_size_and_data_from_the_checkpoint(finished, tmp_path):

@@ -140,5 +140,6 @@ def _download(root: Path, half: str, prepared: Path, originals: Path) -> None:
     except (OSError, RuntimeError) as error:  # URLError and a wrong checksum
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileNotFoundError(
-            f"data_dir: expected {prepared} or {originals}, found neither, and the download failed ({reason})"
+            f"data_dir: expected {prepared} or {originals}, found neither, and the download failed ({reason}); "
+            "name the folder that has them, here or in VMA_DATA"
         ) from error

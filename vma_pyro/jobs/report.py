@@ -86,12 +86,14 @@ def to_markdown(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> s
         ("information gained by the memory", kl.information_gained or "not measured"),
     ]
     trained = ", ".join(f"{name} model {facts['updates']} updates" for name, facts in job.training.items())
+    seeds = f"seed {protocol.seed} for the test episodes" + (f", {job.seed} for training" if trained else "")
+    curves = ", `training.png`" if trained else ""
     return f"""# Few-shot report: {job.data}, unseen classes
 
 `{job.command}`
 
 Trained: {trained or "elsewhere, loaded here"}. Whole job: {job.seconds:.0f} s. Estimates are means over test
-images ± their standard error; seed {protocol.seed} for the test episodes, {job.seed} for training.
+images ± their standard error; {seeds}.
 
 ## Negative log-likelihood
 
@@ -113,7 +115,7 @@ image unless said otherwise.
 
 {results.table(("part", "value"), split)}
 
-Pictures: `samples.png` (generated from one example), `posterior.png` (the address posterior), `training.png`.
+Pictures: `samples.png` (generated from one example), `posterior.png` (the address posterior){curves}.
 """
 
 
