@@ -15,10 +15,20 @@ pyro.settings.set(module_local_params=True)
 
 project = "vma_pyro"
 author = "The vma_pyro developers"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",  # formulas are set without a network
+]
 exclude_patterns = ["_build", "conf.py", "page_picture.py", "lessons/pictures.py", "**/.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = "vma_pyro"
+html_static_path = ["static"]
+html_css_files = ["wide.css"]
+copyright = f"{author}, MIT license"
 
 # Lessons are Python files in percent format, run while the documentation is built.
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}

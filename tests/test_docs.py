@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-NAMES = sorted({name for page in PAGES for name in re.findall(r"`(vma_pyro(?:\.\w+)+)`", page.read_text())})
+NAMES = sorted({name for page in PAGES for name in re.findall(r"[`~<](vma_pyro(?:\.\w+)+)[`>]", page.read_text())})
 
 
 def find(name):
