@@ -1,5 +1,6 @@
 """Every block of the README is run: Python as it stands, commands by their options."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -30,6 +31,7 @@ def test_the_example_is_fifteen_lines():
     assert len(README.splitlines()) < 150
 
 
+@functools.cache
 def help_of(script):
     return processes.run(ROOT / script, "--help", cwd=ROOT).stdout
 
@@ -37,13 +39,11 @@ def help_of(script):
 def test_commands_name_files_and_options_that_exist():
     commands = [line.split("#")[0] for block in blocks("sh") for line in block.splitlines()]
     assert any("uv run pytest" in line for line in commands)
-    help_texts = {}
     for line in commands:
         for script in re.findall(r"experiments/\S+\.py", line):
             assert (ROOT / script).exists()
-            help_text = help_texts.setdefault(script, help_of(script))
             for option in re.findall(r"--[a-z-]+", line.split(script)[1]):  # those before it are torchrun's
-                assert option in help_text, (script, option)
+                assert option in help_of(script), (script, option)
 
 
 def test_ci_calls_the_test_command_of_the_readme():
