@@ -22,6 +22,7 @@ from vma_pyro.jobs.identities import Identity, identities
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- report: start -->", "<!-- report: end -->"
 RED, PLAIN = "\033[31m", "\033[0m"
+RECALLED = "Recalled: the figure was written down from memory, and has not been read again in the paper."
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def page(found: dict[str, dict[str, Any]], folder: Path) -> str:
                 "Made by `uv run experiments/report.py`; every figure is read from the results beside this "
                 "page, which say how to repeat them. ± is one standard error over test images. Exceeded: "
                 "better than the paper's figure by more than two of them; reproduced: not worse by more than "
-                "two, or the claim holds.",
+                f"two, or the claim holds. {RECALLED}",
                 "## The paper's claims",
                 results.table(head, map(row, rows)),
                 "## Identities",
@@ -139,7 +140,7 @@ def short(rows: Sequence[Claim]) -> str:
     }
     summary = ", ".join(f"{number} {word}" for word, number in counts.items())
     shown = results.table(["claim", "paper", "ours", "verdict"], lines)
-    return f"{shown}\n\nOf {sum(counts.values())} claims: {summary}."
+    return f"{shown}\n\nOf {sum(counts.values())} claims: {summary}. {RECALLED}"
 
 
 def insert(readme: Path, text: str) -> None:

@@ -20,7 +20,7 @@ from vma_pyro.demo.engine import Engine
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="no chromium"),
-    pytest.mark.filterwarnings("default"),  # of the browser's driver
+    pytest.mark.filterwarnings("default", "ignore:Session-scoped fixtures"),  # of the browser's driver and plugin
 ]
 CLASSES = 20
 CHARACTERS = glyphs.load(classes=CLASSES, seed=1)

@@ -15,11 +15,13 @@ SMALL = {
     "02_learning_to_look": {
         "updates=400": "updates=20",
         "draws=300": "draws=4",
-        "draws=150": "draws=4",
-        "PARTICLES = (2, 4, 8, 16, 32)": "PARTICLES = (2, 4)",
+        "PARTICLES, DRAWS = (2, 4, 8, 16, 32), 400": "PARTICLES, DRAWS = (2, 4), 4",
     },
-    "03_from_mixture_to_vma": {"UPDATES, IMAGES = 1000, 80": "UPDATES, IMAGES = 30, 4"},
-    "04_what_a_lookup_is_worth": {"IMAGES = 60": "IMAGES = 3", "load(classes=600)": "load(classes=130)"},
+    "03_from_mixture_to_vma": {"UPDATES, IMAGES = 1000, 160": "UPDATES, IMAGES = 30, 4"},
+    "04_what_a_lookup_is_worth": {
+        "IMAGES, SAMPLES = 60, 100": "IMAGES, SAMPLES = 3, 5",
+        "load(classes=600)": "load(classes=130)",
+    },
     "05_make_it_yours": {"UPDATES = 300": "UPDATES = 3"},
 }
 
@@ -29,7 +31,9 @@ def small(name):
     for long, short in SMALL[name].items():
         assert long in text, f"{name}: {long} is gone"
         text = text.replace(long, short)
-    return text
+    # What a lesson asserts its text claims of the full length, and the documentation build holds it to that. Only
+    # lesson 1 asserts what is true at any length.
+    return text if name.startswith("01") else re.sub(r"^( {0,4})assert (.+)$", r"\1print(\2)", text, flags=re.M)
 
 
 def test_every_lesson_is_run():
@@ -63,10 +67,10 @@ def test_each_edit_is_at_most_ten_lines_and_is_trained_and_reported(tmp_path):
     claimed = [int(part.split("\n")[0]) for part in rest]
     counted = [len(re.findall(r"^[+-]", part, re.MULTILINE)) for part in [first, *rest][:-1]]
     assert counted == claimed
-    # As it is, as it is among rubbish, learned prior, two likelihoods, hierarchy, as it is, learned entries.
-    assert [lines > 0 for lines in claimed] == [False, False, True, True, True, True, False, True]
+    # As it is, learned prior, two likelihoods, hierarchy, as it is, learned entries.
+    assert [lines > 0 for lines in claimed] == [False, True, True, True, True, False, True]
     assert max(claimed) <= 10
-    assert len(re.findall(r"NLL +-?[0-9.]+ ± [0-9.]+ +KL\(a\) [0-9.]+ ± [0-9.]+", printed)) == 9
+    assert len(re.findall(r"NLL +-?[0-9.]+ ± [0-9.]+ +KL\(a\) [0-9.]+ ± [0-9.]+", printed)) == 10
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -22,7 +22,8 @@ class Guide(Program):
     .. math:: q(a, z \mid x, M) = q(a \mid x, M) \, q(z \mid x, m_a), \qquad
               q(a \mid x, M) \propto \exp s(e(x), e(m_a))
 
-    Bornschein et al. 2017, equation 4: an address is as probable as its entry's embedding is similar to x's.
+    Bornschein et al. 2017, equation 4: an address is as probable as its entry's embedding is similar to x's. (The
+    default similarity compares both after the memory's mean is taken off, see `CosineSimilarity`.)
 
     Args:
         networks: the embeddings e and q(z | x, m); the model's own object, to tie the pyramids.

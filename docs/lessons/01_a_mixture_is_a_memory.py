@@ -5,7 +5,8 @@
 #   address.
 # - Bayes' rule gives the exact posterior over the address; its KL from the prior says in nats what one lookup
 #   told.
-# - That is never more than $\log|M|$, and on average it is the mutual information of image and address.
+# - Under a uniform prior that is never more than $\log|M|$. Averaged over images that the model makes itself, it
+#   is the mutual information of image and address.
 #
 # You need: Gaussians, Bayes' rule, and a little Python. Nothing is trained here.
 
@@ -66,7 +67,7 @@ def posterior(memory, x, noise=NOISE):
     return joint(memory, x, noise).softmax(-1)
 
 
-x = torch.tensor([[-1.4, 0.6], [-0.9, 1.0], [0.4, -1.2]])  # at an entry, and twice between two
+x = torch.tensor([[-1.5, 0.5], [-0.9, 1.0], [0.4, -1.2]])  # at an entry, and twice between two
 print(posterior(memory, x).numpy().round(3))
 
 # %% [markdown]
@@ -108,13 +109,13 @@ keep(figure, "01_posterior")
 # %% [markdown]
 # ## What a lookup told
 #
-# Before seeing $x$, each address has probability $1/S$. After it, far fewer are left. The Kullback-Leibler
-# divergence counts by how much, in nats (divide by $\log 2$ for bits):
+# Before seeing $x$, each address has probability $1/S$. After it, fewer are in play. The Kullback-Leibler
+# divergence says by how much, in nats (divide by $\log 2$ for bits):
 #
 # $$\mathrm{KL}(a) = \sum_a p(a \mid x, M) \log \frac{p(a \mid x, M)}{p(a \mid M)} \;\le\; \log S .$$
 #
-# The bound is reached when one entry is certain. And the cost of $x$ splits exactly into the lookup and the
-# rest:
+# The bound is reached when one entry is certain. And the cost of $x$, $-\log p(x \mid M)$, splits exactly into
+# the lookup and the rest:
 #
 # $$-\log p(x \mid M) = \mathrm{KL}(a) - \mathbb E_{p(a \mid x, M)} \log p(x \mid m_a).$$
 
@@ -135,7 +136,7 @@ for i in range(3):
 assert torch.allclose(kl + rest, nll, atol=1e-5)
 
 # %% [markdown]
-# $x_1$ lies at an entry and tells almost everything ($\log 5 \approx 1.609$); $x_3$ lies exactly halfway
+# $x_1$ lies on an entry and tells almost everything ($\log 5 \approx 1.609$); $x_3$ lies exactly halfway
 # between two, and a choice of two out of five is worth $\log 5 - \log 2 \approx 0.916$ nats. $x_2$ is somewhat
 # nearer to one of two.
 #
@@ -158,26 +159,29 @@ def mutual_information(memory, noise, samples=4000):
 figure = Figure(figsize=(10, 4), layout="constrained")
 by_noise, by_size = figure.subplots(1, 2)
 noises = np.geomspace(0.05, 10, 25)
+cloud = 2 * torch.randn(512, 2)  # entries of standard deviation 2; a memory of S holds the first S of them
 for size in (2, 8, 32):
-    entries = 2 * torch.randn(size, 2)
-    found = [mutual_information(entries, noise) for noise in noises]
+    found = [mutual_information(cloud[:size], noise) for noise in noises]
     (line,) = by_noise.plot(noises, [mean for mean, _ in found], marker="o", markersize=3, label=f"S = {size}")
     by_noise.axhline(math.log(size), color=line.get_color(), linestyle=":", linewidth=1)
 by_noise.set(xscale="log", xlabel="noise", ylabel="I(x; a), nats", title="dotted: log S")
 by_noise.legend()
 sizes = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 for noise in (0.05, 0.2, 0.8):
-    found = [mutual_information(2 * torch.randn(size, 2), noise)[0] for size in sizes]
-    by_size.plot(sizes, found, marker="o", markersize=3, label=f"noise {noise}")
+    found = [mutual_information(cloud[:size], noise)[0] for size in sizes]
+    (line,) = by_size.plot(sizes, found, marker="o", markersize=3, label=f"noise {noise}")
+    by_size.axhline(math.log1p(2**2 / noise**2), color=line.get_color(), linewidth=0.5)
 by_size.plot(sizes, np.log(sizes), color="black", linestyle=":", label="log S")
-by_size.set(xscale="log", xlabel="entries S", ylabel="I(x; a), nats", title="a plane has room for so many")
+by_size.set(xscale="log", xlabel="entries S", ylabel="I(x; a), nats", title="thin lines: log(1 + 4 / noise^2)")
+by_size.set_ylim(0, 7)
 by_size.legend()
 keep(figure, "01_information")
 
 # %% [markdown]
 # The right picture is worth a second look. Doubling the memory adds $\log 2$ nats as long as entries can be
-# told apart. After that the plane is full: more entries, no more information. An image of 784 pixels has a
-# great deal more room.
+# told apart. After that the cloud that they come from is full: more entries, no more information. Entries of
+# standard deviation 2, so many that they fill it, leave a Gaussian channel with two coordinates, whose capacity
+# is $2 \cdot \tfrac12 \log(1 + 2^2/\sigma^2)$: the thin lines. An image of 784 pixels has a great deal more room.
 #
 # ## What changes in Variational Memory Addressing
 #
@@ -211,5 +215,8 @@ keep(figure, "01_information")
 
 # %%
 rare = torch.tensor([0.96, 0.01, 0.01, 0.01, 0.01])
-print("exercise 2: at most", round(-rare.log().max().item(), 3), "to", round(-rare.log().min().item(), 3), "nats;")
-print("on average at most", round(dist.Categorical(rare).entropy().item(), 3))
+common, seldom = -rare.log().max().item(), -rare.log().min().item()
+print(
+    f"exercise 2: KL(a) of a certain address is {common:.3f} nats for the common one, {seldom:.3f} for a rare one,"
+)
+print(f"and on average over the model's points at most {dist.Categorical(rare).entropy().item():.3f}")
