@@ -8,12 +8,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-import uvicorn
 
 from vma_pyro import Guide, MLPNetworks, Model
 from vma_pyro.data import glyphs
 from vma_pyro.demo.app import create_app
 from vma_pyro.demo.banks import banks_of
+from vma_pyro.demo.connection import server_of
 from vma_pyro.demo.engine import Engine
 
 
@@ -32,7 +32,7 @@ def application(pair=None):
 def serve(app):
     """The address of the running server."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none"))
+    server = server_of(app, log_level="critical")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     while not server.started:

@@ -168,9 +168,15 @@ def test_a_fast_slider_asks_once(opened):
     opened.evaluate("for (let i = 0; i < 30; i++) $('slider').dispatchEvent(new Event('input'))")
     opened.wait_for_selector("#walk canvas")
     assert len([url for url in asked if url.endswith("interpolate")]) == 1
-    opened.locator(".tile").nth(3).click()  # another entry, another walk
+    assert opened.locator("#walked").inner_text() == "0 of 15, from the drawing, seed 0"
+    with opened.expect_response("**/api/interpolate"):  # another entry, another walk
+        opened.locator(".tile").nth(3).click()
+    until(opened, "$('walked').textContent == '0 of 15, from the chosen tile, seed 0'")
     with opened.expect_response("**/api/interpolate"):
-        opened.get_by_label("z", exact=True).fill("3")
+        opened.get_by_label("Seed").fill("8")
+    until(opened, "$('walked').textContent == '0 of 15, from the chosen tile, seed 8'")
+    opened.get_by_role("button", name="Empty").click()
+    until(opened, "$('walk').children.length == 1 && $('walked').textContent.includes('the drawing')")
 
 
 def test_a_full_memory_says_so_until_the_next_action(opened):
@@ -227,6 +233,172 @@ def test_by_keyboard_alone(opened):
     opened.evaluate("document.getElementById('pad').focus()")
     keys.press("Backspace")
     assert opened.evaluate("state.ink.some(Boolean)") is False
+
+
+def pointer(page, kind, number, column, row):
+    """An event that a script sends: no device stands behind it, so it cannot be captured."""
+    page.evaluate(
+        """([kind, pointerId, column, row]) => {
+            const box = $("pad").getBoundingClientRect();
+            const at = { clientX: box.left + column * box.width / 28, clientY: box.top + row * box.height / 28 };
+            $("pad").dispatchEvent(new PointerEvent(kind, { pointerId, ...at, bubbles: true, button: 0 }));
+        }""",
+        [kind, number, column, row],
+    )
+
+
+def ink(page):
+    return page.evaluate("state.ink.reduce((a, b) => a + b)")
+
+
+def test_a_second_finger_draws_nothing_and_the_first_goes_on(opened):
+    pointer(opened, "pointerdown", 1, 5, 5)
+    pointer(opened, "pointerdown", 2, 24, 24)
+    pointer(opened, "pointermove", 1, 7, 5)
+    assert 3 <= ink(opened) <= 9
+    pointer(opened, "pointerup", 2, 24, 24)
+    before = ink(opened)
+    pointer(opened, "pointermove", 1, 12, 5)
+    assert ink(opened) > before
+    pointer(opened, "pointerup", 1, 12, 5)
+    before = ink(opened)
+    pointer(opened, "pointermove", 1, 20, 20)
+    assert ink(opened) == before
+    opened.locator("#pad").click(button="right", position={"x": 200, "y": 200})
+    assert ink(opened) == before
+
+
+def test_held_keys_do_not_repeat_what_they_do(opened):
+    opened.locator("#pad").focus()
+    for _ in range(4):
+        opened.keyboard.down("Space")  # held: the last three are repetitions
+    opened.keyboard.up("Space")
+    assert opened.evaluate("state.down")
+    opened.keyboard.press("ArrowRight")
+    for _ in range(60):
+        opened.keyboard.down("Backspace")
+    opened.keyboard.up("Backspace")
+    assert ink(opened) == 0
+    opened.get_by_role("button", name="Undo").click()
+    assert ink(opened) > 1
+
+
+def test_tab_passes_the_memory_in_one_step_and_arrows_move_in_it(opened):
+    focused = "[...$('tiles').children].indexOf(document.activeElement)"
+    opened.get_by_role("button", name="Empty").focus()
+    opened.keyboard.press("Tab")
+    assert opened.evaluate(focused) == 0
+    for key, reached in {
+        "ArrowRight": 1,
+        "End": CLASSES - 1,
+        "ArrowRight ": CLASSES - 1,
+        "ArrowLeft": CLASSES - 2,
+    }.items():
+        opened.keyboard.press(key.strip())
+        assert opened.evaluate(focused) == reached
+    opened.keyboard.press("Enter")
+    assert opened.evaluate("state.chosen") == CLASSES - 2
+    opened.keyboard.press("Home")
+    opened.keyboard.press("Backspace")
+    assert opened.locator(".tile").count() == CLASSES - 1
+    assert opened.evaluate("state.chosen") == CLASSES - 3  # the same tile, one place earlier
+    assert opened.evaluate(focused) == 0
+    opened.keyboard.press("Tab")
+    assert opened.evaluate("document.activeElement.name") == "source"
+
+
+def test_adding_a_drawing_changes_no_choice(opened):
+    opened.locator(".tile").nth(3).click()
+    opened.get_by_label("the whole memory").check()
+    draw(opened, CHARACTERS.images[4, 1])
+    opened.get_by_role("button", name="Add to memory").click()
+    assert opened.get_by_label("the whole memory").is_checked()
+    assert opened.evaluate("state.chosen") == 3
+
+
+def test_what_was_asked_last_is_shown(opened):
+    draw(opened, CHARACTERS.images[4, 1])
+    held = []
+    opened.route("**/api/generate", lambda route: held.append(route) if not held else route.continue_())
+    opened.get_by_role("button", name="Generate 16").click()
+    until(opened, "true")
+    opened.get_by_role("button", name="Next seed").click()
+    until(opened, "$('made').textContent == '16 from the drawing, seed 1'")
+    shown = samples(opened)
+    with opened.expect_response("**/api/generate"):
+        held[0].continue_()
+    opened.wait_for_timeout(100)
+    assert samples(opened) == shown
+    opened.get_by_label("Seed").fill("")
+    opened.get_by_role("button", name="Generate 16").click()
+    assert opened.locator("#status").inner_text() == "seed: expected 0 to 2147483647, got no number"
+    opened.get_by_label("Seed").fill("2147483647")
+    opened.get_by_role("button", name="Next seed").click()
+    until(opened, "$('made').textContent == '16 from the drawing, seed 0'")
+    assert opened.locator("#status").inner_text() == ""
+
+
+def test_a_refused_look_is_asked_again(page, address):
+    page.goto(address)
+    until(page, f"document.querySelectorAll('.tile').length == {CLASSES}")
+    refusals = []
+
+    def refuse_once(route):
+        if refusals:
+            return route.continue_()
+        refusals.append(route)
+        return route.fulfill(status=429, json={"error": "server: busy"}, headers={"retry-after": "1"})
+
+    page.route("**/api/look", refuse_once)
+    page.locator("#pad").click()
+    until(page, "$('status').textContent == 'server: busy'")
+    assert percentages(page) == []
+    until(page, "document.querySelectorAll('#top li').length == 5")
+    assert page.locator("#status").inner_text() == ""
+    page.route("**/api/look", lambda route: route.abort())
+    page.get_by_role("button", name="Load").click()  # the same tiles again, but no answer about them
+    until(page, "$('status').textContent == 'server: expected an answer, got none; is it still running?'")
+    assert percentages(page) == []
+
+
+def test_a_drawing_is_kept_when_the_first_bank_comes_late(page, address):
+    held = []
+    page.route("**/api/banks/*", lambda route: held.append(route))
+    page.goto(address)
+    page.locator("#pad").click()
+    page.get_by_role("button", name="Add to memory").click()
+    assert page.locator(".tile").count() == 1
+    held[0].continue_()
+    until(page, f"document.querySelectorAll('.tile').length == {CLASSES + 1}")
+    assert page.evaluate("state.tiles[0].label") == "your drawing"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_shaded_tile_can_be_read(opened, scheme):
+    opened.emulate_media(color_scheme=scheme)
+    for shade in (0, 0.25, 0.5, 0.75, 1):
+        text, ground = opened.evaluate(
+            """shade => {
+                const tile = document.querySelector(".tile");
+                const dot = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+                tile.style.setProperty("--q", shade);
+                const drawn = colour => {
+                    dot.fillStyle = colour;
+                    dot.fillRect(0, 0, 1, 1);
+                    return [...dot.getImageData(0, 0, 1, 1).data].slice(0, 3);
+                };
+                return [getComputedStyle(tile.lastChild).color, getComputedStyle(tile).backgroundColor].map(drawn);
+            }""",
+            shade,
+        )
+        darker, lighter = sorted(map(luminance, (text, ground)))
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5  # WCAG 2.2, criterion 1.4.3
+
+
+def luminance(colour):
+    """Relative luminance of an sRGB colour from 0 to 255 (WCAG 2.2)."""
+    linear = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,6 +1,9 @@
 """The live page's server: right answers, one shape of errors, and nothing that a visitor breaks or sees."""
 
 import asyncio
+import contextlib
+import json
+import math
 import socket
 import sys
 import threading
@@ -16,9 +19,12 @@ import pytest
 import torch
 
 from vma_pyro import Memory
+from vma_pyro.demo.connection import Connection
 from vma_pyro.demo.engine import digits, pixels
 from vma_pyro.demo.limits import Busy, Limits, Queue
+from vma_pyro.demo.messages import Look
 from vma_pyro.evaluation import address_posterior, kl_report
+from vma_pyro.evaluation.kl import Split
 
 INK = "01" * 392
 BLANK = "0" * 784
@@ -56,6 +62,18 @@ def test_a_look_is_the_posterior_and_its_worth(server, pair, entries):
     assert found["kl_nats"] == pytest.approx(report.kl_address.mean, abs=1e-5)
     assert found["kl_bits"] == pytest.approx(report.kl_address_bits.mean, abs=1e-5)
     assert found["most_nats"] == pytest.approx(report.log_memory)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 20])
+def test_a_certain_lookup_tells_no_more_than_there_is(pair, monkeypatch, size):
+    from vma_pyro.demo import engine
+
+    # What single precision makes of log |M|.
+    certain = Split(torch.zeros(1), torch.tensor([1e-7 + math.log(size)]), torch.zeros(1), torch.eye(size)[:1])
+    monkeypatch.setattr(engine, "split_bound", lambda *arguments: certain)
+    found = engine.Engine(*pair).look(Look(image=INK, entries=[INK] * size))
+    assert found.kl_nats == found.most_nats
+    assert found.kl_bits == found.most_bits
 
 
 def test_one_entry_tells_nothing(server):
@@ -145,13 +163,15 @@ def test_wrong_fields_are_named(server, path, body, error):
 @pytest.mark.parametrize(
     ("method", "path", "content", "status"),
     [
-        ("POST", "/api/look", b"{", 422),
-        ("POST", "/api/look", b"\xff\xfe", 422),
+        ("POST", "/api/look", b"{", 400),
+        ("POST", "/api/look", b"\xff\xfe", 400),
         ("POST", "/api/look", b"[" * 100_000, 400),
+        ("POST", "/api/look/", b"{}", 404),
         ("POST", "/api/look", b'{"image": "\\ud800", "\\ud800": 1}', 422),
         ("POST", "/api/generate", b'{"entries": [], "seed": 1e999}', 422),
         ("POST", "/api/generate", b'{"entries": [], "seed": NaN}', 422),
         ("POST", "/api/look", b"x" * 300_000, 413),
+        ("POST", "/api/look", b"x" * 30_000_000, 413),
         ("GET", "/api/banks/none", b"", 404),
         ("GET", "/api/look", b"", 405),
         ("GET", "/nothing", b"", 404),
@@ -162,6 +182,7 @@ def test_malformed_requests_have_the_same_shape_of_errors(server, method, path, 
     answer = server.request(method, path, content=content, headers={"content-type": "application/json"})
     assert answer.status_code == status
     assert list(answer.json()) == ["error"]
+    assert (status == 400) == answer.json()["error"].startswith("body: expected JSON")
 
 
 def test_what_fails_unexpectedly_has_the_same_shape(pair, monkeypatch):
@@ -175,6 +196,7 @@ def test_what_fails_unexpectedly_has_the_same_shape(pair, monkeypatch):
         answer = httpx.post(f"{address}/api/look", json={"image": INK, "entries": [INK]})
     assert answer.status_code == 500
     assert answer.json() == {"error": "server: expected an answer, got a RuntimeError; see its log"}
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
 def test_another_host_is_refused(server):
@@ -201,6 +223,117 @@ def test_a_slow_body_is_given_up():
     live.run_alone(Limits(None, seconds=0.05)(scope, receive, send))
     assert sent[0]["status"] == 408
     assert sent[1]["body"] == b'{"error": "body: expected within 0.05 seconds, got a part of it"}'
+
+
+def test_a_body_that_is_announced_too_large_is_not_asked_for(server):
+    with socket.create_connection(("127.0.0.1", server.base_url.port), timeout=5) as connection:
+        lines = [
+            b"POST /api/look HTTP/1.1",
+            b"host: LOCALHOST",
+            b"content-length: 10000000000",
+            b"expect: 100-continue",
+        ]
+        connection.sendall(b"\r\n".join([*lines, b"", b""]))
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def told(connection):
+    """Status and error of what arrives until the server hangs up."""
+    parts = []
+    while part := connection.recv(4096):
+        parts.append(part)
+    head, body = b"".join(parts).split(b"\r\n\r\n", 1)
+    return int(head.split()[1]), json.loads(body)["error"]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x00\xff garbage \r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n",
+        b"POST /api/look HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_what_is_not_http_has_the_same_shape_of_errors(server, sent):
+    with socket.create_connection(("127.0.0.1", server.base_url.port), timeout=5) as connection:
+        connection.sendall(sent)
+        assert told(connection) == (400, "request: expected HTTP, got something else")
+
+
+def test_headers_that_do_not_end_are_given_up(pair, monkeypatch):
+    monkeypatch.setattr(Connection, "headers_within", 0.2)
+    with live.serve(live.application(pair)) as address:
+        port = int(address.rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\nx: ")
+            error = "request: expected its headers within 0.2 seconds, got a part of them"
+            assert told(connection) == (408, error)
+        with httpx.Client(base_url=address) as client:  # one connection, longer than that in all
+            for _ in range(4):
+                assert client.get("/api/about").status_code == 200
+                time.sleep(0.1)
+
+
+def test_an_answer_that_nobody_takes_is_given_up(pair, monkeypatch):
+    monkeypatch.setattr(Connection, "answer_within", 0.2)
+    with (
+        live.serve(live.application(pair)) as address,
+        socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1])), timeout=5) as connection,
+    ):
+        connection.sendall(b"POST /api/look HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{")
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(1) == b""
+
+
+def test_more_connections_than_the_server_takes_leave_it_answering(pair, monkeypatch):
+    monkeypatch.setattr(Connection, "most", 20)
+    monkeypatch.setattr(Connection, "headers_within", 1.0)
+    with live.serve(live.application(pair)) as address:
+        port = int(address.rsplit(":", 1)[1])
+        idle = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(20)]
+        for connection in idle:
+            connection.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\nx-a: ")
+        time.sleep(0.2)
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            assert told(connection) == (503, "server: expected at most 20 connections, got more")
+        assert {told(connection)[0] for connection in idle} == {408}
+        assert httpx.get(f"{address}/api/about").status_code == 200
+        for connection in idle:
+            connection.close()
+
+
+def test_a_client_that_leaves_gives_back_its_place():
+    places = []
+
+    async def application(scope, receive, send):
+        places.append("taken")
+        try:
+            await asyncio.sleep(10)
+        finally:
+            places.append("given back")
+
+    async def one():
+        messages = iter([{"type": "http.request", "body": b"{}", "more_body": False}, {"type": "http.disconnect"}])
+
+        async def receive():
+            await asyncio.sleep(0.05)
+            return next(messages)
+
+        scope = {"type": "http", "headers": [(b"host", b"localhost")]}
+        await asyncio.wait_for(Limits(application)(scope, receive, None), 2)
+
+    live.run_alone(one())
+    assert places == ["taken", "given back"]
+
+
+def test_half_a_body_is_not_taken_for_the_whole():
+    async def receive():
+        return messages.pop(0)
+
+    messages = [{"type": "http.request", "body": b"{}", "more_body": True}, {"type": "http.disconnect"}]
+    scope = {"type": "http", "headers": [(b"host", b"localhost")]}
+    live.run_alone(Limits(None)(scope, receive, None))  # neither runs the application nor answers
+    assert messages == []
 
 
 def test_slow_and_broken_connections_leave_it_answering(server):
@@ -298,5 +431,6 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
     from vma_pyro.demo import __main__
 
     monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "vma_pyro.demo.connection", raising=False)
     with pytest.raises(SystemExit, match="^error: uvicorn: not installed; run `uv run --extra demo"):
         __main__.cli([])

@@ -32,9 +32,8 @@ class DemoConfig:
 def main(config: DemoConfig) -> None:
     """Load, say where the page is, and serve until Ctrl-C."""
     try:
-        import uvicorn
-
         from vma_pyro.demo.app import create_app
+        from vma_pyro.demo.connection import server_of
         from vma_pyro.demo.engine import Engine
     except ModuleNotFoundError as error:
         raise ValueError(
@@ -49,8 +48,7 @@ def main(config: DemoConfig) -> None:
     except OSError as error:
         raise OSError(f"port: expected a free one, got {config.port} ({error.strerror})") from error
     print(f"http://127.0.0.1:{listening.getsockname()[1]}  (Ctrl-C ends)", flush=True)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=5, ws="none"))
-    server.run(sockets=[listening])
+    server_of(app).run(sockets=[listening])
 
 
 def banks(config: DemoConfig) -> list[Bank]:

@@ -35,7 +35,8 @@ class Engine:
         memory, x = Memory(pixels(request.entries)), pixels([request.image])
         with self._alone(seed=0):
             split = split_bound(self.model, self.guide, memory, x)
-        nats, most = max(0.0, split.kl_address.item()), math.log(memory.size)
+        most = math.log(memory.size)
+        nats = min(max(split.kl_address.item(), 0.0), most)  # to what single precision adds
         return Found(
             probabilities=split.address_probs[0].tolist(),
             kl_nats=nats,

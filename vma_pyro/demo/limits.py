@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,12 +21,22 @@ HEADERS = {
     b"cache-control": b"no-store",
 }
 HOSTS = ("127.0.0.1", "localhost")
+LOG = logging.getLogger("uvicorn.error")
+
+
+class Refused(Exception):
+    """A request that is not answered: status, and error in a line."""
+
+    def __init__(self, status: int, error: str) -> None:
+        super().__init__(error)
+        self.status, self.error = status, error
 
 
 class Limits:
     """ASGI middleware: refuses what is too large, too slow or meant for another host, before anything reads it.
 
-    A page elsewhere that has its own name point here (DNS rebinding) is refused by the name.
+    A page elsewhere that has its own name point here (DNS rebinding) is refused by the name. A client that leaves
+    gives back its place in the queue. What fails unexpectedly is logged, and answered in the shape of all errors.
 
     Args:
         app: what is protected.
@@ -37,61 +48,102 @@ class Limits:
         self.app, self.most_bytes, self.seconds = app, most_bytes, seconds
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One connection."""
+        """One request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        begun = False
 
         async def answer(message: Any) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 message["headers"] = [*message.get("headers", ()), *HEADERS.items()]
             await send(message)
 
-        headers = dict(scope["headers"])
+        try:
+            headers = dict(scope["headers"])
+            self._check(headers)
+            body = await self._body(headers, receive)
+            if body is not None:
+                await self._run(scope, body, receive, answer)
+        except Refused as refused:
+            await refuse(answer, refused.status, refused.error)
+        except Exception as error:
+            if begun:
+                raise
+            LOG.exception("unexpected")
+            await refuse(answer, 500, f"server: expected an answer, got a {type(error).__name__}; see its log")
+
+    def _check(self, headers: dict[bytes, bytes]) -> None:
         host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0]
-        if host not in HOSTS:
-            await refuse(answer, 400, f"host: expected {' or '.join(HOSTS)}, got {host[:60]!a}")
-            return
+        if host.lower() not in HOSTS:
+            raise Refused(400, f"host: expected {' or '.join(HOSTS)}, got {host[:60]!a}")
+        if b"expect" in headers and int(headers.get(b"content-length", b"0")) > self.most_bytes:
+            raise self._too_large()  # it asks before it sends
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Any) -> bytes | None:
+        """All of it, or None if the client has left; what is too much is read and dropped, so that it hears."""
+        parts, size, more = [], 0, True
         try:
             async with asyncio.timeout(self.seconds):
-                body = await self._body(receive)
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size <= self.most_bytes:
+                        parts.append(part)
+                    more = message.get("more_body", False)
         except TimeoutError:
-            await refuse(answer, 408, f"body: expected within {self.seconds:g} seconds, got a part of it")
-            return
-        if body is None:
-            await refuse(answer, 413, f"body: expected at most {self.most_bytes} bytes, got more")
-            return
-        read = False
+            if size <= self.most_bytes:
+                error = f"body: expected within {self.seconds:g} seconds, got a part of it"
+                raise Refused(408, error) from None
+        if size > self.most_bytes:
+            raise self._too_large()
+        return b"".join(parts)
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"body: expected at most {self.most_bytes} bytes, got more")
+
+    async def _run(self, scope: Any, body: bytes, receive: Any, answer: Any) -> None:
+        """The application, as long as somebody waits for its answer."""
+        whole = [{"type": "http.request", "body": body, "more_body": False}]
+        gone = asyncio.ensure_future(_gone(receive))
 
         async def replay() -> Any:
-            nonlocal read
-            if read:
-                return await receive()  # the client going away
-            read = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            return whole.pop() if whole else await asyncio.shield(gone)
 
-        await self.app(scope, replay, answer)
+        work = asyncio.ensure_future(self.app(scope, replay, answer))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            work.cancel()
+            gone.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
 
-    async def _body(self, receive: Any) -> bytes | None:
-        """All of it, or None if it is too large; a little too much is read, so that the client hears why."""
-        parts, size, more = [], 0, True
-        while more and size <= 16 * self.most_bytes:
-            message = await receive()
-            part = message.get("body", b"")
-            size += len(part)
-            if size <= self.most_bytes:
-                parts.append(part)
-            more = message.get("more_body", False)
-        return b"".join(parts) if size <= self.most_bytes else None
+
+async def _gone(receive: Any) -> Any:
+    """Waits until the client has left, or has its answer."""
+    while (message := await receive())["type"] != "http.disconnect":
+        pass
+    return message
+
+
+def refusal(error: str) -> tuple[bytes, dict[bytes, bytes]]:
+    """Body and headers in the one shape of errors; the connection ends, as some of the request may be unread."""
+    body = json.dumps({"error": error}).encode()
+    length = str(len(body)).encode()
+    return body, {b"content-type": b"application/json", b"content-length": length, b"connection": b"close"}
 
 
 async def refuse(send: Any, status: int, error: str) -> None:
-    """Answer in the one shape of errors."""
-    body = json.dumps({"error": error}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status in (408, 413):
-        headers.append((b"connection", b"close"))  # the rest of the body is not read
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    """Answer an ASGI request with an error."""
+    body, headers = refusal(error)
+    await send({"type": "http.response.start", "status": status, "headers": list(headers.items())})
     await send({"type": "http.response.body", "body": body})
 
 
