@@ -44,7 +44,7 @@ class Look(Message):
 
 
 class Found(Message):
-    """The posterior q(a | x, M) over the entries, and what the lookup is worth."""
+    """The posterior q(a | x, M) over the entries, and what the lookup told."""
 
     probabilities: list[float]
     kl_nats: float
