@@ -43,12 +43,20 @@ class FewShotConfig:
     load: Path | None = None
     """Report and generate from this checkpoint, or the one that the word pretrained stands for, without
     training."""
+    init: Path | None = None
+    """Train on from the weights of this checkpoint, or of the one that the word pretrained stands for: a new cycle of
+    the learning rate, a new optimizer."""
     resume: bool = False
     """Go on with the run in the folder `out`."""
     width: float | None = None
     """Factor on the paper's 48 and 64 maps per convolution; default 0.25 for glyphs, 0.33 for Omniglot."""
     latent_dim: int = 64
     """Dimension of z."""
+    refinement: int | None = None
+    """Maps of a second look of q(z | x, m) at x, m and what the first guess decodes to; 0 for none. Default: what the
+    checkpoint to start from has, else 0."""
+    train_only: Literal["all", "refinement"] = "all"
+    """Train everything, or only what `refinement` adds."""
     classes: int | None = None
     """Classes in the training memory; default 16 for glyphs, 12 for Omniglot. The paper has 8 classes x 4
     examples; on held-out alphabets more examples of fewer classes serve many shots, fewer of more classes one."""
@@ -90,7 +98,8 @@ class FewShotConfig:
         """The same configuration with the defaults of its data, or of the loaded checkpoint, filled in."""
         if self.tiny:
             return self.small().resolved()
-        loaded = {} if self.load is None else trained.facts_of(self.load)
+        source = self.load or self.init
+        loaded = {} if source is None else trained.facts_of(source)
         data = self.data or loaded.get("data", "glyphs")
         if data not in PRESETS:
             raise ValueError(f"load: expected a model of {', '.join(PRESETS)}, got one of {data}")
@@ -103,6 +112,7 @@ class FewShotConfig:
             data=data,
             width=loaded.get("width", preset.width if self.width is None else self.width),
             latent_dim=loaded.get("latent_dim", self.latent_dim),
+            refinement=loaded.get("refinement", 0) if self.refinement is None else self.refinement,
             classes=preset.classes if self.classes is None else self.classes,
             shots=preset.shots if self.shots is None else self.shots,
             eval_images=preset.eval_images if self.eval_images is None else self.eval_images,
@@ -162,7 +172,9 @@ def samplers(config: FewShotConfig, data: Split) -> tuple[EpisodeSampler, Episod
 def architecture_of(config: FewShotConfig, *, memory: bool) -> dict[str, Any]:
     """What the networks and programs can be rebuilt from."""
     program = "memory" if memory else "memoryless"
-    return {"networks": "conv", "width": config.width, "latent_dim": config.latent_dim, "program": program}
+    sizes = {"width": config.width, "latent_dim": config.latent_dim}
+    refined = {"refinement": config.refinement} if config.refinement else {}
+    return {"networks": "conv", **sizes, **refined, "program": program}
 
 
 def train(
@@ -170,6 +182,7 @@ def train(
 ) -> tuple[trained.Pair, dict[str, Any]]:
     """Train one of the two models, or go on with it."""
     episodes, held_out = samplers(config, data)
+    only = {} if config.train_only == "all" or not memory else {"train_only": config.train_only}
     return trained.train(
         architecture_of(config, memory=memory),
         objective(config, memory=memory),
@@ -178,7 +191,9 @@ def train(
         folder=folder,
         data=str(config.data),
         validation=[held_out.sample() for _ in range(8)],
-        identity={name: getattr(config, name) for name in IDENTITY},
+        identity={name: getattr(config, name) for name in IDENTITY} | only,
+        init=config.init if memory else None,
+        only=only.get("train_only"),
         resume=config.resume,
         tensorboard=config.tensorboard,
         label="memory model" if memory else "memoryless model",

@@ -25,7 +25,7 @@ from vma_pyro.training import TrainConfig, fit
 
 Pair = tuple[nn.Module, nn.Module]  # model and guide
 
-PRETRAINED = Path("pretrained")  # the word that stands for the model in the package
+PRETRAINED = pretrained.WORD
 
 PROGRAMS = ("memory", "memoryless", "soft", "soft-guided")
 
@@ -69,6 +69,8 @@ def train(
     data: str,
     validation: Sequence[Episode] = (),
     identity: dict[str, Any] | None = None,
+    init: Path | None = None,
+    only: str | None = None,
     resume: bool = False,
     tensorboard: bool = False,
     label: str = "training",
@@ -77,9 +79,10 @@ def train(
 
     Args:
         architecture: see `build`.
-        elbo, episodes, config, folder, validation, resume, tensorboard, label: see `fit`.
+        elbo, episodes, config, folder, validation, init, resume, tensorboard, label: see `fit`.
         data: name of the data set.
         identity: further plain values that a resumed run must share.
+        only: the part of the networks that is trained, by name; None: all of them.
 
     Returns:
         Model and guide, and facts about the training: updates, seconds, validation NLL in nats per image.
@@ -90,6 +93,8 @@ def train(
     """
     torch.manual_seed(config.seed)
     pair = build(architecture)
+    if only is not None:
+        freeze_all_but(pair, only)
     result = fit(
         *pair,
         elbo,
@@ -99,6 +104,7 @@ def train(
         validation=validation,
         architecture=architecture,
         identity={"data": data, **(identity or {}), **architecture},
+        init=init,
         resume=resume,
         tensorboard=tensorboard,
         label=label,
@@ -116,6 +122,8 @@ def train(
     }
     if result.budget_changes:
         facts["budget_changes"] = list(result.budget_changes)
+    if result.cycles:
+        facts |= {"validation_nll_before": result.validation_nll_before, "cycles": list(result.cycles)}
     if ranks.rank == 0:
         save(
             folder / "model.pt",
@@ -125,6 +133,21 @@ def train(
             training=(identity or {}) | facts | {"command": command()},
         )
     return pair, facts
+
+
+def freeze_all_but(pair: Pair, part: str) -> None:
+    """Train only one part of the networks that model and guide share.
+
+    Raises:
+        ValueError: the networks have no such part.
+    """
+    networks: Any = pair[0].networks
+    chosen = getattr(networks, part, None)
+    if chosen is None:
+        raise ValueError(f"train_only: expected networks with a {part}, got ones without; give --{part} a size")
+    for module in pair:
+        module.requires_grad_(False)
+    chosen.requires_grad_(True)
 
 
 def save(path: Path, pair: Pair, architecture: dict[str, Any], **facts: Any) -> None:
@@ -147,7 +170,7 @@ def load(path: Path, *, program: str | tuple[str, ...] | None = None) -> Pair:
         FileNotFoundError: no such file.
         ValueError: damaged, another kind of file, or another program.
     """
-    content = checkpoint.load(file_of(path))
+    content = checkpoint.load(pretrained.file_of(path))
     architecture = content.get("architecture", {})
     found = architecture.get("program")
     wanted = (program,) if isinstance(program, str) else program
@@ -170,7 +193,7 @@ def read_weights(pair: Pair, path: Path) -> None:
         FileNotFoundError: no such file.
         ValueError: damaged, another kind of file, or one of other programs.
     """
-    content = checkpoint.load(file_of(path))
+    content = checkpoint.load(pretrained.file_of(path))
     if "weights" not in content:
         raise ValueError(f"checkpoint {path}: expected weights, got {', '.join(content)}")
     # What an estimator learned for itself (a baseline) is not needed any more.
@@ -178,14 +201,9 @@ def read_weights(pair: Pair, path: Path) -> None:
     checkpoint.restore(as_one(pair), weights, name=f"{path} as it says of itself")
 
 
-def file_of(path: Path) -> Path:
-    """The file itself, or for the word "pretrained" that of the Omniglot model that comes with the package."""
-    return pretrained.path_of("omniglot") if path == PRETRAINED else path
-
-
 def facts_of(path: Path) -> dict[str, Any]:
     """What a file says of itself: its architecture, and how and on which data it was trained if that is known."""
-    content = checkpoint.load(file_of(path))
+    content = checkpoint.load(pretrained.file_of(path))
     known = dict(content.get("training", {}))
     if "progress" in content:  # of a run, perhaps an unfinished one
         progress = content["progress"]
@@ -195,8 +213,14 @@ def facts_of(path: Path) -> dict[str, Any]:
             "validation_nll": progress["best_nll"],
             "finished": progress["finished"],
         }
+        known |= {"cycles": content["cycles"]} if content.get("cycles") else {}
     known |= content.get("architecture", {})
     return known | ({"data": content["data"]} if "data" in content else {})
+
+
+def updates_of(facts: dict[str, Any]) -> str:
+    """How many updates are behind trained weights, cycle by cycle: "60,000 + 21,000"."""
+    return " + ".join(f"{cycle['updates']:,}" for cycle in (*facts.get("cycles", ()), facts))
 
 
 def on(device: torch.device, pair: Pair) -> Pair:

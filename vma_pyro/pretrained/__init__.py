@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
+WORD = Path("pretrained")  # stands for the Omniglot model that comes with the package
 
 
 def card(name: str = "omniglot") -> dict[str, Any]:
@@ -17,6 +18,11 @@ def card(name: str = "omniglot") -> dict[str, Any]:
     """
     content: dict[str, Any] = json.loads(path_of(name).with_suffix(".json").read_text())
     return content
+
+
+def file_of(path: Path) -> Path:
+    """The file itself, or for the word "pretrained" that of the model that comes with the package."""
+    return path_of("omniglot") if path == WORD else path
 
 
 def path_of(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from vma_pyro.record import Recorder
 from vma_pyro.training.config import TrainConfig, identity_of, learning_rate
 from vma_pyro.training.processes import share_of
 from vma_pyro.training.run import Run
+from vma_pyro.training.start import start_from
 from vma_pyro.training.stopping import Stop, stop_signals
 
 
@@ -30,6 +32,8 @@ class FitResult(NamedTuple):
         validation_nll: of the weights that were kept, in nats per image; NaN without validation.
         interrupted: the signal that stopped it, or 0; a run out of `session_minutes` counts as SIGTERM.
         budget_changes: the updates at which a resumed run was given another budget.
+        cycles: of training behind the weights that the run started from, oldest first; facts of each.
+        validation_nll_before: of the weights that the run started from, if these were trained.
     """
 
     updates: int
@@ -37,6 +41,8 @@ class FitResult(NamedTuple):
     validation_nll: float
     interrupted: int
     budget_changes: Sequence[int] = ()
+    cycles: Sequence[dict[str, Any]] = ()
+    validation_nll_before: float = math.nan
 
 
 def fit(
@@ -50,6 +56,7 @@ def fit(
     validation: Sequence[Episode] = (),
     architecture: dict[str, Any] | None = None,
     identity: dict[str, Any] | None = None,
+    init: Path | None = None,
     resume: bool = False,
     tensorboard: bool = False,
     label: str = "training",
@@ -69,6 +76,9 @@ def fit(
         validation: episodes of held-out classes for early stopping; none: the last weights are kept.
         architecture: plain values from which the networks can be rebuilt; kept in the checkpoint.
         identity: further plain values that a resumed run must share (data, objective, ...).
+        init: start from the weights of this trained model (or checkpoint, or the word "pretrained") instead of
+            fresh ones, with a new optimizer and a learning rate from its start; the result is never worse on
+            validation than these.
         resume: go on from the folder's checkpoint if there is one.
         tensorboard: also write TensorBoard events.
         label: in front of the progress line.
@@ -87,8 +97,10 @@ def fit(
     if path.exists() and not resume:
         raise ValueError(f"folder: expected one without a run, found {path}; resume it or choose another folder")
     keep_freed_memory()
+    cycles = start_from(init, elbo(model, guide)) if init is not None and not path.exists() else []
     run = Run(model, guide, elbo, episodes, config, path)
-    run.identity = identity_of(config) | (identity or {})
+    run.cycles = cycles
+    run.identity = identity_of(config) | (identity or {}) | ({} if init is None else {"init": str(init)})
     run.architecture = architecture or {}
     if path.exists():
         run.restore()
@@ -120,7 +132,9 @@ def fit(
     finally:
         recorder.close()
     run.load_best()
-    return FitResult(run.update, run.seconds, run.best_nll, stop.signal, run.budget_changes)
+    return FitResult(
+        run.update, run.seconds, run.best_nll, stop.signal, run.budget_changes, run.cycles, run.nll_before
+    )
 
 
 def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: Stop) -> None:
@@ -131,6 +145,9 @@ def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: St
     session_start = tick = time.monotonic()
     last_save = run.seconds
     stopped = int(run.agree(stop.signal))
+    if run.cycles and validation and run.update == 0:
+        run.nll_before = run.validate(validation)
+        recorder.write(0, validation_nll=run.nll_before, best_validation_nll=run.best_nll, seconds=run.seconds)
     while not (run.finished or stopped or run.progress() >= 1 or run.stale >= config.patience):
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(config, run.update, run.progress())

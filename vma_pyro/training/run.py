@@ -40,7 +40,10 @@ class Run:
         self.fabric = fabric_of(config, self.ranks)
         torch.manual_seed(config.seed + self.ranks.rank)  # noise of its own for each process
         self.bare = elbo(model, guide).to(self.fabric.device)
-        optimizer = torch.optim.Adam(self.bare.parameters(), config.learning_rate, fused=True)
+        trained = [p for p in self.bare.parameters() if p.requires_grad]
+        if not trained:
+            raise ValueError("model, guide: expected a parameter that requires a gradient, found none")
+        optimizer = torch.optim.Adam(trained, config.learning_rate, fused=True)
         self.average = AveragedModel(self.bare, multi_avg_fn=_average(config.ema_decay))
         self.loss_fn, self.optimizer = self.fabric.setup(self.bare, optimizer)
         captures = config.capture and self.ranks.size == 1 and config.precision == "32-true"
@@ -53,6 +56,8 @@ class Run:
         self.best_nll = math.nan
         self.finished = False
         self.budget_changes: list[int] = []  # the updates at which a new budget began
+        self.cycles: list[dict[str, Any]] = []  # of training behind the weights at the start
+        self.nll_before = math.nan  # of these weights
         self.bound_sum = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
 
     def diverged(self, what: str, got: object) -> FloatingPointError:
@@ -151,6 +156,7 @@ class Run:
             "architecture": self.architecture,
             "weights": self.best if self.best is not None else self.average.module.state_dict(),
             "identity": self.identity,
+            "cycles": self.cycles,
             "module": self.bare.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -162,6 +168,7 @@ class Run:
                 "finished": self.finished,
                 "has_best": self.best is not None,
                 "best_nll": self.best_nll,
+                "nll_before": self.nll_before,
                 "stale": self.stale,
                 "budget_changes": self.budget_changes,
                 "bound_sum": bounds,
@@ -201,6 +208,7 @@ class Run:
         self.bound_sum.fill_(0.0 if bound is None else bound)
         self.bound_count = progress["bound_count"]
         self.budget_changes = progress.get("budget_changes", [])  # checkpoints of before have none
+        self.cycles, self.nll_before = content.get("cycles", []), progress.get("nll_before", math.nan)
         if set(differences(content["identity"], self.identity)) & set(BUDGET):
             self.budget_changes = [*self.budget_changes, self.update]
             self.finished, self.stale = False, 0
