@@ -16,6 +16,7 @@ from torch import Tensor
 from vma_pyro.infer.baselines import baseline_name, loo, reinforce
 from vma_pyro.infer.comparison import Row
 from vma_pyro.infer.estimator import Estimator
+from vma_pyro.infer.first_look import look
 from vma_pyro.infer.groups import Groups, parameter_groups
 from vma_pyro.infer.log_weights import log_weights
 from vma_pyro.infer.multi_sample import MultiSampleELBO
@@ -71,8 +72,11 @@ class Programs:
     def evaluations(self, elbo: Any) -> float:
         """Runs of the model's observed sites per datapoint, counted."""
         counter = _Counter(self.plates)
+        counted = counter(self.model)
+        look.check(counted, self.guide, self.args, self.kwargs, self.nesting)  # not in the cost of an estimator
+        counter.per_site.clear()
         with torch.random.fork_rng():
-            elbo.differentiable_loss(counter(self.model), self.guide, *self.args, **self.kwargs)
+            elbo.differentiable_loss(counted, self.guide, *self.args, **self.kwargs)
         return counter.runs
 
 
