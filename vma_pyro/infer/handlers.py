@@ -89,7 +89,13 @@ class ChooseValues(Messenger):
                     f"got {type(msg['fn']).__name__}"
                 )
             check_no_own_mask(msg)
-            value = self.choose(msg["fn"])
+            try:
+                value = self.choose(msg["fn"])
+            except NotImplementedError as error:  # a Binomial with a total count for each datapoint
+                raise ValueError(
+                    f"site '{self.site}': expected a finite support, the same for all datapoints, got "
+                    f"{type(msg['fn']).__name__} whose support cannot be enumerated"
+                ) from error
             shape = value.shape[: value.dim() - msg["fn"].event_dim]
             event = value.shape[len(shape) :]
             padding = (1,) * (self.dims + 1 - len(shape))
