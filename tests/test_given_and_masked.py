@@ -279,7 +279,7 @@ def test_the_score_is_that_of_the_distribution_under_its_mask(name, how):
 
 @pytest.mark.parametrize("how", ["mask of the distribution", "mask within the event", "handler"])
 def test_dreg_takes_its_power_from_the_mask(how):
-    """With K = 1 dreg is the path of log p - log q with q held fixed, where q counts; else that of log p: by hand."""
+    """K = 1: dreg is the path of log p - log q with q held fixed, or of log p where q does not count; by hand."""
     loc, log_scale = torch.zeros(N, 2, **FLOAT, requires_grad=True), torch.zeros(N, 2, **FLOAT, requires_grad=True)
     counts = HALF[:, None] if how != "mask within the event" else torch.stack([HALF, ~HALF], -1)
     noise: dict[str, torch.Tensor] = {}
@@ -361,7 +361,7 @@ def test_with_a_reverse_model_it_is_a_bound():
 
 @pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal])
 def test_autoguides_have_auxiliary_sites_that_latents_are_a_function_of(kind):
-    """A constrained latent under dreg: the gradient is that of the bound, by the plain rule on 120 draws; |z| < 4.5."""
+    """A constrained latent under dreg: the gradient is that of the plain rule, on 120 draws of each; |z| < 4.5."""
 
     def model():
         z = pyro.sample("z", dist.Gamma(2.0, 1.5))
@@ -405,7 +405,7 @@ def test_a_point_has_no_gate():
 
 
 def test_objectives_agree_that_a_masked_draw_weighs_one():
-    """The single-sample, the K-sample, the thermodynamic and the exact objective of a program whose latent is masked."""
+    """The single-sample, the K-sample, the thermodynamic and the exact objective where a latent is masked."""
 
     def program(x, q=None):
         with pyro.plate("data", N):
