@@ -292,7 +292,7 @@ torch.testing.assert_close(*looks, atol=1e-5, rtol=1e-4)
 # useful to look up in a small world of sixteen characters.
 
 # %%
-OWN = "Memory(self.networks.entries.sigmoid())"
+OWN = "Memory(self.networks.entries.sigmoid(), learned=True)"
 ENTRIES = {"model": [("Memory.of(memory)\n", f"{OWN}\n")], "guide": [("Memory.of(memory)\n", f"{OWN}\n")]}
 LEARNED = 16
 
