@@ -151,7 +151,7 @@ def test_a_shared_memory():
 
 
 class TestEstimators:
-    """Two particles (or values) for 150 copies of each datapoint; expectations by enumeration over own memories."""
+    """Two particles (or values) for 150 copies of each datapoint; expectations by enumeration, z bound 4.5."""
 
     COPIES = 150
 

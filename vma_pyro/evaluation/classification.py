@@ -156,6 +156,4 @@ def _by_class(probs: Float[Tensor, "B S"], memory: Any, num_classes: int) -> Flo
     labels, mask = labels_of(memory), getattr(memory, "mask", None)
     labels = labels if mask is None else labels.where(mask, 0)  # padding has no probability
     labels = labels.to(probs.device).expand(len(probs), -1)
-    return torch.zeros(len(probs), num_classes, dtype=probs.dtype, device=probs.device).scatter_add_(
-        1, labels, probs
-    )
+    return probs.new_zeros(len(probs), num_classes).scatter_add_(1, labels, probs)
