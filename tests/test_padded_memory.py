@@ -26,7 +26,6 @@ from vma_pyro.evaluation import (
 from vma_pyro.infer import ESTIMATORS, MultiSampleELBO, make
 from vma_pyro.ranks import Ranks
 from vma_pyro.selected_memory import SelectedMemory
-from vma_pyro.training.captured import Captured
 from vma_pyro.training.processes import share_of
 
 SIZES, S = (1, 2, 4, 6), 6
@@ -351,21 +350,6 @@ class TestAMaskSurvives:
         *_, padded, x = setting()
         share = share_of(Episode(padded, x, torch.zeros(4)), Ranks(rank=1, size=2))
         assert share.memory.num_entries.tolist() == [4, 6]
-
-    def test_a_recorded_replay(self):
-        model, guide, own, _, x = setting()
-        elbo = MultiSampleELBO(2, max_plate_nesting=1)(model, guide)
-        captured = Captured(elbo, wait=0)
-        for call in range(6):
-            mask = torch.rand(S) < 0.5
-            mask[call] = True
-            memory = Memory(own[3].entries, mask=mask)
-            torch.manual_seed(call)
-            found = captured(memory, x)
-            torch.manual_seed(call)
-            assert found.item() == pytest.approx(elbo(memory, x).item() / len(x), rel=1e-6)
-        assert captured.possible
-        assert captured.replays >= 5
 
 
 class TestPadded:

@@ -342,7 +342,7 @@ class Memory:
         Warns:
             UserWarning: most pixels are 1.
         """
-        if not (self.learned or self.entries.requires_grad) and self._first("binary"):
+        if not (self.learned or self.entries.requires_grad) and self._first("binary entries"):
             check_binary(
                 "memory.entries",
                 self.entries,

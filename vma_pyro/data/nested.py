@@ -14,6 +14,8 @@ from vma_pyro.data.workers import of_this_worker
 from vma_pyro.memory import Memory
 from vma_pyro.selected_memory import SelectedMemory, bank_of
 
+MOST_ENTRIES = 80_000  # of the memories of one part
+
 
 class NestedEpisodes:
     """Fixed targets, each with a memory of its own of any number of classes and examples.
@@ -152,7 +154,7 @@ class NestedEpisodes:
     def _parts(self, first: int | None, size: int) -> Iterator[range]:
         """Targets whose memories fit together into a quarter of a gigabyte."""
         number = self._number(first)
-        step = max(1, min(256, 80_000 // size))
+        step = max(1, min(256, MOST_ENTRIES // size))
         for start in of_this_worker(range(0, number, step)):
             yield range(start, min(start + step, number))
 

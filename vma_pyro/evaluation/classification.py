@@ -9,13 +9,13 @@ from typing import Any
 import pyro
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from torch import Tensor
 
 from vma_pyro.evaluation.address import posterior_of_address
 from vma_pyro.evaluation.chunks import check, datapoint_chunks, labels_of, weight_chunks
 from vma_pyro.evaluation.estimates import undisturbed
 from vma_pyro.infer.double import in_double
+from vma_pyro.infer.log_weights import run
 from vma_pyro.memory import Memory
 
 
@@ -136,7 +136,7 @@ def classify_by_attention(
     with undisturbed(model, guide, seed=seed):
         for part, part_memory in datapoint_chunks(memory, x, reads_per_image=num_samples):
             with pyro.plate("samples", num_samples, dim=-2):
-                z = poutine.trace(guide).get_trace(part_memory, part).nodes["z"]["value"]
+                z = run(guide, (part_memory, part), {}).nodes["z"]["value"]
             found.append(model.attention(z, part_memory.encode(model.networks)).mean(0))
     return _by_class(torch.cat(found), memory, num_classes)
 

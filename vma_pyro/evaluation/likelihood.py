@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from torch import Tensor
 
 from vma_pyro.evaluation.chunks import READS_PER_CHUNK, check, datapoint_chunks, weight_chunks
 from vma_pyro.evaluation.estimates import distribution_at, log_sum, undisturbed
+from vma_pyro.infer.log_weights import run
 
 
 def log_likelihood(
@@ -66,7 +66,7 @@ def log_likelihood(
 
 def _address_size(guide: Callable[..., Any], memory: Any, x: Tensor) -> int:
     image, its_memory = next(datapoint_chunks(memory, x, reads_per_image=READS_PER_CHUNK))
-    trace = poutine.trace(guide).get_trace(its_memory, image)
+    trace = run(guide, (its_memory, image), {})
     if "address" not in trace.nodes:
         raise ValueError(f"address: expected a site 'address' in the guide, found {list(trace.stochastic_nodes)}")
     return len(distribution_at(trace, "address").enumerate_support(expand=False))

@@ -87,7 +87,7 @@ class Captured:
             vars(part) for part in (*loss_fn.modules(), getattr(loss_fn, "elbo", None)) if part is not None
         ]
         self._graphs: dict[Any, GraphModule] = {}
-        self._binary = True  # whether the program asks for binary images
+        self._checks: set[str] = set()  # that the program makes of values
 
     def __call__(self, memory: Memory, x: Tensor) -> Tensor:
         """The loss (without a graph); its gradient replaces that in the parameters.
@@ -115,8 +115,9 @@ class Captured:
             except Exception as error:  # whatever a program may raise; it is run as usual, and raises it there
                 return self._give_up(self._run(memory, x), f"the program cannot be recorded: {_reason(error)}")
         memory.check(x)  # recorded programs make no checks
-        if self._binary:
+        if "binary" in self._checks:
             check_binary("x", x)
+        if "binary entries" in self._checks:
             memory.check_binary()
         self.replays += 1
         before = torch.get_rng_state()
@@ -154,7 +155,7 @@ class Captured:
 
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), unchecked() as left_out:
             graph = make_fx(gradient)(self.parameters, memory.entries, memory.labels, memory.mask, x)
-        self._binary = "binary" in left_out  # not so in a model of grey images
+        self._checks = left_out  # no binary images in a model of grey ones
         return _shortened(graph)
 
     def _run(self, memory: Memory, x: Tensor) -> Gradient:
