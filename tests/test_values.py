@@ -26,18 +26,15 @@ class TestInkOfData:
         images = 1 - GLYPHS.images
         share = f"{images.mean():.0%}"
         assert share == "89%"
-        message = (
-            f"^images: expected less ink (1) than paper (0), got {share} ink; give 1 - images if the drawings"
-        )
-        with pytest.warns(UserWarning, match=re.escape(message)[1:].replace(r"\^", "^")) as told:
-            if kind is Characters:
-                data = kind(images, NAMES, NAMES)
-            elif kind is GreyCharacters:
-                data = kind(images.astype(np.float32), NAMES, NAMES)
-            elif kind is LabelledImages:
-                data = kind(images.reshape(-1, 28, 28), np.zeros(20, np.uint8))
-            else:
-                data = kind(images.reshape(-1, 28, 28), size=4, queries=2, seed=0)
+        message = f"images: expected less ink (1) than paper (0), got {share} ink; give 1 - images if the drawings"
+        made = {
+            Characters: lambda: Characters(images, NAMES, NAMES),
+            GreyCharacters: lambda: GreyCharacters(images.astype(np.float32), NAMES, NAMES),
+            LabelledImages: lambda: LabelledImages(images.reshape(-1, 28, 28), np.zeros(20, np.uint8)),
+            RecallSampler: lambda: RecallSampler(images.reshape(-1, 28, 28), size=4, queries=2, seed=0),
+        }
+        with pytest.warns(UserWarning, match=f"^{re.escape(message)}") as told:
+            data = made[kind]()
         assert len(told) == 1
         assert "\n" not in str(told[0].message)
         if isinstance(data, Characters):

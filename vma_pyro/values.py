@@ -62,7 +62,7 @@ def check_binary(name: str, images: Tensor, *, advice: str = "", inversion: bool
     """
     if not looks_at("binary", images):
         return
-    if not bool(((images == 0) | (images == 1)).all()):
+    if not torch.equal(images * images, images):  # of all ways to ask the fastest
         low, high = images.min().item(), images.max().item()
         raise ValueError(f"{name}: expected binary values 0 and 1, got values from {low:g} to {high:g}{advice}")
     ink = _mean(images) if inversion else 0.0

@@ -121,7 +121,7 @@ def messy(seed, data, queries):
     return Messy(EpisodeSampler(data, classes=8, shots=4, queries=queries, seed=seed))
 
 
-SCORE = "return self.score(memory.features.key).squeeze(-1).float()\n"
+SCORE = "return at_least_32_bits(self.score(key.to(dtype_of(self))).squeeze(-1))\n"
 PRIOR = {
     "model": [
         ("UniformAddress() if address_prior is None else address_prior", "AmongOthers(networks)"),
@@ -232,12 +232,12 @@ keep(rows_of(columns, ["entry", "Gaussian", "cont. B."]), "05_grey")
 # images (semi-supervised learning) or give a prior.
 
 # %%
-PRIOR = "logits = memory.masked(self.address_prior(memory))  # padding is no entry"
+ADDRESS = "logits = memory.masked(self.address_prior(memory))  # padding is no entry"
 QUERY = 'address = pyro.sample("address", dist.Categorical(logits=logits))  # q(a | x, M)'
 HIERARCHY = {
     "model": [
         (
-            PRIOR,
+            ADDRESS,
             """label = pyro.sample("class", dist.Categorical(logits=torch.zeros(8)))  # p(c)
             other = memory.labels != label.unsqueeze(-1)  # [..., S]
             logits = memory.masked(self.address_prior(memory)).masked_fill(other, float("-inf"))  # p(a | c, M)""",

@@ -147,7 +147,8 @@ def _check_labels(memory: Any, num_classes: int | None) -> int:
     low, high = int(labels.min()), int(labels.max())
     num_classes = high + 1 if num_classes is None else num_classes
     if low < 0 or high >= num_classes:
-        raise ValueError(f"memory.labels: expected values 0..{num_classes - 1}, got {low}..{high}")
+        hint = "; give padding a mask, Memory(..., mask=labels >= 0)" if low < 0 else ""
+        raise ValueError(f"memory.labels: expected values 0..{num_classes - 1}, got {low}..{high}{hint}")
     return num_classes
 
 
