@@ -100,7 +100,7 @@ class Components(nn.Module):
 
     def memory(self, given: Memory) -> Memory:
         """The learned entries, or those given."""
-        return given if self.entry_logits is None else Memory(self.entry_logits.sigmoid())
+        return given if self.entry_logits is None else Memory(self.entry_logits.sigmoid(), learned=True)
 
 
 class WithComponents(Program):

@@ -47,7 +47,7 @@ class PublishConfig:
     samples: Annotated[Samples, tyro.conf.OmitArgPrefixes] = field(default_factory=Samples)
     """Importance samples."""
     accelerator: str = "auto"
-    """cpu, cuda, or auto, which is one NVIDIA GPU if there is one."""
+    """cpu, cuda, mps (an Apple GPU), or auto, the first of cuda, mps and cpu there is."""
     tiny: bool = False
     """Everything once, as small as it gets, to see that it runs."""
 

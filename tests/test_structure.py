@@ -21,7 +21,10 @@ LAYERS = [
     {"model", "guide", "baselines", "data", "infer"},
     {
         "memory",
+        "padding",
         "selected_memory",
+        "values",
+        "refinement",
         "networks",
         "program",
         "pretrained",

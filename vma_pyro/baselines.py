@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from vma_pyro.guide import CosineSimilarity
-from vma_pyro.memory import Memory, check_binary
-from vma_pyro.networks import Networks
+from vma_pyro.memory import Memory
+from vma_pyro.networks import Networks, dtype_of
 from vma_pyro.program import Program
+from vma_pyro.values import check_binary
 
 
 def blank_memory(networks: Networks, device: torch.device) -> Memory:
@@ -36,16 +37,16 @@ class MemorylessModel(Program):
         """As `Model.forward`; the memory is ignored and may be None."""
         if x is not None:
             check_binary("x", x)
-            x = x.float()
         networks = self.networks
         device = next(iter(networks.parameters())).device
         blank = blank_memory(networks, device).encode(networks)
         batch = num_images if x is None else len(x)
+        observed = None if x is None else x.to(blank.dtype)
         with pyro.plate("data", batch, dim=-1):
             m = blank.read(torch.zeros(1, dtype=torch.long, device=device))  # broadcasts over the plate
             z = pyro.sample("z", dist.Normal(*networks.prior(m)).to_event(1))  # p(z)
             logits = networks.decode(z, m)
-            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=x)  # p(x | z)
+            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=observed)  # p(x | z)
 
 
 class MemorylessGuide(Program):
@@ -98,11 +99,12 @@ class SoftAttentionModel(Program):
         if x is not None:
             memory.check(x)
             check_binary("x", x)
+        memory.check_binary()
         batch = len(x) if x is not None else memory.batch_size or num_images
         networks = self.networks
         blank = blank_memory(networks, memory.entries.device).encode(networks)
         memory = memory.encoded(networks, x)
-        observed = None if x is None else x.float()
+        observed = None if x is None else x.to(memory.dtype)
         with pyro.plate("data", batch, dim=-1):
             nothing = blank.read(torch.zeros(1, dtype=torch.long, device=memory.entries.device))
             z = pyro.sample("z", dist.Normal(*networks.prior(nothing)).to_event(1))  # p(z)
@@ -110,8 +112,9 @@ class SoftAttentionModel(Program):
             return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=observed)  # p(x | z, m(z))
 
     def attention(self, z: Tensor, memory: Memory) -> Tensor:
-        """pi(z), the weights of the entries of an encoded memory [..., B, S], for z [..., B, Z]."""
-        return self.similarity(self.to_query(z), memory.features.key).softmax(-1)
+        """pi(z), the weights of the entries of an encoded memory [..., B, S], for z [..., B, Z]; 0 on padding."""
+        query = self.to_query(z.to(dtype_of(self.to_query)))
+        return memory.masked(self.similarity(query, memory.features.key)).softmax(-1)
 
 
 class SoftAttentionGuide(Program):
@@ -142,7 +145,8 @@ class SoftAttentionGuide(Program):
         query = networks.query(x)
         with pyro.plate("data", len(x), dim=-1):
             if self.target_guided:
-                m = memory.read(self.similarity(query.key, memory.features.key).softmax(-1))
+                logits = memory.masked(self.similarity(query.key, memory.features.key))
+                m = memory.read(logits.softmax(-1))
             else:
                 blank = blank_memory(networks, x.device).encode(networks)
                 m = blank.read(torch.zeros(1, dtype=torch.long, device=x.device))

@@ -104,10 +104,12 @@ def _prepare(root: Path, half: str, prepared: Path, download: bool) -> dict[str,
         _download(root, half, prepared, originals)
     from PIL import Image  # comes with torchvision; slow to import
 
-    characters = sorted(path for path in originals.glob("*/*") if path.is_dir())
+    characters = sorted(
+        path for folder in _visible(originals, "*") for path in _visible(folder, "*") if path.is_dir()
+    )
     if not characters:
         raise FileNotFoundError(f"data_dir: expected {originals}/<alphabet>/<character>/*.png, found no character")
-    drawings = [sorted(folder.glob("*.png")) for folder in characters]
+    drawings = [sorted(_visible(folder, "*.png")) for folder in characters]
     examples = len(drawings[0])
     images = np.empty((len(characters), examples, 28, 28), np.uint8)
     for row, (folder, paths) in enumerate(zip(characters, drawings, strict=True)):
@@ -125,6 +127,11 @@ def _prepare(root: Path, half: str, prepared: Path, download: bool) -> dict[str,
         "alphabet": np.array([folder.parent.name for folder in characters]),
         "character": np.array([folder.name for folder in characters]),
     }
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """What is in a folder, without hidden files: a Mac leaves `._*` beside every file that it copies."""
+    return [path for path in folder.glob(pattern) if not path.name.startswith(".")]
 
 
 def _download(root: Path, half: str, prepared: Path, originals: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 import zipfile
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vma_pyro.atomic import write_atomically
+from vma_pyro.values import MOST_INK
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,7 @@ class Characters:
         for name, values in (("names", self.names), ("alphabets", self.alphabets)):
             if len(values) != len(self.images):
                 raise ValueError(f"{name}: expected {len(self.images)}, one per class, got {len(values)}")
+        look_at_ink("images", self.images)
 
     def _check_images(self) -> None:
         check_binary("images", self.images, ndim=4)
@@ -60,7 +63,11 @@ class Characters:
     def _keep(self, keep: Sequence[bool]) -> Characters:
         rows = np.flatnonzero(keep)
         names = tuple(self.names[i] for i in rows)
-        return type(self)(self.images[rows], names, tuple(self.alphabets[i] for i in rows))
+        kept = copy.copy(self)  # what has been named once is not named again for every part
+        parts = {"images": self.images[rows], "names": names, "alphabets": tuple(self.alphabets[i] for i in rows)}
+        kept.__dict__.update(parts)
+        kept._check_images()
+        return kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +102,14 @@ class LabelledImages:
         check_binary("images", self.images, ndim=3)
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(f"labels: expected shape [{len(self.images)}], got {list(self.labels.shape)}")
+        look_at_ink("images", self.images)
 
     def shuffled(self, seed: int) -> LabelledImages:
         """The same images in random order; files may be sorted by label, and a part of them would be of few."""
         order = np.random.default_rng(seed).permutation(len(self))
-        return LabelledImages(self.images[order], self.labels[order])
+        shuffled = copy.copy(self)
+        shuffled.__dict__.update(images=self.images[order], labels=self.labels[order])
+        return shuffled
 
     def __len__(self) -> int:
         """Number of images."""
@@ -123,6 +133,34 @@ def check_grey(name: str, images: np.ndarray, *, ndim: int) -> None:
     low, high = images.min(), images.max()
     if not (low >= 0 and high <= 1):  # NaN is refused as well
         raise ValueError(f"{name}: expected values from 0 to 1, got {low:g} to {high:g}")
+
+
+def look_at_ink(name: str, images: np.ndarray) -> None:
+    """Warn of what is hardly ever meant: ink and paper inverted, images without any ink.
+
+    Args:
+        name: for the warnings.
+        images: from 0 (paper) to 1 (ink) [..., 28, 28].
+    """
+    share = images.mean(axis=(-2, -1), dtype=np.float32)
+    dark, empty = int((share > MOST_INK).sum()), int((share == 0).sum())
+    if share.mean() > MOST_INK:
+        warnings.warn(
+            f"{name}: expected less ink (1) than paper (0), got {share.mean():.0%} ink; give 1 - {name} if the "
+            "drawings are dark on light",
+            stacklevel=4,
+        )
+    elif images.dtype == np.uint8 and dark > 0:  # a photograph may well be dark
+        warnings.warn(
+            f"{name}: expected less ink (1) than paper (0), got more than {MOST_INK:.0%} ink in {dark} of "
+            f"{share.size} images; give 1 - image for those that are inverted",
+            stacklevel=4,
+        )
+    if empty:
+        warnings.warn(
+            f"{name}: expected ink in every image, got {empty} of {share.size} images without; leave these out",
+            stacklevel=4,
+        )
 
 
 def _check_shape(name: str, images: np.ndarray, ndim: int) -> None:

@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from vma_pyro.evaluation.estimates import distribution_at
+from vma_pyro.infer.log_weights import run
 
 
 def choices_before(trace: poutine.Trace) -> list[str]:
@@ -31,7 +32,7 @@ def posterior_of_address(guide: Callable[..., Any], memory: Any, x: Tensor) -> F
     Raises:
         ValueError: no site `address`.
     """
-    trace = poutine.trace(guide).get_trace(memory, x)
+    trace = run(guide, (memory, x), {})
     choices = choices_before(trace)
     if choices:
         trace = _enumerated(guide, choices, memory, x)
@@ -51,7 +52,7 @@ def kl_of_address(
         memory, x: as everywhere.
     """
     guide_trace = _enumerated(guide, choices, memory, x)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(memory, x)
+    model_trace = run(poutine.replay(model, trace=guide_trace), (memory, x), {})
     log_q = _joint(guide_trace, choices).flatten(0, -3)  # [C, B, S]
     log_p = _joint(model_trace, choices).flatten(0, -3)
     return divergence(log_q, log_p).sum(0), log_q.logsumexp(0).exp()
@@ -70,7 +71,7 @@ def _enumerated(guide: Callable[..., Any], choices: Sequence[str], memory: Any, 
         return {"enumerate": "parallel"} if site["name"] in choices else {}
 
     every = poutine.enum(poutine.infer_config(guide, config_fn=how), first_available_dim=-2)
-    return poutine.trace(every).get_trace(memory, x)
+    return run(every, (memory, x), {})
 
 
 def _joint(trace: poutine.Trace, choices: Sequence[str]) -> Float[Tensor, "*C B S"]:

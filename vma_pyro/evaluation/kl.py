@@ -15,6 +15,8 @@ from torch import Tensor
 from vma_pyro.evaluation.address import choices_before, divergence, kl_of_address
 from vma_pyro.evaluation.chunks import check, datapoint_chunks, is_shared, labels_of, sample_chunks, weight_chunks
 from vma_pyro.evaluation.estimates import Estimate, distribution_at, undisturbed
+from vma_pyro.infer.double import in_double
+from vma_pyro.memory import Memory
 
 
 class Split(NamedTuple):
@@ -58,8 +60,10 @@ def split_bound(
         kl_address, probs = kl_of_address(model, guide, choices, memory, x)
         return Split(reconstruction, kl_address, kl_z, probs)
     # The address comes first in the guide, so all samples share its distribution: [samples, B, S], take one.
-    log_q = distribution_at(guide_trace, "address").logits[0].log_softmax(-1)
-    log_p = distribution_at(model_trace, "address").logits[0].log_softmax(-1)
+    log_q, log_p = (
+        distribution_at(trace, "address").logits.expand(num_samples, len(x), -1)[0].log_softmax(-1)
+        for trace in (guide_trace, model_trace)
+    )
     return Split(reconstruction, divergence(log_q, log_p), kl_z, log_q.exp())
 
 
@@ -71,7 +75,7 @@ class KLReport(NamedTuple):
         reconstruction: minus E_q log p(x | z, m_a).
         kl_address: KL(q(a|x) || p(a)); at most log|M| for a uniform prior.
         kl_address_bits: the same in bits.
-        kl_address_share: the same as a share of log|M|.
+        kl_address_share: the same as a share of log|M|, each image's by its own memory.
         kl_z: E KL(q(z|x,m_a) || p(z|m_a)).
         mutual_information: between x and the address under q, H(mean of q(a|x)) - mean of H(q(a|x)); biased
             down for few images, and only for a shared memory, where an address names the same entry for all.
@@ -79,7 +83,7 @@ class KLReport(NamedTuple):
         right_class: share of q(a|x) on entries of x's class; None without labels.
         effective_samples: (sum w)^2 / sum w^2 of the `samples` weights, in samples.
         information_gained: the memoryless model's NLL minus this one's, paired by image; None without it.
-        log_memory: log|M| in nats.
+        log_memory: log|M| in nats, without padding; the mean over images where their memories differ in size.
         samples: per image.
         nll_of_images: `nll` before averaging [B].
     """
@@ -109,7 +113,7 @@ class KLReport(NamedTuple):
             ValueError: another number of images.
         """
         _check_one_per_image("memoryless_nll", memoryless_nll, len(self.nll_of_images))
-        gained = memoryless_nll.double() - self.nll_of_images
+        gained = in_double(memoryless_nll) - self.nll_of_images
         return self._replace(information_gained=Estimate.of(gained))
 
 
@@ -151,17 +155,17 @@ def kl_report(
             chunks = weight_chunks(model, guide, part_memory, part, num_samples, 1, "sampled")
             log_ws.append(torch.cat(list(chunks)))
     split = Split(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-    log_w = torch.cat(log_ws, dim=1).double()  # [K, B]
+    log_w = in_double(torch.cat(log_ws, dim=1))  # [K, B]
     q = split.address_probs
     entropy = torch.special.entr(q).sum(-1)
     nll = math.log(num_samples) - log_w.logsumexp(0)
-    log_memory = math.log(q.shape[-1])
+    share, log_memory = _of_log_memory(split.kl_address, memory, q.shape[-1])
     report = KLReport(
         nll=Estimate.of(nll),
         reconstruction=Estimate.of(-split.reconstruction),
         kl_address=Estimate.of(split.kl_address),
         kl_address_bits=Estimate.of(split.kl_address / math.log(2)),
-        kl_address_share=Estimate.of(split.kl_address / log_memory if log_memory else split.kl_address),
+        kl_address_share=Estimate.of(share),
         kl_z=Estimate.of(split.kl_z),
         mutual_information=_mutual_information(q) if is_shared(memory, x) else None,
         perplexity=Estimate.of(entropy.exp()),
@@ -173,6 +177,15 @@ def kl_report(
         nll_of_images=nll,
     )
     return report if memoryless_nll is None else report.gained_over(memoryless_nll)
+
+
+def _of_log_memory(kl: Float[Tensor, " B"], memory: Any, size: int) -> tuple[Float[Tensor, " B"], float]:
+    """KL(a) as a share of log|M|, and log|M|; a memory of one entry has nothing to share, and KL(a) = 0."""
+    if isinstance(memory, Memory) and memory.mask is not None:
+        log_sizes = memory.num_entries.log().expand(len(kl))
+        return torch.where(log_sizes > 0, kl / log_sizes, kl), log_sizes.mean().item()
+    log_size = math.log(size)
+    return kl / log_size if log_size else kl, log_size
 
 
 def _check_one_per_image(name: str, values: Tensor, images: int) -> None:

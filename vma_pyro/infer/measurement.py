@@ -246,7 +246,7 @@ class Measurement:
             flat = iter(gradients)
             for name, group in self.groups.items():
                 parts = [torch.zeros_like(p) if (g := next(flat)) is None else g for p in group]
-                moments[name].add(torch.cat([part.flatten() for part in parts]).double().cpu())
+                moments[name].add(torch.cat([part.flatten() for part in parts]).cpu().double())
         return 1000 * sorted(seconds)[draws // 2]
 
     def _reference(self, elbo: Any) -> Reference:

@@ -168,7 +168,7 @@ def generate(model: Program, entries: Tensor, *, num_samples: int, seed: int = 0
     Returns:
         E[x | z, m] for samples of z [N, num_samples, 1, 28, 28].
     """
-    memory = Memory(entries.unsqueeze(1))
+    memory = Memory(entries.unsqueeze(1), learned=True)  # they may be: ink probabilities
     with undisturbed(model, seed=seed):
         plate = pyro.plate("samples", num_samples, dim=-2)
         trace = poutine.trace(plate(model)).get_trace(memory)

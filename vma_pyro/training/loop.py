@@ -158,7 +158,7 @@ def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: St
         run.optimizer.step()
         run.average.update_parameters(run.bare)
         run.update += 1
-        run.bound_sum -= loss.double()
+        run.bound_sum -= loss
         run.bound_count += 1
         recorder.advance()
         if run.update % config.log_every == 0:

@@ -16,6 +16,7 @@ from vma_pyro import checkpoint
 from vma_pyro.data import Episode
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import log_likelihood, split_bound, undisturbed
+from vma_pyro.infer.double import widest_float
 from vma_pyro.ranks import Ranks
 from vma_pyro.record import Recorder
 from vma_pyro.training.captured import Captured
@@ -58,7 +59,8 @@ class Run:
         self.budget_changes: list[int] = []  # the updates at which a new budget began
         self.cycles: list[dict[str, Any]] = []  # of training behind the weights at the start
         self.nll_before = math.nan  # of these weights
-        self.bound_sum = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
+        device = self.fabric.device
+        self.bound_sum = torch.zeros((), dtype=widest_float(device), device=device)
 
     def diverged(self, what: str, got: object) -> FloatingPointError:
         """The error of a run that cannot go on."""
@@ -146,7 +148,7 @@ class Run:
             raise self.diverged("weights", "NaN or infinity")
         gather = self.ranks.gather
         noise = torch.stack(gather(torch.get_rng_state()))  # of all processes
-        bounds = torch.stack(gather(self.bound_sum.cpu()))
+        bounds = torch.stack(gather(self.bound_sum.cpu().double()))
         cuda = None
         if self.fabric.device.type == "cuda":
             cuda = torch.stack(gather(torch.cuda.get_rng_state(self.fabric.device)))
