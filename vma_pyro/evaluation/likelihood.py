@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from vma_pyro.evaluation.chunks import READS_PER_CHUNK, check, datapoint_chunks, weight_chunks
+from vma_pyro.evaluation.draws import nesting_of
 from vma_pyro.evaluation.estimates import distribution_at, undisturbed
 
 
@@ -57,10 +58,13 @@ def log_likelihood(
     check(memory, x)
     with undisturbed(model, guide, seed=seed):
         size = _address_size(guide, memory, x) if address == "exact" else 1
-        bounds = []
+        bounds, nesting = [], 0
         for part, part_memory in datapoint_chunks(memory, x, reads_per_image=size):
             total = torch.full((len(part),), -math.inf, dtype=torch.float64, device=x.device)
-            for log_w in weight_chunks(model, guide, part_memory, part, num_samples, size, address):
+            nesting = nesting or nesting_of(model, guide, part_memory, part)
+            for log_w in weight_chunks(
+                model, guide, part_memory, part, num_samples, size, address, nesting=nesting
+            ):
                 total = torch.logaddexp(total, log_w.double().flatten(0, -2).logsumexp(0))
             bounds.append(total - math.log(num_samples))
     return torch.cat(bounds)
