@@ -30,6 +30,7 @@ from vma_pyro.evaluation.draws import (
     plate_dims,
     plates_of,
     trace_guide,
+    unmasked,
 )
 from vma_pyro.infer.plates import Layout, Site, sample_sites
 

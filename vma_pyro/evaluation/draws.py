@@ -27,13 +27,13 @@ class Draws(NamedTuple):
         guide, model: without the sites of subsampling; with log probabilities if nothing is enumerated.
         layout: where these have draws and datapoints.
         own_dims: site of the guide to the number of batch dimensions of its distribution as the program wrote it.
-            (The plate of the draws gives all of them a dimension.)
+            (The plate of the draws gives all of them a dimension.) None for one draw without a plate.
     """
 
     guide: poutine.Trace
     model: poutine.Trace
     layout: Layout
-    own_dims: dict[str, int]
+    own_dims: dict[str, int] | None
 
     def per_datapoint(self, site: Site, values: Tensor) -> Tensor:
         """What has a site's dimensions, as it stands in the bound of each datapoint [*enumerated, K, *batch]."""
@@ -44,11 +44,15 @@ class Draws(NamedTuple):
 
     def depends_on_a_draw(self, name: str) -> bool:
         """Whether the guide's distribution, mask or scale at a site depends on a draw: it has their dimension."""
+        if self.own_dims is None:
+            return bool(before(self.guide, name))
         return self.own_dims[name] > self.layout.nesting or self._marked(self.guide.nodes[name])
 
     def prior_depends_on_a_draw(self, name: str) -> bool:
         """The same of the model, where the values are given and no plate gives a distribution more dimensions."""
         site: Site = self.model.nodes[name]
+        if self.own_dims is None:
+            return bool(before(self.model, name))
         return len(site["fn"].batch_shape) > self.layout.nesting or self._marked(site)
 
     def prior_knows_no_more(self, name: str) -> bool:
@@ -67,7 +71,7 @@ def draw(
     x: Tensor,
     *,
     num_samples: int,
-    nesting: int,
+    nesting: int | None,
     enumerated: Sequence[str] = (),
 ) -> Draws:
     """Run the guide K times, side by side, and the model at its values.
@@ -76,19 +80,25 @@ def draw(
         model, guide: programs of (memory, x).
         memory, x: as everywhere.
         num_samples: K.
-        nesting: number of plate dimensions of the programs; see `nesting_of`.
+        nesting: number of plate dimensions of the programs, see `nesting_of`; None for a single draw, which needs no
+            plate. (What depends on it is then not told from what only comes after it.)
         enumerated: sites of the guide that take all their values, in a dimension each left of the draws'.
 
     Raises:
         ValueError: a site outside the plate `data`, or of one program only; a plate of another size than x.
     """
+    own_dims: dict[str, int] | None = None
+    if nesting is None:
+        guide_trace, model_trace = _one_run(model, guide, memory, x)
+        nesting = plate_dims(guide_trace, model_trace)
+    else:
+        guide_trace, own_dims = draw_guide(guide, memory, x, num_samples, nesting, enumerated)
+        plate = particle_plate(num_samples, nesting)
+        replayed = poutine.replay(model, trace=_without_given(guide_trace))
+        model_trace = prune_subsample_sites(_side_by_side(plate, replayed, memory, x)[0])
+        guide_trace = prune_subsample_sites(guide_trace)
+        _check_pair(model_trace, guide_trace)
     layout = Layout(BATCH_PLATES, nesting, len(enumerated))
-    guide_trace, own_dims = draw_guide(guide, memory, x, num_samples, nesting, enumerated)
-    plate = particle_plate(num_samples, nesting)
-    replayed = poutine.replay(model, trace=_without_given(guide_trace))
-    model_trace = prune_subsample_sites(_side_by_side(plate, replayed, memory, x)[0])
-    guide_trace = prune_subsample_sites(guide_trace)
-    _check_pair(model_trace, guide_trace)
     scale: float | None = None
     for trace in (guide_trace, model_trace):
         check_nesting(trace, nesting + 1)
@@ -126,11 +136,7 @@ def draw_guide(
 def nesting_of(model: Callable[..., Any], guide: Callable[..., Any], memory: Any, x: Tensor) -> int:
     """Number of plate dimensions of two programs, by one run that leaves no trace behind."""
     with undisturbed(seed=0), poutine.block():
-        guide_trace = trace_guide(guide, memory, x)
-        replayed = poutine.replay(model, trace=_without_given(guide_trace))
-        model_trace = _side_by_side(lambda program: program, replayed, memory, x)[0]
-    guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
-    _check_pair(model_trace, guide_trace)
+        guide_trace, model_trace = _one_run(model, guide, memory, x)
     # Without draws, none of them passes for a dimension that no plate declares.
     _weigh(guide_trace)
     _weigh(model_trace)
@@ -140,6 +146,18 @@ def nesting_of(model: Callable[..., Any], guide: Callable[..., Any], memory: Any
 def trace_guide(guide: Callable[..., Any], memory: Any, x: Tensor) -> poutine.Trace:
     """The trace of one run of the guide, without any plate of draws."""
     return _side_by_side(lambda program: program, guide, memory, x)[0]
+
+
+def _one_run(
+    model: Callable[..., Any], guide: Callable[..., Any], memory: Any, x: Tensor
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Traces of the guide and of the model at its values, without any plate of draws."""
+    guide_trace = trace_guide(guide, memory, x)
+    replayed = poutine.replay(model, trace=_without_given(guide_trace))
+    model_trace = _side_by_side(lambda program: program, replayed, memory, x)[0]
+    guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+    _check_pair(model_trace, guide_trace)
+    return guide_trace, model_trace
 
 
 def plate_dims(*traces: poutine.Trace) -> int:

@@ -36,8 +36,9 @@ class Split(NamedTuple):
         address_probs: q(a | x, M) [B, S]; [B, 1] without an address.
         observed: the terms of `reconstruction` by site [B], in the order of the model.
         kl: those of `kl_address + kl_z` by site [B], in the order of the model.
-        how: of each of `kl`: "exact"; "mean over draws", in closed form given each draw of what comes before;
-            or "sampled", the mean of log q - log p at the draws of the site.
+        how: of each of `kl`: "exact"; "mean over draws", in closed form given each draw of what comes before (also
+            where a single draw does not tell whether that matters); or "sampled", the mean of log q - log p at the
+            draws of the site.
     """
 
     reconstruction: Float[Tensor, " B"]
@@ -72,7 +73,7 @@ def split_bound(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-    nesting = nesting_of(model, guide, memory, x)
+    nesting = None if num_samples == 1 else nesting_of(model, guide, memory, x)
     return split_once(model, guide, memory, x, num_samples=num_samples, nesting=nesting)
 
 
@@ -83,10 +84,11 @@ def split_once(
     x: Tensor,
     *,
     num_samples: int,
-    nesting: int,
+    nesting: int | None,
 ) -> Split:
-    """`split_bound` of programs whose number of plate dimensions is known."""
+    """`split_bound` of programs whose number of plate dimensions is known, or of one draw."""
     draws = draw(model, guide, memory, x, num_samples=num_samples, nesting=nesting)
+    nesting = draws.layout.nesting
     lookup = lookup_of(draws.guide)
     kl: dict[str, tuple[Tensor, str]] = {}
     if lookup is None:
