@@ -54,7 +54,7 @@ def closed_form(draws: Draws, name: str, *, at_one_draw: bool = False) -> Float[
     return draws.per_datapoint(q, divergence(own.exp(), log_q - log_p))
 
 
-def first_draw(draws: Draws, table: Float[Tensor, "*any S"]) -> Float[Tensor, "*any S"]:
+def first_draw(draws: Draws, table: Float[Tensor, "*any S"]) -> Float[Tensor, "*one S"]:
     """A table [*enumerated, K, plates, S] at one draw; what has no dimension of draws is as it was."""
     dim = table.dim() - 2 - draws.layout.nesting
     return table.narrow(dim, 0, 1) if dim >= 0 else table

@@ -80,8 +80,8 @@ def draw(
         model, guide: programs of (memory, x).
         memory, x: as everywhere.
         num_samples: K.
-        nesting: number of plate dimensions of the programs, see `nesting_of`; None for a single draw, which needs no
-            plate. (What depends on it is then not told from what only comes after it.)
+        nesting: number of plate dimensions of the programs, see `nesting_of`; None for a single draw, without a
+            plate of its own. (What depends on it is then not told from what only comes after it.)
         enumerated: sites of the guide that take all their values, in a dimension each left of the draws'.
 
     Raises:
