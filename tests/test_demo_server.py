@@ -76,6 +76,16 @@ def test_a_certain_lookup_tells_no_more_than_there_is(pair, monkeypatch, size):
     assert found.kl_bits == found.most_bits
 
 
+def test_a_lookup_against_the_odds_tells_more(pair, monkeypatch):
+    from vma_pyro.demo import engine
+
+    # Under a p(a | M) of 0.1 for the entry in question: log 10 nats, of "at most" log 2.
+    surprising = Split(torch.zeros(1), torch.tensor([math.log(10)]), torch.zeros(1), torch.eye(2)[:1])
+    monkeypatch.setattr(engine, "split_bound", lambda *arguments: surprising)
+    found = engine.Engine(*pair).look(Look(image=INK, entries=[INK] * 2))
+    assert found.kl_nats == pytest.approx(math.log(10))
+
+
 def test_one_entry_tells_nothing(server):
     found = server.post("/api/look", json={"image": INK, "entries": [BLANK]}).json()
     assert found["probabilities"] == [1.0]

@@ -90,6 +90,9 @@ def test_results(finished):
         assert results["nll_gain"][shots]["mean"] == pytest.approx(difference)
     assert results["kl"]["kl_address"]["mean"] <= results["kl"]["log_memory"]
     assert results["kl"]["information_gained"]["n"] == 6
+    assert results["kl"]["how"] == {"address": "exact", "z": "sampled"}
+    assert results["kl"]["kl"]["z"] == results["kl"]["kl_z"]
+    assert results["kl"]["reconstructions"]["x"] == results["kl"]["reconstruction"]
     assert results["training"]["memory"]["updates"] == results["training"]["memoryless"]["updates"] == 30
     assert results["config"]["width"] == 0.1
     assert results["command"].startswith("uv run experiments/few_shot.py --width=0.1")
@@ -112,6 +115,8 @@ def test_report_is_printed_and_written(finished):
     report = (out / "report.md").read_text()
     assert report in output
     assert "information gained by the memory" in report
+    for part in ("minus reconstruction of x", "KL(a), exact", "KL(z), sampled"):
+        assert f"| {part} |" in report
     assert "5-way 1-shot" in report
 
 

@@ -13,28 +13,48 @@ from torch import Tensor
 
 from vma_pyro.evaluation.address import posterior_of_address
 from vma_pyro.evaluation.chunks import check, datapoint_chunks, labels_of, weight_chunks
+from vma_pyro.evaluation.draws import nesting_of
 from vma_pyro.evaluation.estimates import undisturbed
 from vma_pyro.infer.double import in_double
 from vma_pyro.infer.log_weights import run
 from vma_pyro.memory import Memory
 
 
-def address_posterior(guide: Callable[..., Any], memory: Any, x: Tensor) -> Float[Tensor, "B S"]:
-    """q(a | x, M), [B, S]; discrete sites before the address are summed over.
+def address_posterior(
+    guide: Callable[..., Any], memory: Any, x: Tensor, *, num_samples: int = 100, seed: int = 0
+) -> Float[Tensor, "B S"]:
+    """q(a | x, M), [B, S].
+
+    Discrete sites before the address are summed over. What else the guide draws before it is averaged over; where
+    nothing is, the result is exact.
+
+    Args:
+        guide: a program of (memory, x) with a site `address`.
+        memory, x: what it takes.
+        num_samples: draws of what comes before the address, where that is not summed over.
+        seed: of the evaluation's own random stream.
 
     Raises:
-        ValueError: no site `address` in the guide.
+        ValueError: no site `address` in the guide, or one of several values per image; no draws.
     """
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
     check(memory, x)
     probs = []
-    with undisturbed(guide, seed=0):
+    with undisturbed(guide, seed=seed):
         for part, part_memory in datapoint_chunks(memory, x, reads_per_image=1):
-            probs.append(posterior_of_address(guide, part_memory, part).exp())
+            probs.append(posterior_of_address(guide, part_memory, part, num_samples=num_samples))
     return torch.cat(probs)
 
 
 def classify(
-    guide: Callable[..., Any], memory: Any, x: Tensor, *, num_classes: int | None = None
+    guide: Callable[..., Any],
+    memory: Any,
+    x: Tensor,
+    *,
+    num_classes: int | None = None,
+    num_samples: int = 100,
+    seed: int = 0,
 ) -> Float[Tensor, "B C"]:
     """p(c | x) = sum of q(a | x, M) over the entries a of class c; no fine-tuning (section 4.2 of the paper).
 
@@ -43,6 +63,7 @@ def classify(
         memory: a `Memory` with labels.
         x: images [B, *E].
         num_classes: C; None takes the largest label plus one.
+        num_samples, seed: as in `address_posterior`.
 
     Returns:
         Probabilities [B, C].
@@ -51,7 +72,8 @@ def classify(
         ValueError: a memory without labels, or with labels beyond `num_classes`.
     """
     num_classes = _check_labels(memory, num_classes)
-    return _by_class(address_posterior(guide, memory, x), memory, num_classes)
+    probs = address_posterior(guide, memory, x, num_samples=num_samples, seed=seed)
+    return _by_class(probs, memory, num_classes)
 
 
 def classify_by_likelihood(
@@ -92,10 +114,14 @@ def classify_by_likelihood(
     size = labels_of(memory).shape[-1]
     found = []
     with undisturbed(model, guide, seed=seed):
+        nesting = 0
         for part, part_memory in datapoint_chunks(memory, x, reads_per_image=size):
+            nesting = nesting or nesting_of(model, guide, part_memory, part)
             total = in_double(torch.full((size, len(part)), -math.inf, device=x.device))
             rows = 0  # the chunks of one draw follow the addresses
-            for log_w in weight_chunks(model, guide, part_memory, part, num_samples, size, "exact"):
+            for log_w in weight_chunks(
+                model, guide, part_memory, part, num_samples, size, "exact", nesting=nesting
+            ):
                 at = slice(rows, rows + len(log_w))
                 total[at] = torch.logaddexp(total[at], in_double(log_w).logsumexp(1))
                 rows = at.stop % size

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vma_pyro.evaluation.chunks import READS_PER_CHUNK, check, datapoint_chunks, weight_chunks
+from vma_pyro.evaluation.draws import nesting_of
 from vma_pyro.evaluation.estimates import distribution_at, log_sum, undisturbed
 from vma_pyro.infer.log_weights import run
 
@@ -57,9 +58,10 @@ def log_likelihood(
     check(memory, x)
     with undisturbed(model, guide, seed=seed):
         size = _address_size(guide, memory, x) if address == "exact" else 1
-        bounds = []
+        bounds, nesting = [], 0
         for part, part_memory in datapoint_chunks(memory, x, reads_per_image=size):
-            chunks = weight_chunks(model, guide, part_memory, part, num_samples, size, address)
+            nesting = nesting or nesting_of(model, guide, part_memory, part)
+            chunks = weight_chunks(model, guide, part_memory, part, num_samples, size, address, nesting=nesting)
             bounds.append(log_sum(chunks) - math.log(num_samples))
     return torch.cat(bounds)
 

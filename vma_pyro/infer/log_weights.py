@@ -253,7 +253,7 @@ class _Run(NamedTuple):
 
 
 def _drawn(guide_trace: poutine.Trace) -> poutine.Trace:
-    """The sites whose values the model takes over; one whose value is given has to have it in the model as well."""
+    """The sites whose values the model takes over; one whose value is given has it in the model as well."""
     if not guide_trace.observation_nodes:
         return guide_trace
     drawn = poutine.Trace()

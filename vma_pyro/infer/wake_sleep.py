@@ -93,8 +93,8 @@ class WakeWake(Estimator):
         """log q [1, B] of what the model dreamed, given the dreamed data."""
         for given in _given(particles.draws[0]):
             raise ValueError(
-                f"insomnia: expected 1 (no sleep) where the value of site '{given}' is given, as dreams have another, "
-                f"got {self.insomnia:g}"
+                f"insomnia: expected 1 (no sleep) where the value of site '{given}' is given, as dreams have "
+                f"another, got {self.insomnia:g}"
             )
         with torch.no_grad():
             dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)

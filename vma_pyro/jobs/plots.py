@@ -208,8 +208,8 @@ def save_training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]],
 
     Args:
         path: of the picture.
-        runs: label to the lines of its metrics.jsonl.
-        log_memory: log|M|, the largest KL(a), in nats.
+        runs: label to the lines of its metrics.jsonl; without the site `address` or `z` there is no such curve.
+        log_memory: log|M|, the largest KL(a) under a uniform p(a), in nats.
     """
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     bound, kl_address, kl_z = figure.subplots(1, 3)
@@ -228,11 +228,10 @@ def save_training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]],
             color=color,
             label=f"{label}, held out",
         )
-        kl_z.plot(updates, [line["kl_z"] for line in training], linewidth=1, color=color, label=label)
-        if any(line["kl_address"] for line in training):
-            kl_address.plot(
-                updates, [line["kl_address"] for line in training], linewidth=1, color=color, label=label
-            )
+        for axes, name in ((kl_address, "kl_address"), (kl_z, "kl_z")):
+            seen = [(line["update"], line[name]) for line in training if name in line]
+            if any(kl for _, kl in seen):
+                axes.plot(*zip(*seen, strict=True), linewidth=1, color=color, label=label)
     finite = [line["bound"] for lines in runs.values() for line in lines if "bound" in line]
     if finite:
         # The first updates are hundreds of nats away and would flatten the rest.
@@ -243,5 +242,6 @@ def save_training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]],
     kl_address.axhline(log_memory, color="black", linewidth=0.8, linestyle=":", label="log |M|")
     for axes, title in ((bound, "multi-sample bound"), (kl_address, "KL(a)"), (kl_z, "KL(z)")):
         axes.set(title=title, xlabel="updates", ylabel="nats per image")
-        axes.legend(fontsize=7)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
     figure.savefig(path, dpi=150)

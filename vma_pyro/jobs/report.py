@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -74,11 +75,10 @@ def to_markdown(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> s
     accuracies = [(task, f"{100 * e.mean:.1f} ± {100 * e.se:.1f}") for task, e in scores.accuracy.items()]
     split = [
         ("NLL", kl.nll),
-        ("minus reconstruction", kl.reconstruction),
-        ("KL(a), what the lookup costs", kl.kl_address),
+        *kl.parts(),
+        ("what the lookup costs, KL(a)", kl.kl_address),
         ("KL(a) in bits", kl.kl_address_bits),
         (f"KL(a) as a share of log|M| = {kl.log_memory:.2f}", kl.kl_address_share),
-        ("KL(z)", kl.kl_z),
         ("mutual information of x and a, one shared memory", scores.mutual_information),
         ("perplexity of q(a|x), in entries", kl.perplexity),
         ("share of q(a|x) on entries of the right class", kl.right_class),
@@ -111,7 +111,7 @@ image's own class in memory, the image itself never.
 ## Where the nats go
 
 {protocol.images} images, each with a memory of {protocol.classes} classes x {protocol.shots} examples; nats per
-image unless said otherwise.
+image unless said otherwise. The reconstructions and the KLs of the sites add up to the NLL with a single sample.
 
 {results.table(("part", "value"), split)}
 
@@ -127,4 +127,6 @@ def gains(scores: FewShotScores, memoryless: Tensor | None) -> dict[str, Estimat
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
     return value._asdict() if isinstance(value, Estimate) else value

@@ -99,7 +99,7 @@ class Run:
         return self.ranks.first(torch.tensor(value, dtype=torch.float64)).item()
 
     def figures(self, episode: Episode, norm: Tensor) -> dict[str, float]:
-        """The bound since the last line, and the KL split of the last episode."""
+        """The bound since the last line, and the KL of each latent site in the last episode, `kl_<site>`."""
         bound = mean_over(self.ranks, self.bound_sum, self.bound_count)
         if not math.isfinite(bound):
             raise self.diverged("bounds", bound)
@@ -110,8 +110,7 @@ class Run:
             split = split_bound(model, guide, episode.memory, episode.x)
         return {
             "bound": bound,
-            "kl_address": split.kl_address.mean().item(),
-            "kl_z": split.kl_z.mean().item(),
+            **{f"kl_{site}": kl.mean().item() for site, kl in split.kl.items()},
             "gradient_norm": norm.item(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
