@@ -138,18 +138,22 @@ def _score_part(site: Site, costs: Sequence[tuple[Any, Tensor]]) -> Tensor:
     """The surrogate of one site's score, less what its baseline has to learn."""
     stack = site["cond_indep_stack"]
     cost = MultiFrameTensor(*(item for item in costs if not _elsewhere(item[0], stack))).sum_to(stack)
-    average = f"__baseline_avg_downstream_cost_{site['name']}"  # Pyro's name
-    stored: Any = pyro.get_param_store().get(average) if average in pyro.get_param_store() else None
-    if site["infer"].get("baseline", {}).get("use_decaying_avg_baseline") and stored is not None:
-        if stored.shape != cost.shape:
-            raise ValueError(
-                f"site '{site['name']}': expected a cost of shape {list(stored.shape)}, as its running mean has one "
-                f"value for each place in the batch, got {list(cost.shape)}; keep to one batch size"
-            )
+    if site["infer"].get("baseline", {}).get("use_decaying_avg_baseline"):
+        _check_average(site, cost)
     use_baseline, baseline_loss, baseline = _construct_baseline(site["name"], site, cost)
     if use_baseline:
         cost = cost - baseline
     return (site["score_parts"].score_function * finite(cost.detach())).sum() - baseline_loss
+
+
+def _check_average(site: Site, cost: Tensor) -> None:
+    """Pyro keeps one running mean for each place in the batch, under the site's name alone."""
+    name, store = f"__baseline_avg_downstream_cost_{site['name']}", pyro.get_param_store()
+    if name in store and store[name].shape != cost.shape:
+        raise ValueError(
+            f"site '{site['name']}': expected costs of shape {list(store[name].shape)}, as its decaying average "
+            f"has one for each place in the batch, got {list(cost.shape)}; keep to one batch size"
+        )
 
 
 def _elsewhere(frames: Any, others: Any) -> bool:
@@ -201,8 +205,8 @@ class EnumeratedELBO(_Checked, TraceEnum_ELBO):
         for site in sample_sites(guide_trace):
             if site["infer"].get("_enumerate_dim") is not None and bool((site["log_prob"] == -torch.inf).any()):
                 raise ValueError(
-                    f"site '{site['name']}': expected a positive probability of every value, as Pyro multiplies it "
-                    "with its logarithm, got zero; use another estimator, such as 'sum-and-sample'"
+                    f"site '{site['name']}': expected a positive probability of every value, as Pyro multiplies "
+                    "it with its logarithm, got zero; use another estimator, such as 'sum-and-sample'"
                 )
         if is_validation_enabled():
             check_traceenum_requirements(model_trace, guide_trace)
@@ -268,7 +272,7 @@ def importance_traces(
 
 
 def check_same_mask_and_scale(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
-    """log p and log q of a latent site count alike; else there is no bound, and the guide learns something else."""
+    """log p and log q of a latent site count alike; else there is no bound, and the guide learns another thing."""
     for site in sample_sites(guide_trace):
         name = site["name"]
         if site["is_observed"] or name not in model_trace or bool((site["unscaled_log_prob"] == 0).all()):
@@ -299,7 +303,7 @@ def check_declared(site: Site) -> None:
         if shape[dim] > 1 and dim not in frames:
             raise ValueError(
                 f"site '{site['name']}': expected a plate at dimension {dim}, where it has size {shape[dim]}, "
-                f"found plates {sorted(frame.name for frame in frames.values())}; declare it, or use .to_event(...)"
+                f"found plates {sorted(f.name for f in frames.values())}; declare it, or use .to_event(...)"
             )
 
 
