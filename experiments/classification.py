@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from vma_pyro import pretrained
 from vma_pyro.data import NestedEpisodes
 from vma_pyro.evaluation import Estimate
 from vma_pyro.jobs import kept, plots, protocols, published, results, script, trained
@@ -113,7 +114,7 @@ def main(config: ClassificationConfig) -> None:
         raise ValueError(
             f"ways: expected at most {largest}, the classes of the largest alphabet, got {config.ways}"
         )
-    files = [trained.file_of(path) for path in (config.load, config.soft) if path is not None]
+    files = [pretrained.file_of(path) for path in (config.load, config.soft) if path is not None]
     script.begin(config, load=config.load, files=files)
     rows = []
     for task in tqdm(tasks(config), desc="tasks", unit="task"):

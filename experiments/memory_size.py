@@ -19,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from vma_pyro import pretrained
 from vma_pyro.data import Characters, NestedEpisodes, omniglot
 from vma_pyro.evaluation import Estimate, TwoPhase
 from vma_pyro.jobs import kept, plots, protocols, results, script, trained
@@ -122,7 +123,7 @@ def main(config: SizeConfig) -> None:
     if set(omniglot.TEST_5) <= set(subject.test.alphabets):
         tests = {"five alphabets": subject.test.of_alphabets(omniglot.TEST_5), **tests}
     nested = {n: NestedEpisodes(c, images=config.images, seed=config.seed) for n, c in tests.items()}
-    files = [trained.file_of(path) for path in (config.load, *(path for path, _ in others.values()))]
+    files = [pretrained.file_of(path) for path in (config.load, *(path for path, _ in others.values()))]
     script.begin(config, load=config.load, files=files)
     found = []
     for cell in tqdm(cells(config, pairs, tests), desc="sizes", unit="size"):

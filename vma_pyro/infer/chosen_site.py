@@ -12,10 +12,13 @@ from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from vma_pyro.infer.checks import is_function_of
 from vma_pyro.infer.estimator import Estimate, Estimator, Noise, PlateOptions, finite, normalised, weighted
-from vma_pyro.infer.handlers import Chooser, ChooseValues, whole_support
+from vma_pyro.infer.handlers import Chooser, ChooseValues, is_drawn, is_open, whole_support
+from vma_pyro.infer.log_weights import Handler
 from vma_pyro.infer.particles import Particles
 from vma_pyro.infer.plates import Program
 from vma_pyro.infer.subsets import MOST_VALUES, SetRatios, draw_distinct, left_over
@@ -45,6 +48,7 @@ class ChosenSiteELBO(Estimator):
         kwargs: dict[str, Any],
         choosers: Mapping[str, Chooser],
         num_particles: int = 1,
+        handlers: Sequence[Handler] = (),
     ) -> Particles:
         """Particles with log q(values) w, [*S, K, B]; refuses other sites that are not reparameterised."""
         nesting = self._nesting(model, guide, args, kwargs)
@@ -52,7 +56,7 @@ class ChosenSiteELBO(Estimator):
             ChooseValues(name, choose, nesting + 1 + position)
             for position, (name, choose) in enumerate(choosers.items())
         ]
-        particles = self._draw(model, guide, args, kwargs, num_particles, given=given)
+        particles = self._draw(model, guide, args, kwargs, num_particles, given=given, handlers=handlers)
         for score in particles.scores:
             raise ValueError(
                 f"site '{score.name}': expected a reparameterised site beside {sorted(choosers)}, "
@@ -197,7 +201,8 @@ class DistinctELBO(ChosenSiteELBO):
 
     The bracket is an unbiased estimate of p(x), so L is a bound; no run of the model is spent on a repeated
     value, and at k = |support| it is `ExactELBO`. The score part is that of s' alone, with the bound without s'
-    as baseline. C is held fixed in the gradient.
+    as baseline. C is held fixed in the gradient: where q(s) depends on a continuous latent, C changes with it, and
+    the gradient has a part on the boundary that is not estimated. Such a site is refused.
 
     The bound depends on q(s) only through the choice of values, so its gradient trains the guide little. With
     `guide_follows="posterior"` the score part is that of wake-phi (Bornschein & Bengio 2015) on the same runs
@@ -232,7 +237,8 @@ class DistinctELBO(ChosenSiteELBO):
 
     def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
         draw = _Draw(self.site, self.num_particles)
-        particles = self._draw_given(model, guide, args, kwargs, {self.site: draw.top_and_one})
+        alone = [_DependsOnNothing(self.site)] if torch.is_grad_enabled() else []
+        particles = self._draw_given(model, guide, args, kwargs, {self.site: draw.top_and_one}, handlers=alone)
         joint = particles.log_weights[:, 0]  # [k, B]
         given, _ = _log_q_and_f(particles)
         log_outside = particles.at_datapoints(draw.log_outside_differentiable)
@@ -276,6 +282,33 @@ def _log_q_and_f(particles: Particles) -> tuple[Float[Tensor, "k B"], Float[Tens
     possible = log_q > -math.inf
     log_q = torch.where(possible, log_q, 0.0)
     return log_q, torch.where(possible, joint - log_q, 0.0)
+
+
+class _DependsOnNothing(Messenger):
+    """Refuses a site whose distribution depends on a continuous latent drawn before it."""
+
+    def __init__(self, site: str) -> None:
+        super().__init__()
+        self.site = site
+        self.before: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] != self.site or not is_open(msg) or not self.before:
+            return
+        log_probs = msg["fn"].log_prob(whole_support(msg["fn"]))
+        for name, value in self.before.items():
+            if is_function_of(log_probs, value):
+                raise ValueError(
+                    f"site '{self.site}': expected to depend on no continuous latent under DistinctELBO, but its "
+                    f"most probable values change with '{name}', and there the gradient has a part that is not "
+                    "estimated; use ExactELBO, UnorderedSetELBO or SumAndSampleELBO"
+                )
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if is_drawn(msg) and msg["name"] != self.site and msg["value"].is_floating_point():
+            if not msg["value"].requires_grad:  # with parameters of its own or without
+                msg["value"] = msg["value"].detach().requires_grad_()
+            self.before[msg["name"]] = msg["value"]
 
 
 class _Draw:

@@ -13,10 +13,13 @@ from jaxtyping import Float
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import Tensor, nn
 
+from vma_pyro.infer.first_look import look
 from vma_pyro.infer.handlers import CommonNoise
 from vma_pyro.infer.log_weights import Handler, draw_particles
+from vma_pyro.infer.options import check_options
 from vma_pyro.infer.particles import Particles
 from vma_pyro.infer.plates import PlateNesting, Program
+from vma_pyro.infer.svi import check_svi_trains
 
 Noise = str  # "independent" or "common"
 
@@ -68,13 +71,15 @@ class Estimator(ELBO):
         num_particles: K.
         noise: "independent" (default), or "common": the particles of a datapoint share the base noise of their
             reparameterised sites.
-        batch_plates: plates whose elements are the datapoints. Every site must lie inside them.
+        batch_plates: plates whose elements are the datapoints. Every site must lie inside them. With none, `()`,
+            the whole data set has one weight per particle, as programs with latents that all datapoints share
+            need; a program without plates is one datapoint anyway.
         max_plate_nesting: number of plate dimensions in the programs; None runs them once more to find out.
         vectorize_particles: run all particles at once (default) or one after the other.
         retain_graph: keep the graph after `loss_and_grads`.
 
     Raises:
-        ValueError: fewer than `min_particles`, no batch plates.
+        ValueError: fewer than `min_particles`, batch plates that are no sequence of names.
     """
 
     objective: str
@@ -82,6 +87,7 @@ class Estimator(ELBO):
     min_particles: int = 1
     handles_discrete: bool = True
     _knows_rules = False  # whether sites may ask for pathwise rules
+    _knows_baselines = False  # whether they may ask for score baselines
     _couples = True  # whether particles may share noise
 
     def __init__(
@@ -100,7 +106,7 @@ class Estimator(ELBO):
             raise ValueError(
                 f"num_particles: expected at least {self.min_particles} for {self._what()}, got {num_particles}"
             )
-        if isinstance(batch_plates, str) or not batch_plates:
+        if isinstance(batch_plates, str) or not all(isinstance(name, str) for name in batch_plates):
             raise ValueError(f"batch_plates: expected a sequence of plate names, got {batch_plates!r}")
         if noise not in ("independent", "common"):
             raise ValueError(f"noise: expected 'independent' or 'common', got {noise!r}")
@@ -132,6 +138,7 @@ class Estimator(ELBO):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
         """Minus the objective in nats, summed over datapoints; its gradient is the estimator's."""
+        self._look(model, guide, args, kwargs)
         value, surrogate, scale = self._estimate(model, guide, args, kwargs)
         # The surrogate has a gradient but no value: the loss stays the objective.
         return -scale * (value.detach().sum() + (surrogate - surrogate.detach()))
@@ -143,13 +150,30 @@ class Estimator(ELBO):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
+        check_svi_trains(model, guide)
         return loss.item()
 
     @torch.no_grad()
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the objective in nats, summed over datapoints, without gradients."""
+        self._look(model, guide, args, kwargs)
         value, _, scale = self._estimate(model, guide, args, kwargs)
         return -scale * value.sum().item()
+
+    def _look(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Refuse what cannot be told from particles once there are several."""
+        if self.vectorize_particles and self.num_particles * getattr(self, "draws_per_score", 1) > 1:
+            look.check(model, guide, args, kwargs, self._nesting(model, guide, args, kwargs))
+
+    def _check_site_options(self, guide_trace: Any, of_model: dict[str, Any]) -> None:
+        """Refuse what sites ask for and this estimator cannot serve."""
+        check_options(
+            guide_trace,
+            of_model,
+            baselines=self._knows_baselines,
+            rules=self._knows_rules,
+            what=type(self).__name__,
+        )
 
     def _what(self) -> str:
         """What needs so many particles, for the error."""
@@ -176,7 +200,7 @@ class Estimator(ELBO):
         nesting = self._nesting(model, guide, args, kwargs) if nesting is None else nesting
         if self.noise == "common":
             handlers = [CommonNoise(nesting), *handlers]
-        particles = draw_particles(
+        return draw_particles(
             model,
             guide,
             args,
@@ -186,15 +210,10 @@ class Estimator(ELBO):
             max_plate_nesting=nesting,
             vectorize=self.vectorize_particles,
             handlers=handlers,
+            linear=self.objective == "elbo",
+            check_guide=self._check_site_options,
             **options,
         )
-        for gate in particles.gates:
-            if not self._knows_rules:
-                raise ValueError(
-                    f"site '{gate.gate.site['name']}': expected no pathwise rule of its own under "
-                    f"{type(self).__name__}, got '{gate.gate.rule.name}'"
-                )
-        return particles
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         """Pyro's abstract hook; these objectives draw their particles in `vma_pyro.infer.log_weights`."""

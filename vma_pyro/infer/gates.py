@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.distributions.util import detach
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vma_pyro.infer.checks import check_nothing_depends_on, is_reparameterised, name_of
+from vma_pyro.infer.checks import check_nothing_depends_on, is_point, is_reparameterised
+from vma_pyro.infer.handlers import is_drawn
+from vma_pyro.infer.masks import mask_of, without_mask
+from vma_pyro.infer.options import name_of
 from vma_pyro.infer.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.plates import Layout, Site, sample_sites
 
@@ -21,83 +26,142 @@ class Gate:
     with `open`, before the backward pass.
 
     Args:
-        site: of the guide.
-        rule: its pathwise rule.
-        layout: where the site's tensors hold particles and datapoints.
-        power: s, broadcasts to the site's log probability.
+        rule: the site's pathwise rule.
     """
 
-    def __init__(self, site: Site, rule: PathwiseRule, layout: Layout, power: Tensor) -> None:
-        # Not the site itself: it holds the value, whose hook holds this gate, and a circle through autograd's
-        # graph is never collected.
-        self.site = {key: site[key] for key in ("name", "cond_indep_stack")}
-        self.event_dim: int = site["fn"].event_dim
-        self.rule, self.layout, self.power = rule, layout, power
+    def __init__(self, rule: PathwiseRule) -> None:
+        self.rule = rule
         self.factor: Tensor | None = None
 
+    @torch.compiler.disable
     def pass_through(self, value: Tensor) -> Tensor:
         """The value, with the gate in its backward pass."""
         value = value.view_as(value)
         value.register_hook(self._multiply)
         return value
 
+    def at(self, site: Site, layout: Layout) -> None:
+        """Tell where the site's tensors hold particles and datapoints, and to what power q stands in w there."""
+        # Not the site itself: it holds the value, whose hook holds this gate, and a circle through autograd's
+        # graph is never collected.
+        self.site = {key: site[key] for key in ("name", "cond_indep_stack")}
+        self.layout = layout
+        self.power, self.inner = power_of(site, layout)  # [*batch, *inner]
+        self.padding = site["fn"].event_dim - self.inner
+
     def open(self, v: Tensor) -> None:
         """Set the factor from normalised weights [*S, K, *batch]."""
-        self.factor = self.rule.factor(self.layout.spread(self.site, v), self.power)
+        spread = self.layout.spread(self.site, v)
+        factor = self.rule.factor(spread.reshape(spread.shape + (1,) * self.inner), self.power)
+        self.factor = factor.reshape(factor.shape + (1,) * self.padding)
 
     def _multiply(self, gradient: Tensor) -> Tensor:
         assert self.factor is not None, "open_gates comes before the backward pass"
-        factor = self.factor.reshape(self.factor.shape + (1,) * self.event_dim)
-        return (gradient * factor).reshape(gradient.shape)
+        return (gradient * self.factor).reshape(gradient.shape)
 
 
-def set_gates(
-    guide_trace: poutine.Trace, layout: Layout, default: PathwiseRule | None, chosen: Collection[str]
-) -> tuple[Gate, ...]:
-    """Check what the sites ask for, and put reparameterised values under a detached rule behind gates."""
+class GateValues(Messenger):
+    """Put the reparameterised values of a guide behind gates as they are drawn, where their rule detaches.
+
+    Whatever the guide makes of a value (a `Delta`, as in Pyro's autoguides) then lies behind its gate as well. A
+    `Delta` draws nothing and has no gate.
+
+    Args:
+        default: rule of sites that name none.
+        chosen: sites with given values, which are not drawn.
+    """
+
+    def __init__(self, default: PathwiseRule, chosen: Collection[str]) -> None:
+        super().__init__()
+        self.default, self.chosen = default, chosen
+        self.gates: dict[str, tuple[Gate, Tensor]] = {}  # and the value behind it
+
+    def rule_of(self, infer: Any) -> PathwiseRule:
+        """What a site asks for, else the default."""
+        asked = infer.get("estimator")
+        return asked if isinstance(asked, PathwiseRule) else self.default
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not is_drawn(msg) or msg["name"] in self.chosen or not msg["fn"].has_rsample or is_point(msg["fn"]):
+            return
+        rule = self.rule_of(msg["infer"])
+        if rule.detached and msg["value"].requires_grad:
+            gate = Gate(rule)
+            msg["value"] = gate.pass_through(msg["value"])
+            self.gates[msg["name"]] = (gate, msg["value"])
+
+
+def set_gates(guide_trace: poutine.Trace, layout: Layout, values: GateValues) -> tuple[Gate, ...]:
+    """Check what the sites ask for, and hold the parameters of log q fixed at the values behind gates."""
     gates = []
     sites = list(sample_sites(guide_trace))
+    for gate, _ in values.gates.values():
+        gate.factor = torch.ones(())  # the checks below look for paths through them
     for position, site in enumerate(sites):
-        if site["is_observed"] or site["name"] in chosen:
+        if site["is_observed"] or site["name"] in values.chosen:
             continue
         asked = site["infer"].get("estimator")
-        if is_reparameterised(site):
-            if asked is not None and not isinstance(asked, PathwiseRule):
-                raise ValueError(
-                    f"site '{site['name']}': expected a pathwise rule (iwae, dreg, stl) as it is reparameterised, "
-                    f"got the score baseline {name_of(asked)}"
-                )
-            rule = iwae if default is None else asked or default
-            if rule.detached and site["value"].requires_grad:
-                check_nothing_depends_on(site, sites[position + 1 :], rule)
-                gates.append(_gate(guide_trace, site, rule, layout))
-        elif isinstance(asked, PathwiseRule):
+        smooth = is_reparameterised(site)
+        if smooth and asked is not None and not isinstance(asked, PathwiseRule):
+            raise ValueError(
+                f"site '{site['name']}': expected a pathwise rule (iwae, dreg, stl) as it is reparameterised, "
+                f"got the score baseline {name_of(asked)}"
+            )
+        if not smooth and isinstance(asked, PathwiseRule):
             raise ValueError(
                 f"site '{site['name']}': expected a score baseline, as it is not reparameterised, "
                 f"got the pathwise rule '{asked.name}'"
             )
+        if site["name"] in values.gates:
+            gate, site["value"] = values.gates[site["name"]]
+            if smooth:
+                check_nothing_depends_on(site, sites[position + 1 :], gate.rule)
+                _hold_fixed(guide_trace, site, gate.rule)
+            else:  # partly reparameterised (a rejection sampler): its score stays, and so does its path
+                gate.rule = iwae
+            gate.at(site, layout)
+            gates.append(gate)
+    for gate in gates:
+        gate.factor = None
     return tuple(gates)
 
 
-def _gate(guide_trace: poutine.Trace, site: Site, rule: PathwiseRule, layout: Layout) -> Gate:
-    """Put the site's value behind a gate, and hold the parameters of its log q fixed."""
-    gate = Gate(site, rule, layout, power_of(site, layout))
-    site["value"] = gate.pass_through(site["value"])
+def _hold_fixed(guide_trace: poutine.Trace, site: Site, rule: PathwiseRule) -> None:
+    """Hold the parameters of a site's log q fixed."""
     site["fn"] = detach(site["fn"])
     for stale in ("log_prob", "log_prob_sum", "unscaled_log_prob", "score_parts"):
         site.pop(stale, None)
     try:
         guide_trace.compute_score_parts()
-    except KeyError as error:  # a flow that knows the density of its own draws only
+        if _may_hide_parameters(site["fn"]) and site["fn"].log_prob(site["value"].detach()).requires_grad:
+            raise ValueError(
+                f"site '{site['name']}': expected a log q whose parameters can be held fixed under the rule "
+                f"'{rule.name}', but one is reached through a function and still has a gradient; use iwae there"
+            )
+    except (KeyError, NotImplementedError) as error:  # a flow that knows the density of its own draws only
         raise ValueError(
             f"site '{site['name']}': expected a density at any value under the rule '{rule.name}', "
             f"got {type(site['fn']).__name__} without an inverse; use iwae there"
         ) from error
-    return gate
 
 
-def power_of(site: Site, layout: Layout) -> Tensor:
-    """The power to which q stands in w at each element of a site: scale (but for subsampling) times mask."""
+def _may_hide_parameters(fn: Any) -> bool:
+    """Whether a distribution has more in it than its own tensors, which are surely detached."""
+    fn = without_mask(fn)
+    while isinstance(fn, torch.distributions.Independent):
+        fn = fn.base_dist
+    return hasattr(fn, "transforms") or not type(fn).__module__.startswith(("torch.", "pyro.distributions."))
+
+
+def power_of(site: Site, layout: Layout) -> tuple[Tensor, int]:
+    """The power to which q stands in w at each element of a site: scale (but for subsampling) times mask.
+
+    Returns:
+        The power, which broadcasts to [*batch, *inner], and the number of inner dimensions, of elements of an
+        event that have masks of their own.
+    """
     power = torch.as_tensor(site["scale"], dtype=site["log_prob"].dtype, device=site["log_prob"].device)
     power = power / layout.subsampling_scale(site)
-    return power if site["mask"] is None else power * site["mask"]
+    mask = mask_of(site)
+    power = power.reshape(power.shape + (1,) * mask.inner)
+    return (power if mask.values is True else power * mask.values), mask.inner

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import pyro
 import torch
 from pyro.distributions import MaskedDistribution, TorchDistribution
 from pyro.poutine.messenger import Messenger
@@ -18,12 +19,26 @@ from torch import Tensor
 
 Message = Any  # what Pyro passes to handlers at a site
 Chooser = Callable[[Any], Tensor]
-LOCATION_SCALE = (
-    torch.distributions.Normal,
-    torch.distributions.Laplace,
-    torch.distributions.Cauchy,
-    torch.distributions.StudentT,
-)
+# Exactly these: a draw is loc + scale * noise, and no parameter decides on the law of the noise.
+LOCATION_SCALE = ("Normal", "Laplace", "Cauchy")
+
+
+def is_location_scale(fn: Any) -> bool:
+    """Whether a distribution is one of these families itself, and no class derived from them."""
+    name = type(fn).__name__
+    families = (getattr(torch.distributions, name, None), getattr(pyro.distributions, name, None))
+    return name in LOCATION_SCALE and type(fn) in families
+
+
+def is_drawn(msg: Message) -> bool:
+    """Whether this site, after it has run, has a random value of its own."""
+    return (
+        msg["type"] == "sample"
+        and not msg["is_observed"]
+        and hasattr(msg["fn"], "batch_shape")
+        and not msg["infer"].get("_deterministic")
+        and type(msg["fn"]).__name__ != "_Subsample"
+    )
 
 
 def is_open(msg: Message) -> bool:
@@ -97,7 +112,33 @@ class DetachValues(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         if msg["type"] == "sample" and is_open(msg):
             with torch.no_grad():
-                decide(msg, msg["fn"](*msg["args"], **msg["kwargs"]))
+                value = msg["fn"](*msg["args"], **msg["kwargs"])
+            decide(msg, _forgotten(msg, value))
+
+
+def _forgotten(msg: Message, value: Tensor) -> Tensor:
+    """A drawn value that the distribution takes for any other.
+
+    A flow that remembers its draws (`cache_size`) hands back what it had without a gradient, and log q would have
+    none in its parameters: it has to go the way from the value to the noise again.
+    """
+    base = msg["fn"]
+    while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
+        base = base.base_dist
+    if not hasattr(base, "transforms"):
+        return value
+    copied = value.clone()
+    if hasattr(value, "_unquantize"):  # a straight-through draw carries the soft one that its density is of
+        copied._unquantize = value._unquantize.clone()  # type: ignore[attr-defined]
+    try:
+        with torch.no_grad():
+            msg["fn"].log_prob(copied)
+    except (KeyError, NotImplementedError) as error:
+        raise ValueError(
+            f"site '{msg['name']}': expected a density at any value where samples are held fixed, "
+            f"got {type(base).__name__} with a transform that has no inverse"
+        ) from error
+    return copied.clone() if not hasattr(value, "_unquantize") else copied
 
 
 class Defended(TorchDistribution):
@@ -168,10 +209,10 @@ class CommonNoise(Messenger):
         base = msg["fn"]
         while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
             base = base.base_dist  # Independent, masked, expanded
-        if not isinstance(base, LOCATION_SCALE):
+        if not is_location_scale(base):
             raise ValueError(
                 f"site '{msg['name']}': expected a location-scale family for common noise "
-                f"({', '.join(f.__name__ for f in LOCATION_SCALE)}), got {type(base).__name__}"
+                f"({', '.join(LOCATION_SCALE)}), whose noise has no parameters, got {type(base).__name__}"
             )
         event = len(base.batch_shape) - len(msg["fn"].batch_shape)
         if msg["name"] not in self.noise:

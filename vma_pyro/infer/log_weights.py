@@ -22,20 +22,27 @@ from torch import Tensor
 
 from vma_pyro.infer.checks import (
     check_batch_plates_only,
+    check_dimensions,
     check_nesting,
     check_no_enumeration,
+    check_no_inner_subsampling,
     check_same_latents,
     is_reparameterised,
     latents,
     same_scale,
 )
-from vma_pyro.infer.gates import Gate, power_of, set_gates
+from vma_pyro.infer.first_look import look
+from vma_pyro.infer.gates import Gate, GateValues, power_of, set_gates
 from vma_pyro.infer.handlers import ChooseValues, Defended, fixed
+from vma_pyro.infer.masks import check_same_power, mask_of, score_of
+from vma_pyro.infer.options import Options
 from vma_pyro.infer.particles import Particles, SiteGate, SiteScore, concatenate
 from vma_pyro.infer.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.plates import Layout, Program, Site, particle_plate, sample_sites
+from vma_pyro.infer.running import run
 
 Handler = Callable[[Program], Program]
+CheckGuide = Callable[[poutine.Trace, dict[str, Any]], None]  # its trace, and what the model's sites ask for
 
 
 class Traces(NamedTuple):
@@ -45,14 +52,18 @@ class Traces(NamedTuple):
         model, guide: with log probabilities.
         subsamples: the sites that chose the elements of their plates.
         gates: of the guide's reparameterised sites.
-        chosen: names of the sites with given values.
+        chosen: sites with given values, and their dimensions.
+        layout: where their tensors have particles and datapoints.
+        particles: in the particle dimension.
     """
 
     model: poutine.Trace
     guide: poutine.Trace
     subsamples: poutine.Trace
     gates: tuple[Gate, ...]
-    chosen: frozenset[str]
+    chosen: dict[str, int]
+    layout: Layout
+    particles: int
 
 
 def draw_particles(
@@ -68,6 +79,8 @@ def draw_particles(
     pathwise: PathwiseRule | None = iwae,
     handlers: Sequence[Handler] = (),
     given: Sequence[ChooseValues] = (),
+    linear: bool = False,
+    check_guide: CheckGuide | None = None,
 ) -> Particles:
     """Run the guide K times and the model against it.
 
@@ -75,7 +88,8 @@ def draw_particles(
         model, guide: any Pyro programs with the same latent sites.
         args, kwargs: arguments of both.
         num_particles: K.
-        batch_plates: names of the plates whose elements are the datapoints, outermost dimension of B first.
+        batch_plates: names of the plates whose elements are the datapoints, outermost dimension of B first; none:
+            the whole program is one datapoint, as is a program without plates.
         max_plate_nesting: number of plate dimensions that model and guide use.
         vectorize: run once, with a particle plate at dimension -max_plate_nesting - 1; else K times.
         pathwise: rule of reparameterised sites that name none with `infer={"estimator": ...}`; None: `iwae`
@@ -83,24 +97,30 @@ def draw_particles(
         handlers: effect handlers around the guide, which see its sites with all plates.
         given: sites whose values are chosen instead of drawn; the first is at the leftmost dimension. Their weight
             is q w, so that a sum over all values is an expectation under q.
+        linear: whether log weights are averaged, and not weights: then plates inside the datapoints may be
+            subsampled.
+        check_guide: refuses what sites ask for and cannot have.
 
     Raises:
         ValueError: a site outside the batch plates, a site of the model that the guide lacks or the reverse, a
-            site left for enumeration, an estimator that does not fit its site, NaN in a weight.
+            latent whose mask or scale differs between the two, a dimension that no plate declares, a site left for
+            enumeration, an estimator that does not fit its site, NaN in a weight.
     """
     kwargs = kwargs or {}
     handlers = [*handlers, *given]
+    linear = linear or (num_particles == 1 and not given)
     layout = Layout(tuple(batch_plates), max_plate_nesting, len(given))
     if vectorize or num_particles == 1:
         if num_particles > 1:
             plate = particle_plate(num_particles, max_plate_nesting)
             model, guide = plate(model), plate(guide)
-        traces = _trace(model, guide, args, kwargs, layout, pathwise, handlers, vectorized=num_particles > 1)
-        return _weigh(traces, layout)
+        once = _Run(layout, pathwise, handlers, num_particles, num_particles > 1, linear, check_guide)
+        return _weigh(once.trace(model, guide, args, kwargs))
     runs = []
     for _ in range(num_particles):
-        traces = _trace(model, guide, args, kwargs, layout, pathwise, handlers, vectorized=False)
-        runs.append(_weigh(traces, layout))
+        each = _Run(layout, pathwise, handlers, 1, False, linear, check_guide)
+        traces = each.trace(model, guide, args, kwargs)
+        runs.append(_weigh(traces))
         if len(runs) == 1:
             # A randomly subsampled plate must show all particles the same datapoints.
             guide = poutine.replay(guide, trace=traces.subsamples)
@@ -119,6 +139,8 @@ def log_weights(
     max_plate_nesting: int = 1,
 ) -> Float[Tensor, "K B"]:
     """log w [K, B] of K draws from the guide; see `draw_particles`."""
+    if num_particles > 1:
+        look.check(model, guide, args, kwargs or {}, max_plate_nesting)
     return draw_particles(
         model,
         guide,
@@ -153,97 +175,94 @@ def log_weights_given(
     together = [ChooseValues(name, fixed(value), max_plate_nesting + 1) for name, value in values.items()]
     layout = Layout(tuple(batch_plates), max_plate_nesting, 1)
     plate = particle_plate(num_particles, max_plate_nesting)
-    traces = _trace(plate(model), plate(guide), args, kwargs or {}, layout, iwae, together, vectorized=True)
-    return _weigh(traces, layout).log_weights
-
-
-def run(program: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> poutine.Trace:
-    """The trace of a program, whose errors keep to their one line: Pyro adds the shapes of all its sites."""
-    try:
-        return poutine.trace(program).get_trace(*args, **kwargs)
-    except ValueError as error:
-        if isinstance(error.__cause__, ValueError) and str(error).startswith(str(error.__cause__)):
-            raise error.__cause__ from None
-        raise
+    once = _Run(layout, iwae, together, num_particles, in_plate=True, linear=False, check_guide=None)
+    return _weigh(once.trace(plate(model), plate(guide), args, kwargs or {})).log_weights
 
 
 def guide_log_prob(
-    guide: Program,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-    *,
-    batch_plates: Sequence[str],
-    max_plate_nesting: int,
+    guide: Program, args: Sequence[Any], kwargs: dict[str, Any], layout: Layout
 ) -> Float[Tensor, "1 B"]:
     """log q of the latents of one run of the guide, which may be replayed."""
-    layout = Layout(tuple(batch_plates), max_plate_nesting)
     trace = prune_subsample_sites(run(guide, args, kwargs))
     trace.compute_score_parts()
     empty = poutine.Trace()
-    return _weigh(Traces(empty, trace, empty, (), frozenset()), layout).log_q
+    return _weigh(Traces(empty, trace, empty, (), {}, layout, 1)).log_q
 
 
 def model_log_prob(
-    model: Program,
-    latents: poutine.Trace,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-    *,
-    batch_plates: Sequence[str],
-    max_plate_nesting: int,
+    model: Program, latents: poutine.Trace, args: Sequence[Any], kwargs: dict[str, Any], layout: Layout
 ) -> Float[Tensor, "1 B"]:
     """log p(x, latents) of given values of the latent sites."""
-    layout = Layout(tuple(batch_plates), max_plate_nesting)
     trace = prune_subsample_sites(run(poutine.replay(model, trace=latents), args, kwargs))
     trace.compute_log_prob()
     empty = poutine.Trace()
-    return _weigh(Traces(trace, empty, empty, (), frozenset()), layout).log_p
+    return _weigh(Traces(trace, empty, empty, (), {}, layout, 1)).log_p
 
 
-def _trace(
-    model: Program,
-    guide: Program,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-    layout: Layout,
-    pathwise: PathwiseRule | None,
-    handlers: Sequence[Handler],
-    *,
-    vectorized: bool,
-) -> Traces:
-    """Traces of the model, replayed against the guide, and of the guide, with their log probabilities."""
-    nesting = layout.nesting + vectorized
-    for handler in handlers:
-        guide = handler(guide)
-    guide_trace = run(guide, args, kwargs)
-    chosen = {h.site: h for h in handlers if isinstance(h, ChooseValues)}
-    pruned_guide = prune_subsample_sites(guide_trace)
-    check_no_enumeration(pruned_guide)
-    for name in chosen:
-        if name not in latents(pruned_guide):
+class _Run(NamedTuple):
+    """How model and guide are run once, and what is asked of them; see `draw_particles`."""
+
+    layout: Layout
+    pathwise: PathwiseRule | None
+    handlers: Sequence[Handler]
+    particles: int
+    in_plate: bool  # of the particles
+    linear: bool
+    check_guide: CheckGuide | None
+
+    def trace(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Traces:
+        """Traces of the model, replayed against the guide, and of the guide, with their log probabilities."""
+        chosen = {h.site: -h.dims - 1 for h in self.handlers if isinstance(h, ChooseValues)}
+        for handler in self.handlers:
+            guide = handler(guide)
+        gated = GateValues(self.pathwise or iwae, chosen)
+        guide_trace = run(gated(guide) if self.pathwise is not None else guide, args, kwargs, chosen=chosen)
+        pruned_guide = prune_subsample_sites(guide_trace)
+        self._check(pruned_guide)
+        for name in sorted(chosen.keys() - latents(pruned_guide)):
             found = sorted(latents(pruned_guide))
             raise ValueError(f"site '{name}': expected among the latent sites of the guide, found {found}")
-    check_nesting(pruned_guide, nesting)
-    pruned_guide.compute_score_parts()
-    gates = set_gates(pruned_guide, layout, pathwise, chosen)  # the model sees the values behind the gates
-    model_trace = run(poutine.replay(model, trace=guide_trace), args, kwargs)
-    subsamples = poutine.Trace()
-    for trace in (guide_trace, model_trace):
+        pruned_guide.compute_score_parts()
+        layout = self.layout.of_program(pruned_guide) if latents(pruned_guide) else self.layout
+        gates = set_gates(pruned_guide, layout, gated)
+        asked = Options()
+        model_trace = run(poutine.replay(asked(model), trace=guide_trace), args, kwargs, chosen=chosen)
+        subsamples = _subsamples(guide_trace, model_trace)
+        model_trace = prune_subsample_sites(model_trace)
+        layout = self.layout.of_program(pruned_guide, model_trace)
+        if self.check_guide is not None:
+            self.check_guide(pruned_guide, asked.found)
+        check_same_latents(model_trace, pruned_guide)
+        check_same_power(model_trace, pruned_guide)
+        self._check(model_trace)
+        model_trace.compute_log_prob()
+        if is_validation_enabled():
+            for site in [*sample_sites(model_trace), *sample_sites(pruned_guide)]:
+                check_site_shape(site, layout.nesting + self.in_plate)
+        return Traces(model_trace, pruned_guide, subsamples, gates, chosen, layout, self.particles)
+
+    def _check(self, trace: poutine.Trace) -> None:
+        check_no_enumeration(trace)
+        check_nesting(trace, self.layout.nesting + self.in_plate)
+        if not self.linear:
+            check_no_inner_subsampling(trace, self.layout)
+
+
+def _subsamples(*traces: poutine.Trace) -> poutine.Trace:
+    """The sites that chose the elements of their plates."""
+    found = poutine.Trace()
+    for trace in traces:
         for name, site in trace.nodes.items():
-            if site_is_subsample(site) and name not in subsamples:
-                subsamples.add_node(name, **site.copy())
-    model_trace = prune_subsample_sites(model_trace)
-    check_same_latents(model_trace, pruned_guide)
-    check_nesting(model_trace, nesting)
-    model_trace.compute_log_prob()
-    if is_validation_enabled():
-        for site in [*sample_sites(model_trace), *sample_sites(pruned_guide)]:
-            check_site_shape(site, nesting)
-    return Traces(model_trace, pruned_guide, subsamples, gates, frozenset(chosen))
+            if site_is_subsample(site) and name not in found:
+                found.add_node(name, **site.copy())
+    return found
 
 
-def _weigh(traces: Traces, layout: Layout) -> Particles:
+def _weigh(traces: Traces) -> Particles:
     """Sum log p - log q and the scores over the sites of each datapoint."""
+    layout = traces.layout
+    nodes: dict[str, Site] = traces.guide.nodes
+    leading = {dim: len(nodes[name]["value"]) for name, dim in traces.chosen.items()}
     log_p: Tensor | float = 0.0
     log_q: Tensor | float = 0.0  # of the proposal
     log_guide: Tensor | float = 0.0
@@ -255,12 +274,15 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
     chosen_site: tuple[Layout, Site] | None = None
     for trace in (traces.model, traces.guide):
         for site in sample_sites(trace):
+            if trace is traces.guide and site["is_observed"] and not isinstance(site["fn"], Unit):
+                continue  # its value is given: nothing was drawn
+            check_dimensions(site, layout, traces.particles, leading)
             scale = same_scale(site, layout.subsampling_scale(site), scale)
             # The handler's scale covers all enclosing plates: take the batch plates' share out again.
             log_prob = layout.per_datapoint(site, site["log_prob"] if scale == 1 else site["log_prob"] / scale)
             if is_validation_enabled() and bool(torch.isnan(log_prob).any()):
                 raise ValueError(f"site '{site['name']}': expected a log probability, got NaN")
-            masks.append(layout.unmasked(site))
+            masks.append(layout.any_per_datapoint(site, mask_of(site).any_in_event()))
             if trace is traces.model:
                 log_p = log_p + log_prob
             elif site["name"] in traces.chosen:
@@ -274,8 +296,8 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
                 log_guide = log_guide + _of_the_guide(site, layout, log_prob, scale)
                 if is_reparameterised(site):
                     log_smooth = log_smooth + log_prob
-                elif not site["is_observed"] or isinstance(site["fn"], Unit):  # else nothing was drawn
-                    score = layout.per_datapoint(site, site["score_parts"].score_function)
+                else:
+                    score = layout.per_datapoint(site, score_of(site))
                     scores.append(SiteScore(site["name"], score, site["infer"].get("estimator"), layout, site))
     if not isinstance(log_p, Tensor) and not isinstance(log_q, Tensor):
         raise ValueError("model: expected at least one sample site in the batch plates, found none")
@@ -291,7 +313,7 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
 
     def flat(values: Tensor | float) -> Tensor:
         values = torch.as_tensor(values, dtype=log_w.dtype, device=log_w.device)
-        return values.expand(shape).flatten(layout.leading + 1)
+        return values.expand(shape).reshape(*shape[: layout.leading + 1], -1)
 
     return Particles(
         flat(log_w),
@@ -301,11 +323,12 @@ def _weigh(traces: Traces, layout: Layout) -> Particles:
         flat(log_smooth),
         tuple(s._replace(log_prob=flat(s.log_prob)) for s in scores),
         flat(given),
-        live.flatten(layout.leading + 1),
+        live.reshape(*shape[: layout.leading + 1], -1),
         scale or 1.0,
         batch,
         tuple(SiteGate(0, log_w.shape[layout.leading], gate) for gate in traces.gates),
         traces.subsamples,
+        layout,
         (traces.guide,),
         chosen_site,
     )
@@ -321,6 +344,6 @@ def _of_the_guide(site: Site, layout: Layout, log_prob: Tensor, scale: float) ->
 
 def _but_sampled(site: Site, layout: Layout, scale: float) -> Tensor:
     """log q^s - log q of a site with given values: nothing for s = 1, even where q is zero."""
-    power = power_of(site, layout)
+    power, _ = power_of(site, layout)  # it has no mask of its own, see `check_no_own_mask`
     log_q = site["fn"].log_prob(site["value"])
     return layout.per_datapoint(site, torch.where(power == 1, 0.0, (power - 1) * log_q))

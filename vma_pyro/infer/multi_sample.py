@@ -63,6 +63,7 @@ class MultiSampleELBO(Estimator):
     objective = "iwae"
     unbiased = True
     _knows_rules = True
+    _knows_baselines = True
 
     def __init__(
         self,

@@ -58,6 +58,7 @@ class Particles(NamedTuple):
         batch_shape: sizes of the batch plates; B is their product.
         gates: of reparameterised sites under another pathwise rule than `iwae`; see `open_gates`.
         subsamples: the draws of randomly subsampled plates, for further particles of the same datapoints.
+        layout: where tensors of sites have particles and datapoints.
         draws: traces of the guide: one of all particles, or one of each; empty if they are not kept.
         chosen_site: the last of the sites with given values, and the layout of its tensors.
     """
@@ -74,6 +75,7 @@ class Particles(NamedTuple):
     batch_shape: torch.Size
     gates: tuple[SiteGate, ...]
     subsamples: poutine.Trace
+    layout: Layout
     draws: tuple[poutine.Trace, ...] = ()
     chosen_site: tuple[Layout, Site] | None = None
 
@@ -111,10 +113,7 @@ def concatenate(runs: Sequence[Particles]) -> Particles:
         log_q=cat([run.log_q for run in runs]),
         log_proposal=cat([run.log_proposal for run in runs]),
         log_q_reparameterised=cat([run.log_q_reparameterised for run in runs]),
-        scores=tuple(
-            site._replace(log_prob=cat([run.scores[i].log_prob for run in runs]))
-            for i, site in enumerate(first.scores)
-        ),
+        scores=_merged(runs),
         given=cat([run.given for run in runs]),
         live=cat([run.live for run in runs]),
         gates=tuple(
@@ -123,4 +122,22 @@ def concatenate(runs: Sequence[Particles]) -> Particles:
             for gate in run.gates
         ),
         draws=tuple(draw for run in runs for draw in run.draws),
+    )
+
+
+def _merged(runs: Sequence[Particles]) -> tuple[SiteScore, ...]:
+    """The scores of all runs by name of site; a site that a run did not come to has none there."""
+    sites = {score.name: score for run in reversed(runs) for score in run.scores}
+    by_name = [{score.name: score.log_prob for score in run.scores} for run in runs]
+    return tuple(
+        score._replace(
+            log_prob=torch.cat(
+                [
+                    found.get(name, torch.zeros_like(run.log_weights))
+                    for run, found in zip(runs, by_name, strict=True)
+                ],
+                dim=-2,
+            )
+        )
+        for name, score in sites.items()
     )

@@ -76,11 +76,21 @@ class PlateNesting:
         return nesting
 
 
+def has_plates(trace: poutine.Trace) -> bool:
+    """Whether any site lies in a plate, vectorised or sequential, of the program's own."""
+    return any(f.name != PARTICLES for site in sample_sites(trace) for f in site["cond_indep_stack"])
+
+
+def _sequential(site: Site) -> str:
+    names = [frame.name for frame in site["cond_indep_stack"] if not frame.vectorized]
+    return f" (and in the sequential plates {names})" if names else ""
+
+
 class Layout:
     """The dimensions of a site's log probability: [leading, particle, plates].
 
     Args:
-        batch_plates: plates whose elements are the datapoints.
+        batch_plates: plates whose elements are the datapoints; none: the whole program is one.
         max_plate_nesting: number of plate dimensions, without the particles'.
         leading: number of dimensions left of the particles', of sites with given values.
     """
@@ -88,6 +98,12 @@ class Layout:
     def __init__(self, batch_plates: tuple[str, ...], max_plate_nesting: int, leading: int = 0) -> None:
         self.batch_plates, self.nesting, self.leading = batch_plates, max_plate_nesting, leading
         self.rank = leading + 1 + max_plate_nesting
+
+    def of_program(self, *traces: poutine.Trace) -> Layout:
+        """The same, but a program without any plate is one datapoint."""
+        if not self.batch_plates or any(has_plates(trace) for trace in traces):
+            return self
+        return Layout((), self.nesting, self.leading)
 
     def subsampling_scale(self, site: Site) -> float:
         """Full size over subsample size, over the batch plates."""
@@ -101,12 +117,11 @@ class Layout:
         kept, rest = self._gathered(site, log_prob)
         return kept.sum(rest) if rest else kept
 
-    def unmasked(self, site: Site) -> Tensor | bool:
-        """Whether any part of the site counts: a boolean, or one that broadcasts to [*leading, K, *batch]."""
-        mask = site["mask"]
-        if not isinstance(mask, Tensor):
-            return mask is not False
-        kept, rest = self._gathered(site, mask)
+    def any_per_datapoint(self, site: Site, values: Tensor | bool) -> Tensor | bool:
+        """Whether any of the site's values is true: a boolean, or one that broadcasts to [*leading, K, *batch]."""
+        if isinstance(values, bool):
+            return values
+        kept, rest = self._gathered(site, values)
         return kept.amax(rest) if rest else kept
 
     def spread(self, site: Site, values: Tensor) -> Tensor:
@@ -121,9 +136,11 @@ class Layout:
         missing = [name for name in self.batch_plates if name not in frames]
         if missing:
             inside = sorted(set(frames) - {PARTICLES})
+            others = f"batch_plates={tuple(inside)} names the datapoints' plates, " if inside else ""
             raise ValueError(
                 f"site '{site['name']}': expected inside the batch plates {list(self.batch_plates)}, "
-                f"found in {inside}; its log weight belongs to no single datapoint"
+                f"found in {inside}{_sequential(site)}; its log weight belongs to no single datapoint: {others}"
+                "batch_plates=() gives the whole data set one weight per particle"
             )
         return [frames[name] for name in self.batch_plates]
 

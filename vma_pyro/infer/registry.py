@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyro.infer.elbo import ELBO
@@ -21,57 +22,81 @@ from vma_pyro.infer.wake_sleep import WakeWake
 
 Build = Callable[..., ELBO]
 
-# From K, the site whose values some of them choose, and `max_plate_nesting` to a new objective.
-ESTIMATORS: dict[str, Build] = {
+
+def _pyros(options: dict[str, Any]) -> dict[str, Any]:
+    nesting = options["max_plate_nesting"]
+    return {} if nesting is None else {"max_plate_nesting": nesting}
+
+
+_ENTRIES: dict[str, Build] = {
     # The multi-sample bound: score baselines, pathwise rules, coupled particles.
-    "reinforce": lambda k, site, n: MultiSampleELBO(k, baseline=reinforce, max_plate_nesting=n),
-    "nvil": lambda k, site, n: MultiSampleELBO(k, baseline=NVIL(), max_plate_nesting=n),
-    "vimco": lambda k, site, n: MultiSampleELBO(k, max_plate_nesting=n),
-    "vimco-geometric": lambda k, site, n: MultiSampleELBO(k, baseline=vimco_geometric, max_plate_nesting=n),
-    "loo": lambda k, site, n: MultiSampleELBO(k, baseline=loo, max_plate_nesting=n),
-    "ovis": lambda k, site, n: MultiSampleELBO(k, baseline=OVIS(gamma=1.0), max_plate_nesting=n),
-    "ovis-mc": lambda k, site, n: MultiSampleELBO(k, baseline=OVISMonteCarlo(1), max_plate_nesting=n),
-    "vimco+dreg": lambda k, site, n: MultiSampleELBO(k, pathwise=dreg, max_plate_nesting=n),
-    "loo+dreg": lambda k, site, n: MultiSampleELBO(k, baseline=loo, pathwise=dreg, max_plate_nesting=n),
-    "vimco+stl": lambda k, site, n: MultiSampleELBO(k, pathwise=stl, max_plate_nesting=n),
-    "vimco+common": lambda k, site, n: MultiSampleELBO(k, noise="common", max_plate_nesting=n),
-    "vimco+2z": lambda k, site, n: MultiSampleELBO(k, draws_per_score=2, max_plate_nesting=n),
-    "vimco+chunks": lambda k, site, n: MultiSampleELBO(k, chunk_size=2, max_plate_nesting=n),
-    "vimco+resampled": lambda k, site, n: ResampledELBO(k, max_plate_nesting=n),
-    "vimco+dreg+resampled": lambda k, site, n: ResampledELBO(k, pathwise=dreg, max_plate_nesting=n),
+    "reinforce": lambda k, site, **o: MultiSampleELBO(k, baseline=reinforce, **o),
+    "nvil": lambda k, site, **o: MultiSampleELBO(k, baseline=NVIL(), **o),
+    "vimco": lambda k, site, **o: MultiSampleELBO(k, **o),
+    "vimco-geometric": lambda k, site, **o: MultiSampleELBO(k, baseline=vimco_geometric, **o),
+    "loo": lambda k, site, **o: MultiSampleELBO(k, baseline=loo, **o),
+    "ovis": lambda k, site, **o: MultiSampleELBO(k, baseline=OVIS(gamma=1.0), **o),
+    "ovis-mc": lambda k, site, **o: MultiSampleELBO(k, baseline=OVISMonteCarlo(1), **o),
+    "vimco+dreg": lambda k, site, **o: MultiSampleELBO(k, pathwise=dreg, **o),
+    "loo+dreg": lambda k, site, **o: MultiSampleELBO(k, baseline=loo, pathwise=dreg, **o),
+    "vimco+stl": lambda k, site, **o: MultiSampleELBO(k, pathwise=stl, **o),
+    "vimco+common": lambda k, site, **o: MultiSampleELBO(k, noise="common", **o),
+    "vimco+2z": lambda k, site, **o: MultiSampleELBO(k, draws_per_score=2, **o),
+    "vimco+chunks": lambda k, site, **o: MultiSampleELBO(k, chunk_size=2, **o),
+    "vimco+resampled": lambda k, site, **o: ResampledELBO(k, **o),
+    "vimco+dreg+resampled": lambda k, site, **o: ResampledELBO(k, pathwise=dreg, **o),
     # Chosen values of one discrete site.
-    "exact": lambda k, site, n: ExactELBO(1, site=site, max_plate_nesting=n),
-    "distinct": lambda k, site, n: DistinctELBO(k, site=site, max_plate_nesting=n),
-    "distinct+wake": lambda k, site, n: DistinctELBO(k, site=site, guide_follows="posterior", max_plate_nesting=n),
+    "exact": lambda k, site, **o: ExactELBO(1, site=site, **o),
+    "distinct": lambda k, site, **o: DistinctELBO(k, site=site, **o),
+    "distinct+wake": lambda k, site, **o: DistinctELBO(k, site=site, guide_follows="posterior", **o),
     # The single-sample bound.
-    "rloo": lambda k, site, n: RLOO(k, max_plate_nesting=n),
-    "unordered-set": lambda k, site, n: UnorderedSetELBO(k, site=site, max_plate_nesting=n),
-    "sum-and-sample": lambda k, site, n: SumAndSampleELBO(k, site=site, max_plate_nesting=n),
-    "pyro-graph": lambda k, site, n: GraphELBO(num_particles=k, vectorize_particles=True, max_plate_nesting=n),
-    "pyro-enum": lambda k, site, n: EnumeratedELBO(max_plate_nesting=n),
+    "rloo": lambda k, site, **o: RLOO(k, **o),
+    "unordered-set": lambda k, site, **o: UnorderedSetELBO(k, site=site, **o),
+    "sum-and-sample": lambda k, site, **o: SumAndSampleELBO(k, site=site, **o),
+    "pyro-graph": lambda k, site, **o: GraphELBO(num_particles=k, vectorize_particles=True, **_pyros(o)),
+    "pyro-enum": lambda k, site, **o: EnumeratedELBO(**_pyros(o)),
     # Other objectives.
-    "wake-wake": lambda k, site, n: WakeWake(k, max_plate_nesting=n),
-    "wake-wake-uncentred": lambda k, site, n: WakeWake(k, centred=False, max_plate_nesting=n),
-    "wake-wake-defensive": lambda k, site, n: WakeWake(k, defensive=0.1, max_plate_nesting=n),
-    "wake-sleep": lambda k, site, n: WakeWake(k, insomnia=0.0, max_plate_nesting=n),
-    "tvo": lambda k, site, n: ThermodynamicELBO(k, max_plate_nesting=n),
-    "gumbel-softmax": lambda k, site, n: RelaxedELBO(k, site=site, max_plate_nesting=n),
-    "straight-through": lambda k, site, n: RelaxedELBO(k, site=site, straight_through=True, max_plate_nesting=n),
+    "wake-wake": lambda k, site, **o: WakeWake(k, **o),
+    "wake-wake-uncentred": lambda k, site, **o: WakeWake(k, centred=False, **o),
+    "wake-wake-defensive": lambda k, site, **o: WakeWake(k, defensive=0.1, **o),
+    "wake-sleep": lambda k, site, **o: WakeWake(k, insomnia=0.0, **o),
+    "tvo": lambda k, site, **o: ThermodynamicELBO(k, **o),
+    "gumbel-softmax": lambda k, site, **o: RelaxedELBO(k, site=site, **o),
+    "straight-through": lambda k, site, **o: RelaxedELBO(k, site=site, straight_through=True, **o),
 }
 
 
-def make(name: str, num_particles: int, *, site: str = "address", max_plate_nesting: int = 1) -> Any:
+def _build(
+    entry: Build, k: int, site: str | Sequence[str], nesting: int | None, plates: Sequence[str] = ("data",)
+) -> ELBO:
+    return entry(k, site, max_plate_nesting=nesting, batch_plates=plates)
+
+
+# From K, the site whose values some of them choose, `max_plate_nesting` and `batch_plates` to a new objective.
+ESTIMATORS: dict[str, Build] = {name: functools.partial(_build, entry) for name, entry in _ENTRIES.items()}
+
+
+def make(
+    name: str,
+    num_particles: int,
+    *,
+    site: str | Sequence[str] = "address",
+    max_plate_nesting: int | None = 1,
+    batch_plates: Sequence[str] = ("data",),
+) -> Any:
     """A new objective of `ESTIMATORS`.
 
     Args:
         name: its name.
         num_particles: K, or the number of chosen values; "exact" and "pyro-enum" take all values once, whatever K.
-        site: the discrete site whose values some estimators choose.
-        max_plate_nesting: number of plate dimensions of the programs.
+        site: the discrete site whose values some estimators choose; "exact" takes several.
+        max_plate_nesting: number of plate dimensions of the programs; None runs them once more to find out.
+        batch_plates: plates whose elements are the datapoints; with none, `()`, the whole data set is one. Pyro's
+            own sum over all of it and do not ask.
 
     Raises:
         ValueError: an unknown name; too few particles for it.
     """
     if name not in ESTIMATORS:
         raise ValueError(f"name: expected one of {', '.join(ESTIMATORS)}, got {name!r}")
-    return ESTIMATORS[name](num_particles, site, max_plate_nesting)
+    return ESTIMATORS[name](num_particles, site, max_plate_nesting, batch_plates)

@@ -14,7 +14,7 @@ from vma_pyro.infer.estimator import Estimate, log_mean_exp, normalised
 from vma_pyro.infer.log_weights import model_log_prob
 from vma_pyro.infer.multi_sample import MultiSampleELBO
 from vma_pyro.infer.particles import Particles
-from vma_pyro.infer.plates import Layout, Program
+from vma_pyro.infer.plates import Program
 
 
 class ResampledELBO(MultiSampleELBO):
@@ -65,11 +65,10 @@ class ResampledELBO(MultiSampleELBO):
         k = resample(torch.where(alive, v, 1.0))  # [B]
         log_p = model_log_prob(
             poutine.replay(model, trace=particles.subsamples),
-            select(particles, k, Layout(self.batch_plates, nesting)),
+            select(particles, k),
             args,
             kwargs,
-            batch_plates=self.batch_plates,
-            max_plate_nesting=nesting,
+            particles.layout,
         )
         log_q = particles.log_proposal.gather(0, k[None])
         surrogate = torch.where(alive, log_p - log_q, 0.0).sum()
@@ -81,10 +80,14 @@ def resample(weights: Float[Tensor, "K B"]) -> Int64[Tensor, " B"]:
     return torch.multinomial(weights.T, 1).squeeze(-1)
 
 
-def select(particles: Particles, k: Int64[Tensor, " B"], layout: Layout) -> poutine.Trace:
+def select(particles: Particles, k: Int64[Tensor, " B"]) -> poutine.Trace:
     """The values of the latent sites in particle k[b] of each datapoint b, without a particle dimension."""
+    layout = particles.layout
     index = k.reshape(1, *particles.batch_shape)
     selected = poutine.Trace()
+    if len(k) == 1 and len(particles.draws) > 1:  # of one datapoint a particle's own trace, whatever sites it has
+        return particles.draws[int(k)]
+    _check_same_sites(particles)
     for name in particles.draws[0].stochastic_nodes:
         sites: list[Any] = [draw.nodes[name] for draw in particles.draws]
         values = torch.cat([_with_plates(site, layout.rank) for site in sites])  # [K, plates, event]
@@ -97,6 +100,17 @@ def select(particles: Particles, k: Int64[Tensor, " B"], layout: Layout) -> pout
         value = value.reshape(value.shape[value.dim() - event - plates :])
         selected.add_node(name, **{**sites[0], "value": value})
     return selected
+
+
+def _check_same_sites(particles: Particles) -> None:
+    """Of several datapoints each takes its own particle, so that all particles need the same sites."""
+    first = set(particles.draws[0].stochastic_nodes)
+    for draw in particles.draws[1:]:
+        for name in sorted(first ^ set(draw.stochastic_nodes)):
+            raise ValueError(
+                f"site '{name}': expected in all particles, as each datapoint chooses one of them, found in some; "
+                "use MultiSampleELBO for sites under a condition"
+            )
 
 
 def _with_plates(site: Any, rank: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 from vma_pyro.infer.estimator import Estimate, Estimator, RunOptions, finite, log_mean_exp, normalised, weighted
 from vma_pyro.infer.handlers import Defensive, DetachValues
 from vma_pyro.infer.log_weights import Handler, guide_log_prob
-from vma_pyro.infer.plates import Program, is_random_subsample
+from vma_pyro.infer.plates import Layout, Program, is_random_subsample
 
 
 class WakeWake(Estimator):
@@ -82,10 +82,13 @@ class WakeWake(Estimator):
                 coefficient = v - ratio / self.num_particles
             surrogate = surrogate + self.insomnia * weighted(coefficient, finite(particles.log_q)).sum()
         if self.insomnia < 1:
-            surrogate = surrogate + (1 - self.insomnia) * self._sleep(model, guide, args, kwargs).sum()
+            sleep = self._sleep(model, guide, args, kwargs, particles.layout)
+            surrogate = surrogate + (1 - self.insomnia) * sleep.sum()
         return Estimate(log_mean_exp(particles.log_weights).detach(), surrogate, particles.scale)
 
-    def _sleep(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> torch.Tensor:
+    def _sleep(
+        self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], layout: Layout
+    ) -> torch.Tensor:
         """log q [1, B] of what the model dreamed, given the dreamed data."""
         with torch.no_grad():
             dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
@@ -102,11 +105,7 @@ class WakeWake(Estimator):
                         f"{sorted(bound.arguments)}"
                     )
                 bound.arguments[argument] = dream.nodes[name]["value"]
-        nesting = self._nesting(model, guide, args, kwargs)
-        replayed = poutine.replay(guide, trace=dream)
-        return guide_log_prob(
-            replayed, bound.args, bound.kwargs, batch_plates=self.batch_plates, max_plate_nesting=nesting
-        )
+        return guide_log_prob(poutine.replay(guide, trace=dream), bound.args, bound.kwargs, layout)
 
 
 def _is_handler(program: Any) -> bool:

@@ -1,0 +1,116 @@
+"""A first look at two programs: one run without particles, where a dimension that no plate declares is seen."""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
+
+from vma_pyro.infer.checks import check_dimensions
+from vma_pyro.infer.plates import Layout, Program, Site, sample_sites
+
+
+class FirstLook:
+    """Refuses programs with undeclared dimensions, once for each pair of programs and shapes of their arguments.
+
+    In a run of all particles such a dimension cannot be told from theirs where it has their size, and would be
+    averaged over in the same way, inside the logarithm.
+    """
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
+
+    @torch.compiler.disable
+    def check(
+        self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], nesting: int
+    ) -> None:
+        """Run both once, without a trace left behind.
+
+        Raises:
+            ValueError: a dimension that no plate declares; it names the site.
+        """
+        owner, how = _owner(model)
+        guide_owner, guide_how = _owner(guide)
+        key = (how, id(guide_owner), guide_how, nesting, _shapes((args, kwargs)))
+        try:
+            known = self._known.setdefault(owner, set())
+        except TypeError:  # a callable without weak references is looked at each time
+            known = set()
+        if key in known:
+            return
+        sites = [site for trace in _traces(model, guide, args, kwargs) for site in sample_sites(trace)]
+        if not any(_is_decided(site) for site in sites):
+            for site in sites:
+                check_dimensions(site, Layout((), nesting), 1, {})
+        known.add(key)
+
+
+look = FirstLook()
+
+
+def _owner(program: Program) -> tuple[Any, tuple[Any, ...]]:
+    """What lives as long as a program, and what is around it: bound methods and handlers are made anew each time."""
+    if isinstance(program, types.MethodType):
+        return program.__self__, (program.__func__.__qualname__,)
+    if isinstance(program, functools.partial) and not program.args and not program.keywords:
+        return _owner(program.func)
+    if isinstance(program, functools.partial) and isinstance(program.args[0], Messenger):
+        handler, inner = program.args
+        owner, how = _owner(inner)
+        return owner, (type(handler).__name__, _shapes(vars(handler)), *how)
+    return program, ()
+
+
+def _is_decided(site: Site) -> bool:
+    """Whether a handler has given a latent site values for several particles."""
+    batch = site["value"].dim() - site["fn"].event_dim
+    return not site["is_observed"] and batch > len(site["fn"].batch_shape)
+
+
+def _shapes(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tree.shape
+    if isinstance(tree, dict):
+        return tuple((key, _shapes(value)) for key, value in tree.items())
+    if isinstance(tree, tuple | list):
+        return tuple(map(_shapes, tree))
+    return tree if isinstance(tree, bool | int | str) else type(tree)
+
+
+def _traces(
+    model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[poutine.Trace, ...]:
+    """Of the guide and of the model; none if they fail: the run of all particles says why."""
+    try:
+        with _undisturbed(model, guide), poutine.block():
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            traces = tuple(prune_subsample_sites(trace) for trace in (guide_trace, model_trace))
+            for trace in traces:
+                trace.compute_log_prob()
+    except Exception:  # whatever programs may raise
+        return ()
+    return traces
+
+
+@contextmanager
+def _undisturbed(*programs: Program) -> Iterator[None]:
+    """No gradients, an own random stream, and no statistics that a training mode would gather."""
+    training = [m for p in programs if isinstance(p, nn.Module) for m in p.modules() if m.training]
+    with torch.random.fork_rng(), torch.no_grad():
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
