@@ -6,9 +6,7 @@ traces to Pyro.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 import pyro
@@ -16,7 +14,7 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions import MaskedDistribution, Unit
-from pyro.distributions.util import broadcast_shape, is_identically_zero
+from pyro.distributions.util import is_identically_zero, sum_rightmost
 from pyro.infer import TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 from pyro.infer.tracegraph_elbo import _construct_baseline
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled
@@ -25,46 +23,20 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_traceenum_requirements
 from torch import Tensor
 
-from vma_pyro.infer.checks import (
-    check_nesting,
-    check_no_enumeration,
-    check_same_latents,
-    is_reparameterised,
-    latents,
-    name_of,
-)
+from vma_pyro.infer.checks import check_dimensions, check_nesting, check_no_enumeration, check_same_latents
 from vma_pyro.infer.estimator import finite
-from vma_pyro.infer.log_weights import run
-from vma_pyro.infer.plates import Program, Site, sample_sites
+from vma_pyro.infer.first_look import look
+from vma_pyro.infer.masks import check_same_power, without_mask
+from vma_pyro.infer.options import Options, check_options
+from vma_pyro.infer.plates import Layout, Program, Site, sample_sites
+from vma_pyro.infer.running import run
+
+UNKNOWN_NESTING = 1_000  # more than any program has
 
 Traces = tuple[poutine.Trace, poutine.Trace]  # of the model, of the guide
 
 
-class _Checked:
-    """Looks at each new pair of programs in a run without particles and enumeration, before Pyro's own.
-
-    A dimension that no plate declares could be taken for one of theirs, if it has their size.
-    """
-
-    max_plate_nesting: Any
-    num_particles: int
-    vectorize_particles: bool
-    _marks = False  # whether the model may mark sites for enumeration
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._seen = _Seen()
-
-    def _check(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
-        if self._seen(model, guide):
-            return
-        nesting = self.max_plate_nesting - (self.vectorize_particles and self.num_particles > 1)
-        with torch.random.fork_rng(), torch.no_grad(), poutine.block():
-            importance_traces(*_prepared(model, guide), args, kwargs, nesting=nesting, marks=self._marks)
-        self._seen.add(model, guide)
-
-
-class GraphELBO(_Checked, TraceGraph_ELBO):
+class GraphELBO(TraceGraph_ELBO):
     r"""Pyro's `TraceGraph_ELBO`, with every cost of a datapoint at each of its scores.
 
     .. math::
@@ -91,7 +63,7 @@ class GraphELBO(_Checked, TraceGraph_ELBO):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
         """Minus the bound in nats, summed over datapoints; its gradient is that of `loss_and_grads`."""
-        self._check(model, guide, args, kwargs)
+        _look(self, model, guide, args, kwargs)
         elbo, surrogate_loss = self._loss_and_surrogate_loss(model, guide, args, kwargs)
         return surrogate_loss - surrogate_loss.detach() - elbo.detach()
 
@@ -101,16 +73,14 @@ class GraphELBO(_Checked, TraceGraph_ELBO):
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the bound, without gradients."""
-        self._check(model, guide, args, kwargs)
+        _look(self, model, guide, args, kwargs)
         return super().loss(model, guide, *args, **kwargs)
 
     def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[Traces]:
         yield from super()._get_traces(*_prepared(model, guide), args, kwargs)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Traces:
-        traces = importance_traces(model, guide, args, kwargs, nesting=self.max_plate_nesting)
-        check_no_enumeration(traces[1])
-        return traces
+        return importance_traces(model, guide, args, kwargs, nesting=self.max_plate_nesting)
 
     def _loss_and_surrogate_loss_particle(
         self, model_trace: poutine.Trace, guide_trace: poutine.Trace
@@ -129,7 +99,8 @@ class GraphELBO(_Checked, TraceGraph_ELBO):
         for _, cost in costs:
             elbo = elbo + cost.sum()
         for site in sample_sites(guide_trace):
-            if not is_reparameterised(site) and (not site["is_observed"] or isinstance(site["fn"], Unit)):
+            drawn = not site["is_observed"] or isinstance(site["fn"], Unit)
+            if drawn and not is_identically_zero(site["score_parts"].score_function):
                 surrogate = surrogate + _score_part(site, costs)
         return elbo, -surrogate
 
@@ -162,7 +133,7 @@ def _elsewhere(frames: Any, others: Any) -> bool:
     return any(counters.get(f.name, f.counter) != f.counter for f in frames if not f.vectorized)
 
 
-class EnumeratedELBO(_Checked, TraceEnum_ELBO):
+class EnumeratedELBO(TraceEnum_ELBO):
     r"""Pyro's `TraceEnum_ELBO`, with all discrete sites of the guide enumerated in parallel.
 
     .. math::
@@ -178,11 +149,10 @@ class EnumeratedELBO(_Checked, TraceEnum_ELBO):
     unbiased = True
     min_particles = 1
     handles_discrete = True
-    _marks = True
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
         """Minus the bound in nats, summed over datapoints."""
-        self._check(model, guide, args, kwargs)
+        _look(self, model, guide, args, kwargs)
         return super().differentiable_loss(model, config_enumerate(guide, "parallel"), *args, **kwargs)
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
@@ -191,7 +161,7 @@ class EnumeratedELBO(_Checked, TraceEnum_ELBO):
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the bound, without gradients."""
-        self._check(model, guide, args, kwargs)
+        _look(self, model, guide, args, kwargs)
         return super().loss(model, config_enumerate(guide, "parallel"), *args, **kwargs)
 
     def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[Traces]:
@@ -199,9 +169,7 @@ class EnumeratedELBO(_Checked, TraceEnum_ELBO):
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Traces:
         nesting = self.max_plate_nesting
-        model_trace, guide_trace = importance_traces(
-            model, guide, args, kwargs, nesting=nesting, marks=True, enumerated=True
-        )
+        model_trace, guide_trace = importance_traces(model, guide, args, kwargs, nesting=nesting, enumerated=True)
         for site in sample_sites(guide_trace):
             if site["infer"].get("_enumerate_dim") is not None and bool((site["log_prob"] == -torch.inf).any()):
                 raise ValueError(
@@ -223,7 +191,6 @@ def importance_traces(
     kwargs: dict[str, Any],
     *,
     nesting: float | int,
-    marks: bool = False,
     enumerated: bool = False,
 ) -> Traces:
     """Traces of the model, run against the guide, and of the guide, with log probabilities and score parts.
@@ -231,8 +198,8 @@ def importance_traces(
     Args:
         model, guide, args, kwargs: the programs, and their arguments.
         nesting: number of plate dimensions, with the particles'; infinity: unknown.
-        marks: whether latent sites of the model may be marked for enumeration, and not be in the guide.
-        enumerated: whether dimensions further left are those of enumerated sites.
+        enumerated: whether dimensions further left are those of enumerated sites, of which the model may have some
+            that the guide lacks.
 
     Raises:
         ValueError: latent sites that are not the same in model and guide, or not of the same mask and scale; a
@@ -240,123 +207,76 @@ def importance_traces(
     """
     if isinstance(poutine.unwrap(guide), Messenger):
         raise ValueError(f"guide: expected a program, got the handler {type(poutine.unwrap(guide)).__name__}")
-    at_once = "all values of its discrete sites" if enumerated else "all particles"
-    with _OneLine("guide", at_once):
+    asked = Options()
+    with _OneLine("guide", enumerated=enumerated):
         full = run(guide, args, kwargs)
     drawn = full.copy()
     for site in list(sample_sites(full)):
         if site["is_observed"]:
-            drawn.remove_node(site["name"])  # given to the guide, not drawn
-    with _OneLine("model", at_once):
-        model_trace = prune_subsample_sites(run(poutine.replay(model, trace=drawn), args, kwargs))
-    guide_trace = prune_subsample_sites(full)
-    _check_latents(model_trace, guide_trace, marks=marks)
-    known = not enumerated and not any(_decided(site) for site in sample_sites(guide_trace))
-    for trace in (model_trace, guide_trace):
-        for site in sample_sites(trace):
-            _check_no_estimator(site)
-            if known:
-                check_declared(site)
-        if nesting < torch.inf:
-            check_nesting(trace, int(nesting))
+            drawn.remove_node(site["name"])  # given to the guide: not drawn, and nothing to replay
+    chosen = [site["name"] for site in sample_sites(full) if site["infer"].get("_enumerate_dim") is not None]
+    with _OneLine("model", enumerated=enumerated):
+        model_trace = run(poutine.replay(asked(model), trace=drawn), args, kwargs, chosen=chosen)
+    model_trace, guide_trace = prune_subsample_sites(model_trace), prune_subsample_sites(full)
+    _check(model_trace, guide_trace, asked.found, nesting=nesting, enumerated=enumerated)
     with _OneLine():
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
-    for trace in (model_trace, guide_trace):
-        for site in sample_sites(trace):
-            if is_validation_enabled() and bool(torch.isnan(site["log_prob"]).any()):
-                raise ValueError(f"site '{site['name']}': expected a log probability, got NaN")
-    check_same_mask_and_scale(model_trace, guide_trace)
-    _check_auxiliary(model_trace, guide_trace)
+    for site in sample_sites(guide_trace):
+        site["score_parts"] = site["score_parts"]._replace(score_function=_score(site))
+    layout = Layout((), int(min(nesting, UNKNOWN_NESTING)))
+    for site in (*sample_sites(model_trace), *sample_sites(guide_trace)):
+        if not enumerated:
+            check_dimensions(site, layout, 1, {})
+        if is_validation_enabled() and bool(torch.isnan(site["log_prob"]).any()):
+            raise ValueError(f"site '{site['name']}': expected a log probability, got NaN")
     return model_trace, guide_trace
 
 
-def check_same_mask_and_scale(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
-    """log p and log q of a latent site count alike; else there is no bound, and the guide learns another thing."""
-    for site in sample_sites(guide_trace):
-        name = site["name"]
-        if site["is_observed"] or name not in model_trace or bool((site["unscaled_log_prob"] == 0).all()):
-            continue  # nothing to weigh: a point
-        in_model: Any = model_trace.nodes[name]
-        if not _same(in_model["scale"], site["scale"]):
-            raise ValueError(
-                f"site '{name}': expected the same scale in the model as in the guide, {_shown(site['scale'])}, "
-                f"got {_shown(in_model['scale'])}; scale it in both"
-            )
-        masks = [True if s["mask"] is None else s["mask"] for s in (in_model, site)]
-        if not _same(*masks):
-            raise ValueError(
-                f"site '{name}': expected the same mask in the model as in the guide, {_shown(masks[1])}, "
-                f"got {_shown(masks[0])}; mask it in both"
-            )
-
-
-def check_declared(site: Site) -> None:
-    """Every dimension of a site's batch is that of a plate."""
-    fn, value = site["fn"], site["value"]
-    shape = fn.batch_shape
-    if isinstance(value, Tensor):
-        with suppress(ValueError):  # which the log probability tells better
-            shape = broadcast_shape(shape, value.shape[: value.dim() - fn.event_dim])
-    frames = {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
-    for dim in range(-len(shape), 0):
-        if shape[dim] > 1 and dim not in frames:
-            raise ValueError(
-                f"site '{site['name']}': expected a plate at dimension {dim}, where it has size {shape[dim]}, "
-                f"found plates {sorted(f.name for f in frames.values())}; declare it, or use .to_event(...)"
-            )
-
-
-def _decided(site: Site) -> bool:
-    """Whether a handler gave the site values of more dimensions than it has: those of particles to come."""
-    return isinstance(site["value"], Tensor) and site["value"].dim() > len(site["fn"].shape())
-
-
-def _check_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace, *, marks: bool) -> None:
-    given = {site["name"] for site in sample_sites(guide_trace) if site["is_observed"]}
-    for name in sorted(given & latents(model_trace)):
-        raise ValueError(
-            f"site '{name}': expected its value in the model as in the guide, where it is given; condition both"
-        )
-    if marks:
-        model_trace = model_trace.copy()
+def _check(
+    model_trace: poutine.Trace,
+    guide_trace: poutine.Trace,
+    model_options: dict[str, Any],
+    *,
+    nesting: float | int,
+    enumerated: bool,
+) -> None:
+    """What the other estimators refuse as well."""
+    options, latent = guide_trace, model_trace
+    if enumerated:
+        latent = model_trace.copy()
         for site in list(sample_sites(model_trace)):
             if site["infer"].get("enumerate") and site["name"] not in guide_trace:
-                model_trace.remove_node(site["name"])
-    check_same_latents(model_trace, guide_trace)
+                latent.remove_node(site["name"])
+    else:
+        check_no_enumeration(guide_trace)
+        options = poutine.Trace()  # but for Pyro's own
+        for site in sample_sites(guide_trace):
+            infer = {key: value for key, value in site["infer"].items() if key != "baseline"}
+            options.add_node(site["name"], **{**site, "infer": infer})
+    what = "EnumeratedELBO" if enumerated else "GraphELBO"
+    check_options(options, model_options, baselines=False, rules=False, what=what)
+    check_same_latents(latent, guide_trace)
+    check_same_power(model_trace, guide_trace)
+    for trace in (model_trace, guide_trace):
+        check_nesting(trace, int(min(nesting, UNKNOWN_NESTING)))
 
 
-def _check_auxiliary(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
-    """Summed over a discrete site that the model lacks, E w is the number of its values times p(x)."""
-    for name in sorted(latents(guide_trace) - latents(model_trace)):
-        if not is_reparameterised(guide_trace.nodes[name]):
-            raise ValueError(
-                f"site '{name}': expected in the model as well, as a discrete auxiliary site without a reverse "
-                "model makes the bound exceed log p(x); add its reverse, p(site | the others), to the model"
-            )
+def _score(site: Site) -> Any:
+    """The score of the distribution that was drawn from: under masks and `to_event`, where Pyro loses it."""
+    fn, inner = without_mask(site["fn"]), 0
+    while isinstance(fn, torch.distributions.Independent):
+        inner, fn = inner + fn.reinterpreted_batch_ndims, fn.base_dist
+    if fn is site["fn"]:
+        return site["score_parts"].score_function
+    score = fn.score_parts(site["value"]).score_function
+    return sum_rightmost(score, inner) if isinstance(score, Tensor) else score
 
 
-def _check_no_estimator(site: Site) -> None:
-    asked = site["infer"].get("estimator")
-    if asked is not None:
-        raise ValueError(
-            f"site '{site['name']}': expected no estimator of its own under Pyro's estimators, "
-            f"got {name_of(asked)}"
-        )
-
-
-def _same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    first, second = (torch.as_tensor(t).detach().double().cpu() for t in (one, other))
-    try:
-        return bool(torch.isclose(first, second).all())
-    except RuntimeError:  # of shapes that do not fit
-        return False
-
-
-def _shown(value: Any) -> str:
-    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) and value.dim() else f"{float(value):g}"
+def _look(elbo: Any, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
+    """A first look where particles or enumeration would hide a dimension that no plate declares."""
+    nesting = elbo.max_plate_nesting - (elbo.vectorize_particles and elbo.num_particles > 1)
+    look.check(model, guide, args, kwargs, int(min(nesting, UNKNOWN_NESTING)))
 
 
 def _prepared(*programs: Program) -> tuple[Program, ...]:
@@ -376,14 +296,6 @@ class _MaskAtSite(Messenger):
             mask = msg["fn"]._mask
             msg["fn"] = msg["fn"].base_dist
             msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
-        fn = msg["fn"]
-        while hasattr(fn, "base_dist") and not fn.has_rsample:
-            fn = fn.base_dist
-            if isinstance(fn, MaskedDistribution):
-                raise ValueError(
-                    f"site '{msg['name']}': expected its mask around the whole distribution, as its score has "
-                    "none, got one inside .to_event(...)"
-                )
 
 
 class _GivenCostsNothing(Messenger):
@@ -392,32 +304,11 @@ class _GivenCostsNothing(Messenger):
             msg["mask"] = False
 
 
-class _Seen:
-    """Pairs of programs, as long as they live; a copy has seen none, as weak references cannot be copied."""
-
-    def __init__(self) -> None:
-        self._pairs: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Seen, ()
-
-    def __call__(self, model: Program, guide: Program) -> bool:
-        try:
-            return self._pairs[model]() is guide
-        except (KeyError, TypeError):
-            return False
-
-    def add(self, model: Program, guide: Program) -> None:
-        """Remember a pair; one without weak references is looked at each time."""
-        with suppress(TypeError):
-            self._pairs[model] = weakref.ref(guide)
-
-
 class _OneLine:
-    """Errors of Pyro and torch in one line, that of a program with what the program is expected to take."""
+    """Errors of Pyro and torch in one line; those of a program with what it is expected to take."""
 
-    def __init__(self, program: str = "", at_once: str = "") -> None:
-        self.program, self.at_once = program, at_once
+    def __init__(self, program: str = "", *, enumerated: bool = False) -> None:
+        self.program, self.enumerated = program, enumerated
 
     def __enter__(self) -> None:
         pass
@@ -425,17 +316,20 @@ class _OneLine:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if not isinstance(error, ValueError | RuntimeError | NotImplementedError | IndexError | TypeError):
             return
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        text = " ".join(lines[:2] if len(lines) > 1 and lines[0].endswith(":") else lines[:1])
-        if isinstance(error, ValueError):
-            if "\n" not in str(error):
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        text = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])
+        is_single = text.startswith("vectorize_particles")  # of a program that looks at single values
+        if isinstance(error, ValueError) and not (self.enumerated and is_single):
+            if len(lines) == 1:
                 return
             raise ValueError(text) from error
         if not self.program:
             raise ValueError(text) from error
+        what = "all values of its discrete sites" if self.enumerated else "all particles"
+        cause = error.__cause__ if is_single and error.__cause__ is not None else error
         raise ValueError(
-            f"{self.program}: expected to take {self.at_once} at once, in a dimension on the left, got "
-            f"{type(error).__name__}: {text}"
+            f"{self.program}: expected to take {what} at once, in a new dimension on the left, got "
+            f"{type(cause).__name__}: {str(cause).splitlines()[0]}"
         ) from error
 
 

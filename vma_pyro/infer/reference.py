@@ -17,8 +17,9 @@ from torch import Tensor
 from vma_pyro.infer.checks import is_reparameterised
 from vma_pyro.infer.estimator import Estimate, Estimator
 from vma_pyro.infer.handlers import ChooseValues, CommonNoise, decide, is_open, whole_support
-from vma_pyro.infer.log_weights import draw_particles, run
+from vma_pyro.infer.log_weights import draw_particles
 from vma_pyro.infer.plates import Program, is_random_subsample, sample_sites
+from vma_pyro.infer.running import run
 
 MOST_OUTCOMES = 2_000_000  # of all particles and datapoints together
 SUMMED = ("iwae", "iwae-coupled", "elbo", "exact", "distinct")  # objectives that are finite sums
@@ -131,6 +132,7 @@ class EnumeratedReference(Estimator):
                         batch_plates=self.batch_plates,
                         max_plate_nesting=nesting,
                         pathwise=None,
+                        linear=self.objective == "elbo",
                         handlers=[*noise, _OneValue(values, sizes, earlier)],
                     )
                 )
