@@ -99,8 +99,7 @@ class GraphELBO(TraceGraph_ELBO):
         for _, cost in costs:
             elbo = elbo + cost.sum()
         for site in sample_sites(guide_trace):
-            drawn = not site["is_observed"] or isinstance(site["fn"], Unit)
-            if drawn and not is_identically_zero(site["score_parts"].score_function):
+            if not is_identically_zero(site["score_parts"].score_function):
                 surrogate = surrogate + _score_part(site, costs)
         return elbo, -surrogate
 
@@ -263,7 +262,12 @@ def _check(
 
 
 def _score(site: Site) -> Any:
-    """The score of the distribution that was drawn from: under masks and `to_event`, where Pyro loses it."""
+    """The score of the distribution that was drawn from: under masks and `to_event`, where Pyro loses it.
+
+    A value that was given has none, though Pyro finds one.
+    """
+    if site["is_observed"] and not isinstance(site["fn"], Unit):
+        return 0
     fn, inner = without_mask(site["fn"]), 0
     while isinstance(fn, torch.distributions.Independent):
         inner, fn = inner + fn.reinterpreted_batch_ndims, fn.base_dist
