@@ -27,8 +27,8 @@ class Row(NamedTuple):
         directional_snr: sqrt(E g_par^2 / E g_perp^2), parts of g along and across G (after Rainforth et al. 2018,
             who take the mean of the ratio, which has hardly a mean itself). NaN for a single parameter.
         cosine: of E g to G.
-        effective_samples: of K draws from the guide, mean over datapoints and as many draws as there are gradients
-            of (sum w)^2 / sum w^2. A property of guide and K, the same for all estimators with the same K; NaN for
+        effective_samples: of K draws from the guide, mean over datapoints and up to 100 draws of
+            (sum w)^2 / sum w^2. A property of guide and K, the same for all estimators with the same K; NaN for
             K = 1, and for "exact", which draws none.
         evaluations: runs of the model per datapoint; one without a graph is a third of one, as a backward pass
             takes twice the operations of a forward pass, and so is one that the backward pass repeats.

@@ -19,6 +19,7 @@ from vma_pyro.infer.judges import REFUSALS, Judge, Judges, objective_of
 from vma_pyro.infer.programs import Programs
 
 RANDOM_DIRECTIONS = 16
+WEIGHT_DRAWS = 100  # for the effective sample size: at most
 
 
 class Moments:
@@ -189,7 +190,7 @@ class Measurement:
         return 1000 * sorted(seconds)[draws // 2]
 
     def _effective_samples(self, elbo: Any) -> float:
-        """Over as many draws as there are gradients, the same for all estimators with the same K."""
+        """Over as many draws as there are gradients, up to 100; the same for all estimators with the same K."""
         K, vectorize = elbo.num_particles, getattr(elbo, "vectorize_particles", True)
         if K == 1 or objective_of(elbo) == "exact":
             return math.nan
@@ -197,7 +198,7 @@ class Measurement:
         if key not in self._effective:
             torch.manual_seed(self.seed + 2)
             try:
-                found = [self._effective_draw(K, vectorize) for _ in range(self.draws)]
+                found = [self._effective_draw(K, vectorize) for _ in range(min(self.draws, WEIGHT_DRAWS))]
                 self._effective[key] = torch.stack(found).nanmean().item()
             except REFUSALS:  # programs that only Pyro's own can run
                 self._effective[key] = math.nan
