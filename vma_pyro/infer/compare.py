@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from vma_pyro.infer.comparison import Comparison, Row
 from vma_pyro.infer.groups import Groups
-from vma_pyro.infer.measurement import Measurement, Programs
+from vma_pyro.infer.measurement import Measurement
 from vma_pyro.infer.plates import Program
+from vma_pyro.infer.programs import Programs
 
 
 def compare(
@@ -26,6 +27,7 @@ def compare(
     *,
     estimators: Mapping[str, ELBO],
     draws: int = 200,
+    reference: str | ELBO | None = None,
     reference_draws: int | None = None,
     groups: Groups | None = None,
     batch_plates: Sequence[str] = ("data",),
@@ -35,20 +37,28 @@ def compare(
 ) -> Comparison:
     """Draw each estimator's gradient many times on the same data, and hold it to a reference.
 
-    The reference is the gradient of the estimator's own objective. For the K-sample bound and the single-sample
-    one the discrete sites are enumerated where that is feasible (exact for a program without continuous sites),
-    else it is a long run of `loo` or `RLOO`; an unbiased estimator of another objective ("exact", "distinct", ...)
-    is held to a longer run of itself, and a biased one to the gradient of the K-sample bound: its z-score tells
-    how far it is.
+    The reference is the gradient of the estimator's own objective, found by something else than the estimator.
+    By default it is the best that the programs allow; each row says which, and how well it is known:
+
+    1. the discrete sites enumerated, all values at once in dimensions of their own, as `EnumeratedReference` does
+       for every objective that is a finite sum over them (exact for a program without continuous sites);
+    2. the same with one run of the programs for each joint value, for a program that cannot take such dimensions
+       (`torch.cat([z, one_hot(a)], -1)`);
+    3. a long run of `loo` or `RLOO` for the K-sample bound and the single-sample one;
+    4. a longer run of the estimator itself, which can only tell whether it repeats itself.
+
+    A biased estimator of another objective is held to the K-sample bound: its z-score tells how far it is.
 
     Args:
         model, guide: any Pyro programs: modules, or functions with `pyro.param`.
         args, kwargs: their arguments: the data.
         estimators: by name; see `make` and `matched`.
         draws: gradients of each.
+        reference: None (the best), "enumeration" (1 or 2), "long run" (3 or 4), or an objective, to whose gradient
+            all are held.
         reference_draws: gradients of the reference; 4 times `draws` by default.
         groups: parameters by name of group; `parameter_groups` by default.
-        batch_plates: plates whose elements are the datapoints.
+        batch_plates: plates whose elements are the datapoints; that of the estimators.
         warm_up: draws on which learned baselines are trained first.
         seed: of all draws.
         show_progress: whether to draw a progress bar.
@@ -57,18 +67,25 @@ def compare(
         The table.
 
     Raises:
-        ValueError: fewer than 2 draws, no estimators, no parameters; and what the estimators refuse.
+        ValueError: fewer than 2 draws, no estimators, no parameters; estimators with other batch plates; a
+            reference that was named and cannot be had; and what the estimators refuse.
     """
     kwargs = kwargs or {}
     if draws < 2:
         raise ValueError(f"draws: expected at least 2, got {draws}")
     if not estimators:
         raise ValueError("estimators: expected at least one, got none")
+    for name, elbo in estimators.items():
+        own = getattr(elbo, "batch_plates", tuple(batch_plates))
+        if tuple(own) != tuple(batch_plates):
+            raise ValueError(
+                f"batch_plates: expected {list(own)}, as estimator {name!r} has, got {list(batch_plates)}"
+            )
     programs = Programs(model, guide, args, kwargs, tuple(batch_plates))
     groups = groups or programs.groups()
     if not any(groups.values()):
         raise ValueError("groups: expected parameters that require a gradient, found none")
-    table = Measurement(programs, groups, draws, reference_draws or 4 * draws, seed)
+    table = Measurement(programs, groups, draws, reference_draws or 4 * draws, seed, reference)
     rows: list[Row] = []
     with torch.random.fork_rng(), tqdm(estimators.items(), disable=not show_progress, unit="estimator") as bar:
         for name, elbo in bar:
@@ -118,7 +135,7 @@ def _largest(make: Callable[[int], ELBO], evaluations: int, programs: Programs) 
             reason = error
     if found is None:
         raise reason
-    while cost < evaluations:  # a particle may cost less than a run of the model
+    while 0 < cost < evaluations:  # a particle may cost less than a run of the model
         more = max(k + 1, int(k * evaluations / cost))
         try:
             larger = make(more)
@@ -140,5 +157,5 @@ def evaluations_of(
     *,
     batch_plates: Sequence[str] = ("data",),
 ) -> float:
-    """Runs of the model's observed sites per datapoint that one gradient takes, counted in one draw."""
+    """Runs of the model's observed sites per datapoint that one gradient takes, counted in one gradient."""
     return Programs(model, guide, args, kwargs or {}, tuple(batch_plates)).evaluations(elbo)

@@ -24,16 +24,23 @@ class Row(NamedTuple):
         relative_variance: E|g - E g|^2 / |G|^2; for an estimator that is held to another objective's gradient
             / |E g|^2, as it has another length.
         snr: |E g| / sqrt(E|g - E g|^2), bias-corrected for the number of draws.
-        directional_snr: E of |part of g along G| / |part of g across G| (Rainforth et al. 2018).
+        directional_snr: sqrt(E g_par^2 / E g_perp^2), parts of g along and across G (after Rainforth et al. 2018,
+            who take the mean of the ratio, which has hardly a mean itself). NaN for a single parameter.
         cosine: of E g to G.
-        effective_samples: of K draws from the guide, mean over datapoints of (sum w)^2 / sum w^2.
+        effective_samples: of K draws from the guide, mean over datapoints and up to 100 draws of
+            (sum w)^2 / sum w^2. A property of guide and K, the same for all estimators with the same K; NaN for
+            K = 1, and for "exact", which draws none.
         evaluations: runs of the model per datapoint; one without a graph is a third of one, as a backward pass
-            takes twice the operations of a forward pass.
+            takes twice the operations of a forward pass, and so is one that the backward pass repeats.
         milliseconds: per gradient, median.
         variance_time: relative_variance times milliseconds: what a given precision costs.
         variance_evaluations: relative_variance times evaluations.
         draws: gradients drawn.
         reference: how G was found.
+        reference_error: standard error of G as a whole, over |G|; 0 for an exact one, NaN in old tables.
+
+    NaN is undefined: all ratios of an estimator that has a gradient of exactly zero there, as it does not train
+    the group, and bias_z if G is zero as well.
     """
 
     estimator: str
@@ -53,6 +60,7 @@ class Row(NamedTuple):
     variance_evaluations: float
     draws: int
     reference: str
+    reference_error: float = math.nan
 
 
 class Comparison(NamedTuple):
@@ -97,14 +105,30 @@ class Comparison(NamedTuple):
         return json.dumps(self.plain(), indent=1) + "\n"
 
     def to_markdown(self) -> str:
-        """One table per group, the cheapest way to a given precision first."""
+        """One table per group, the cheapest way to a given precision first, and below them the references."""
+        references = list(dict.fromkeys(row.reference for row in self.rows))
         parts = []
         for group in dict.fromkeys(row.group for row in self.rows):
             rows = sorted((r for r in self.rows if r.group == group), key=lambda r: _last_if_nan(r.variance_time))
-            parts += [f"### {group}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-            parts += ["| " + " | ".join(show(row) for show in COLUMNS.values()) + " |" for row in rows]
+            head = [*COLUMNS, "reference"]
+            parts += [f"### {group}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+            for row in rows:
+                cells = [show(row) for show in COLUMNS.values()]
+                cells.append(_reference(references.index(row.reference) + 1, row.reference_error))
+                parts.append("| " + " | ".join(cells) + " |")
             parts += [""]
-        return "\n".join(parts)
+        parts += ["References, with the standard error of those that are sampled, relative to their length:", ""]
+        return "\n".join([*parts, *(f"{i}. {how}" for i, how in enumerate(references, 1)), ""])
+
+
+def _number(value: float, form: str = ".3g") -> str:
+    """A dash where it is undefined."""
+    return "-" if math.isnan(value) else f"{value:{form}}"
+
+
+def _reference(number: int, error: float) -> str:
+    """Its number in the list, and its error if it was sampled."""
+    return f"{number}" if error == 0 or math.isnan(error) else f"{number} (±{100 * error:.2g} %)"
 
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
@@ -112,14 +136,14 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "objective": lambda r: r.objective + ("" if r.claims_unbiased else ", biased"),
     "K": lambda r: str(r.num_particles),
     "model runs": lambda r: f"{r.evaluations:.3g}",
-    "bias, max abs z": lambda r: f"{r.bias_z:.1f}",
-    "variance / G²": lambda r: f"{r.relative_variance:.3g}",
-    "SNR": lambda r: f"{r.snr:.3g}",
-    "directional SNR": lambda r: f"{r.directional_snr:.3g}",
-    "cosine": lambda r: f"{r.cosine:.3f}",
-    "ESS": lambda r: f"{r.effective_samples:.2f}",
+    "bias, max abs z": lambda r: _number(r.bias_z, ".1f"),
+    "variance / G²": lambda r: _number(r.relative_variance),
+    "SNR": lambda r: _number(r.snr),
+    "directional SNR": lambda r: _number(r.directional_snr),
+    "cosine": lambda r: _number(r.cosine, ".3f"),
+    "ESS": lambda r: _number(r.effective_samples, ".2f"),
     "ms": lambda r: f"{r.milliseconds:.1f}",
-    "variance x time": lambda r: f"{r.variance_time:.3g}",
+    "variance x time": lambda r: _number(r.variance_time),
 }
 
 

@@ -7,14 +7,15 @@ from typing import Any, ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
-from pyro.distributions import TorchDistribution
-from pyro.distributions.torch import Categorical
+from pyro.distributions import MaskedDistribution, TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vma_pyro.infer.estimator import Estimate, Estimator, Noise, RunOptions, log_mean_exp, normalised, weighted
 from vma_pyro.infer.handlers import Message
 from vma_pyro.infer.plates import Program
+
+RELAXED = (torch.distributions.Categorical, torch.distributions.OneHotCategorical)
 
 
 class RelaxedELBO(Estimator):
@@ -29,11 +30,11 @@ class RelaxedELBO(Estimator):
 
     **Biased, and not a bound of log p(x)**: a program that reads softly is another program. The site's value is a
     float tensor [..., S] instead of an integer [...]; the program must know what to do with it, as `Memory.read`
-    does.
+    does. That of a `OneHotCategorical` keeps its shape.
 
     Args:
         num_particles: K.
-        site: name of the categorical site.
+        site: name of the site, a `Categorical` or `OneHotCategorical`.
         temperature: tau; lower is closer to the discrete program, and noisier. Default 0.5.
         straight_through: show the program hard values.
         noise, batch_plates, max_plate_nesting, vectorize_particles, retain_graph: see `Estimator`.
@@ -94,8 +95,14 @@ class SoftCategorical(TorchDistribution):
         return F.gumbel_softmax(self.logits.expand(*sample_shape, *self.logits.shape), self.temperature, self.hard)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Linear in the weights; the categorical one at one-hot values."""
-        return (value * torch.where(self.logits == -torch.inf, 0.0, self.logits)).sum(-1)
+        """Linear in the weights; the categorical one at one-hot values.
+
+        A value of probability zero counts nothing where it has no weight (0 log 0 = 0, also in the gradient), and
+        is impossible where it has some.
+        """
+        impossible = self.logits == -torch.inf
+        terms = value * torch.where(impossible, 0.0, self.logits)
+        return torch.where(impossible & (value != 0), -torch.inf, terms).sum(-1)
 
 
 class _Relax(Messenger):
@@ -109,9 +116,12 @@ class _Relax(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         if msg["name"] != self.site or msg["is_observed"]:
             return
-        if not isinstance(msg["fn"], Categorical):
+        if not isinstance(msg["fn"], RELAXED):
+            masked = isinstance(msg["fn"], MaskedDistribution)
+            instead = "; put the mask around it with poutine.mask" if masked else ""
             raise ValueError(
-                f"site '{self.site}': expected a Categorical to relax, got {type(msg['fn']).__name__}"
+                f"site '{self.site}': expected a Categorical or OneHotCategorical to relax, got "
+                f"{type(msg['fn']).__name__}{instead}"
             )
         self.met = True
         msg["fn"] = SoftCategorical(msg["fn"].logits, self.temperature, self.hard)
