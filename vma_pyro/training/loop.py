@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -52,11 +53,11 @@ def fit(
     episodes: Episodes,
     *,
     config: TrainConfig,
-    folder: Path,
+    folder: str | Path,
     validation: Sequence[Episode] = (),
     architecture: dict[str, Any] | None = None,
     identity: dict[str, Any] | None = None,
-    init: Path | None = None,
+    init: str | Path | None = None,
     resume: bool = False,
     tensorboard: bool = False,
     label: str = "training",
@@ -72,7 +73,7 @@ def fit(
         elbo: any ELBO with a `differentiable_loss`.
         episodes: where training data comes from.
         config: how to train.
-        folder: of the run; is made.
+        folder: of the run; is made, and held until the end: no other process can train in it meanwhile.
         validation: episodes of held-out classes for early stopping; none: the last weights are kept.
         architecture: plain values from which the networks can be rebuilt; kept in the checkpoint.
         identity: further plain values that a resumed run must share (data, objective, ...).
@@ -87,11 +88,13 @@ def fit(
     Raises:
         ValueError: no budget, a folder that holds another run, a resumed run of another configuration or
             architecture, or a damaged checkpoint.
+        BlockingIOError: another process trains in the folder.
         OSError: the folder cannot be written; the final checkpoint cannot.
         FloatingPointError: the bound or a parameter is no longer a finite number.
     """
     if config.updates is None and config.minutes is None:
         raise ValueError("updates: expected a budget in updates or minutes, got neither")
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "checkpoint.pt"
     if path.exists() and not resume:
@@ -120,8 +123,8 @@ def fit(
             except (RuntimeError, ValueError) as error:
                 # Sampling from NaN fails in many ways, none of which says what went wrong; NaN in the data does.
                 # On a GPU all one learns is that an assertion failed.
-                told = str(error).lower()
-                if str(error).startswith(("x:", "memory")) or not ("nan" in told or "device-side" in told):
+                told = re.search(r"\bnan\b|device-side", str(error).lower())
+                if str(error).startswith(("x:", "memory", "site ")) or not told:
                     raise
                 raise run.diverged("parameters", "NaN") from error
         run.finished = not stop.signal
@@ -154,7 +157,7 @@ def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: St
         episode = share_of(run.episodes.sample(), run.ranks).to(fabric.device)
         loss = run.gradient(episode)
         norm = nn.utils.clip_grad_norm_(run.loss_fn.parameters(), config.clip_norm)
-        run.check_gradient(norm)
+        run.check_gradient(loss, norm)
         run.optimizer.step()
         run.average.update_parameters(run.bare)
         run.update += 1
