@@ -44,8 +44,8 @@ class FewShotConfig:
     """Report and generate from this checkpoint, or the one that the word pretrained stands for, without
     training."""
     init: Path | None = None
-    """Train on from the weights of this checkpoint, or of the one that the word pretrained stands for: a new cycle of
-    the learning rate, a new optimizer."""
+    """Train on from the weights of this checkpoint, or of the one that the word pretrained stands for: a new cycle
+    of the learning rate, a new optimizer."""
     resume: bool = False
     """Go on with the run in the folder `out`."""
     width: float | None = None
@@ -53,8 +53,8 @@ class FewShotConfig:
     latent_dim: int = 64
     """Dimension of z."""
     refinement: int | None = None
-    """Maps of a second look of q(z | x, m) at x, m and what the first guess decodes to; 0 for none. Default: what the
-    checkpoint to start from has, else 0."""
+    """Maps of a second look of q(z | x, m) at x, m and what the first guess decodes to; 0 for none. Default: what
+    the checkpoint to start from has, else 0."""
     train_only: Literal["all", "refinement"] = "all"
     """Train everything, or only what `refinement` adds."""
     classes: int | None = None

@@ -45,17 +45,34 @@ class Model(Program):
         memory = Memory.of(memory)
         if x is not None:
             memory.check(x)
-            check_binary("x", x)
-        batch = len(x) if x is not None else memory.batch_size or num_images
+        observed = None if x is None else self.observed(x)
+        batch = memory.batch_size or check_number(num_images) if x is None else len(x)
         networks = self.networks  # once: Pyro registers all parameters whenever it is asked for a module
         memory = memory.encoded(networks, x)  # once per update, shared with the guide
-        observed = None if x is None else x.float()
         with pyro.plate("data", batch, dim=-1):
             address = pyro.sample("address", dist.Categorical(logits=self.address_prior(memory)))  # p(a | M)
             m = memory.read(address)  # m_a
             z = pyro.sample("z", dist.Normal(*networks.prior(m)).to_event(1))  # p(z | m_a)
-            logits = networks.decode(z, m)
-            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=observed)  # p(x | z, m_a)
+            return pyro.sample("x", self.likelihood(networks.decode(z, m)), obs=observed)  # p(x | z, m_a)
+
+    # The models that this one is compared with (baselines.py) have these two from here: another likelihood here is
+    # another one there.
+
+    def likelihood(self, logits: Tensor) -> torch.distributions.Distribution:
+        """p(x | z, m) by what the decoder makes of z and m [..., B, 1, 28, 28]."""
+        return dist.Bernoulli(logits=logits).to_event(3)
+
+    def observed(self, x: Tensor) -> Tensor:
+        """Images as the likelihood takes them; others are refused."""
+        check_binary("x", x)
+        return x.float()
+
+
+def check_number(num_images: int) -> int:
+    """Refuse to generate nothing."""
+    if num_images < 1:
+        raise ValueError(f"num_images: expected at least 1, got {num_images}")
+    return num_images
 
 
 class UniformAddress(nn.Module):

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 class Refinement(nn.Module):
     """Corrections to location and log scale of q(z | x, m), from x, m and E[x | m, z] at the location.
 
-    Three convolutional stages at 28, 14 and 7 pixels. The last layer starts at zero, so that trained networks which
-    had no refinement go on as they were.
+    Three convolutional stages at 28, 14 and 7 pixels. The last layer starts at zero, so that trained networks
+    which had no refinement go on as they were.
 
     # Departs from the paper: its q(z | x, m) sees x and m only through the top of the pyramid that also makes the
-    keys, and its distance from the best Gaussian is ten nats. What is wrong with a guess is easiest to see from the
-    image that it gives (iterative inference, Marino et al. 2018, with a single step).
+    keys, and its distance from the best Gaussian is ten nats. What is wrong with a guess is easiest to see from
+    the image that it gives (iterative inference, Marino et al. 2018, with a single step).
 
     Args:
         latent_dim: Z, dimension of z.

@@ -1,16 +1,22 @@
-"""Which site is at fault where a loss or a gradient is no number: model and guide once more, looked at closely."""
+"""What is wrong with model and guide that a loss alone does not tell: they are run once more and looked at.
+
+The site at fault where a loss or a gradient is no number; parameters that are nobody's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions.utils import lazy_property
+
+from vma_pyro.evaluation import undisturbed
 
 TRIES = 5  # the noise that led to it is lost on a GPU
 
@@ -56,6 +62,33 @@ def _first(model: Any, guide: Any, memory: Any, x: Tensor, parameters: Sequence[
         if any(g is not None and not bool(g.isfinite().all()) for g in gradients):
             return f"{where}: expected a gradient of its log probability, got NaN or infinity"
     return None
+
+
+def check_params(model: Any, guide: Any, memory: Any, x: Tensor, *, parameters: Iterable[nn.Parameter]) -> None:
+    """Refuse `pyro.param` statements whose parameters belong to no module.
+
+    Pyro keeps them in a store of its own: they would be neither trained nor saved.
+
+    Args:
+        model, guide: programs of (memory, x).
+        memory, x: of one update.
+        parameters: of model and guide as modules.
+
+    Raises:
+        ValueError: such a parameter.
+    """
+    own = {id(parameter) for parameter in parameters}
+    with pyro.get_param_store().scope(), undisturbed(model, guide, seed=0):
+        for program in (guide, model):
+            for name, node in poutine.trace(program, param_only=True).get_trace(memory, x).nodes.items():
+                if node["type"] != "param":
+                    continue
+                behind = getattr(node["value"], "unconstrained", lambda node=node: node["value"])()
+                if id(behind) not in own:
+                    raise ValueError(
+                        f"pyro.param '{name}': expected parameters of the modules model and guide, got one that "
+                        "would be neither trained nor saved; make it an nn.Parameter or a PyroParam of the module"
+                    )
 
 
 class Watch(Messenger):

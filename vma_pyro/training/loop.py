@@ -151,10 +151,14 @@ def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: St
     if run.cycles and validation and run.update == 0:
         run.nll_before = run.validate(validation)
         recorder.write(0, validation_nll=run.nll_before, best_validation_nll=run.best_nll, seconds=run.seconds)
+    checked = False
     while not (run.finished or stopped or run.progress() >= 1 or run.stale >= config.patience):
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(config, run.update, run.progress())
         episode = share_of(run.episodes.sample(), run.ranks).to(fabric.device)
+        if not checked:
+            run.check_params(episode)
+            checked = True
         loss = run.gradient(episode)
         norm = nn.utils.clip_grad_norm_(run.loss_fn.parameters(), config.clip_norm)
         run.check_gradient(loss, norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,8 +21,9 @@ from vma_pyro.ranks import Ranks
 from vma_pyro.record import Recorder
 from vma_pyro.training.captured import Captured
 from vma_pyro.training.config import BUDGET, TrainConfig, check_identity, differences
-from vma_pyro.training.faults import fault_of
+from vma_pyro.training.faults import check_params, fault_of
 from vma_pyro.training.processes import fabric_of, mean_over
+from vma_pyro.training.provenance import check_sources, check_weights, provenance_of, sources_of, with_weights
 
 SOUND = 1e4  # largest weight of a network that has not been torn apart by its steps
 
@@ -80,6 +82,11 @@ class Run:
             f"lower the learning rate (now {self.config.learning_rate})"
         )
 
+    def check_params(self, episode: Episode) -> None:
+        """Refuse parameters that are nobody's; see `faults.check_params`."""
+        memory = copy.copy(episode.memory)  # what is encoded for this look is not left for the update
+        check_params(self.bare.model, self.bare.guide, memory, episode.x, parameters=self.bare.parameters())
+
     def gradient(self, episode: Episode) -> Tensor:
         """The loss per image; leaves its gradient in the parameters."""
         self.episode = episode
@@ -95,7 +102,7 @@ class Run:
     def check_gradient(self, loss: Tensor, norm: Tensor) -> None:
         """Refuse a loss or a gradient that is not finite before it reaches the weights.
 
-        On a GPU, where each look at a value would stall the queue, only the first; there `save` refuses the weights.
+        On a GPU, where each look at a value would stall the queue, only the first; `save` refuses the weights.
         """
         if norm.device.type == "cpu" or self.update == 0:
             if not bool(norm.isfinite()):
@@ -175,9 +182,12 @@ class Run:
             cuda = torch.stack(gather(torch.cuda.get_rng_state(self.fabric.device)))
         if self.ranks.rank > 0:
             return
+        weights = self.best if self.best is not None else self.average.module.state_dict()
+        programs = with_weights(self.bare, weights)
         content = {
             "architecture": self.architecture,
-            "weights": self.best if self.best is not None else self.average.module.state_dict(),
+            "weights": weights,
+            "program": provenance_of(programs.model, programs.guide),
             "identity": self.identity,
             "cycles": self.cycles,
             "module": self.bare.state_dict(),
@@ -217,7 +227,12 @@ class Run:
         if "progress" not in content:
             raise ValueError(f"checkpoint {self.path}: expected one of a training run, got weights only")
         check_identity(content["identity"], self.identity, new_budget=self.config.new_budget)
+        program = content.get("program")  # checkpoints of before have none
+        if program is not None:
+            check_sources(program["sources"], sources_of(self.bare.model, self.bare.guide))
         checkpoint.restore(self.bare, content["module"], name="this run")
+        programs = with_weights(self.bare, content["weights"])
+        check_weights(program, programs.model, programs.guide, file=str(self.path))
         self.average.load_state_dict(content["average"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.episodes.load_state_dict(content["episodes"])
