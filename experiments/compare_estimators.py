@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import pyro
 import torch
 
+from vma_pyro import lock
 from vma_pyro.atomic import write_text
 from vma_pyro.jobs import plots, script
 from vma_pyro.laboratory import (
@@ -42,6 +43,7 @@ def main(config: LaboratoryConfig) -> None:
     config = config.resolved()
     assert config.final_minutes is not None
     keep_freed_memory()
+    lock.take(config.out, argument="out")
     if config.out.exists() and any(config.out.iterdir()) and not config.resume:
         raise ValueError(f"out: expected a new or empty folder, or --resume, got {config.out}")
     check_same(config)

@@ -21,6 +21,7 @@ from typing import Any
 
 import pyro
 
+from vma_pyro import lock
 from vma_pyro.atomic import write_text
 from vma_pyro.infer import ESTIMATORS, compare, make
 from vma_pyro.infer.compare import evaluations_of, matched
@@ -124,6 +125,7 @@ def fitting(
 
 def main(config: ProgramConfig) -> None:
     """Compare and write."""
+    lock.take(config.out, argument="out")
     pyro.enable_validation(True)  # these programs are new
     sys.path.insert(0, str(Path.cwd()))
     model, guide = program("model", config.model), program("guide", config.guide)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from vma_pyro import checkpoint, pretrained
+from vma_pyro import checkpoint, lock, pretrained
 from vma_pyro.atomic import write_text
 from vma_pyro.data import Characters, NestedEpisodes, load_split
 from vma_pyro.jobs import protocols, results, script, trained
@@ -79,6 +79,7 @@ def accuracy(
 def main(config: PublishConfig) -> None:
     """Compare, measure, write."""
     config = config.resolved()
+    lock.take(config.out / config.name, argument="out")  # from the comparison until both files are written
     facts = trained.facts_of(config.load)
     device = device_of_name(config.accelerator)
     pair = trained.on(device, trained.load(config.load, program="memory"))

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"demo"},
     {"report", "identities"},
-    {"claims"},
+    {"claims", "alike"},
     {"several"},
     {"protocols"},
     {"few_shot", "laboratory", "trained"},

@@ -134,7 +134,7 @@ def _check_free(path: Path, argument: str, folder: Path) -> None:
 
 
 def _refusal(path: Path, argument: str, folder: Path) -> BlockingIOError:
-    holder = path.read_text() if path.exists() else ""
+    holder = " ".join(path.read_text().split()) if path.exists() else ""
     return BlockingIOError(
         f"{argument}: expected a folder that no other job uses, got {folder}, in use by "
         f"{holder or 'another process'}; wait for its end, stop it, or choose another folder"

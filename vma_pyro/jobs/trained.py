@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,8 @@ def train(
         "training_seconds": round(result.seconds, 1),
         "validation_nll": result.validation_nll,
     }
+    if result.stopped_early:
+        facts["stopped_early"] = True
     if result.budget_changes:
         facts["budget_changes"] = list(result.budget_changes)
     if result.cycles:
@@ -221,7 +223,7 @@ def facts_of(path: str | Path) -> dict[str, Any]:
     return known | ({"data": content["data"]} if "data" in content else {})
 
 
-def updates_of(facts: dict[str, Any]) -> str:
+def updates_of(facts: Mapping[str, Any]) -> str:
     """How many updates are behind trained weights, cycle by cycle: "60,000 + 21,000"."""
     return " + ".join(f"{cycle['updates']:,}" for cycle in (*facts.get("cycles", ()), facts))
 
