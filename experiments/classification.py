@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from vma_pyro import pretrained
 from vma_pyro.data import NestedEpisodes
 from vma_pyro.evaluation import Estimate
 from vma_pyro.jobs import kept, plots, protocols, published, results, script, trained
@@ -113,7 +114,7 @@ def main(config: ClassificationConfig) -> None:
         raise ValueError(
             f"ways: expected at most {largest}, the classes of the largest alphabet, got {config.ways}"
         )
-    files = [trained.file_of(path) for path in (config.load, config.soft) if path is not None]
+    files = [pretrained.file_of(path) for path in (config.load, config.soft) if path is not None]
     script.begin(config, load=config.load, files=files)
     rows = []
     for task in tqdm(tasks(config), desc="tasks", unit="task"):
@@ -157,8 +158,13 @@ def write(content: dict[str, Any], config: ClassificationConfig) -> None:
         for by, among in dict.fromkeys((r["by"], r["among"]) for r in content["rows"])
         for shots in config.shots
     }
-    plots.save_lines(config.out / picture, curves, x="classes", y="correct, %", dashed="one alphabet")
-    parts = [about, results.table(head, lines), f"![Accuracy by number of classes]({picture})"]
+    axes = {"x": "classes", "y": "correct, %", "dashed": "one alphabet"}
+    by_classes = results.Picture(
+        picture,
+        "Accuracy by number of classes",
+        lambda path: plots.save_lines(path, curves, **axes),  # type: ignore[arg-type]
+    )
+    parts: list[str | results.Picture] = [about, results.table(head, lines), by_classes]
     results.write(config.out, content, "Few-shot classification, no fine-tuning", parts)
 
 

@@ -19,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from vma_pyro import pretrained
 from vma_pyro.data import Characters, NestedEpisodes, omniglot
 from vma_pyro.evaluation import Estimate, TwoPhase
 from vma_pyro.jobs import kept, plots, protocols, results, script, trained
@@ -122,7 +123,7 @@ def main(config: SizeConfig) -> None:
     if set(omniglot.TEST_5) <= set(subject.test.alphabets):
         tests = {"five alphabets": subject.test.of_alphabets(omniglot.TEST_5), **tests}
     nested = {n: NestedEpisodes(c, images=config.images, seed=config.seed) for n, c in tests.items()}
-    files = [trained.file_of(path) for path in (config.load, *(path for path, _ in others.values()))]
+    files = [pretrained.file_of(path) for path in (config.load, *(path for path, _ in others.values()))]
     script.begin(config, load=config.load, files=files)
     found = []
     for cell in tqdm(cells(config, pairs, tests), desc="sizes", unit="size"):
@@ -171,8 +172,10 @@ def write(content: dict[str, Any], config: SizeConfig) -> None:
     ]
     head = ["model", "test classes", "C", "examples of each", "entries", "NLL", "excess over L_1 + log C"]
     picture = f"{config.out.name}.png"
-    draw(config.out / picture, content["rows"], config)
-    parts = [about, results.table(head, lines), f"![NLL by size of the memory]({picture})"]
+    by_size = results.Picture(
+        picture, "NLL by size of the memory", lambda path: draw(path, content["rows"], config)
+    )
+    parts: list[str | results.Picture] = [about, results.table(head, lines), by_size]
     results.write(config.out, content, "The size of the test memory", parts)
 
 
@@ -204,7 +207,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], config: SizeConfig) -> None
     plots.draw_lines(
         right, one, x="examples of the one class in memory", y="NLL, nats per image", dashed="no memory"
     )
-    figure.savefig(path, dpi=150)
+    plots.save(figure, path)
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

@@ -17,9 +17,10 @@ from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
+from vma_pyro import pretrained
 from vma_pyro.data import Episode, NestedEpisodes
 from vma_pyro.evaluation import Estimate, TwoPhase
-from vma_pyro.jobs import kept, plots, protocols, published, results, script, trained
+from vma_pyro.jobs import kept, plots, protocols, published, results, script
 from vma_pyro.jobs.protocols import TINY, Subject, TestConfig, subject_of
 
 WAYS = {
@@ -98,7 +99,7 @@ def main(config: TableConfig) -> None:
     config = config.resolved()
     subject = subject_of(config)
     nested = NestedEpisodes(subject.test, images=config.images, seed=config.seed)
-    script.begin(config, load=config.load, files=[trained.file_of(config.load)])
+    script.begin(config, load=config.load, files=[pretrained.file_of(config.load)])
     rows = []
     for memories in tqdm(all_memories(config), desc="memories", unit="memory"):
         name = "-".join(map(str, memories[:3])).replace(" ", "_").replace(",", "")
@@ -124,8 +125,8 @@ def write(content: dict[str, Any], config: TableConfig) -> None:
                 parts += [f"## {way[0].upper()}{way[1:]}, address {address}", f"{about}."]
                 parts.append(grid(own, config, way))
     picture = f"{config.out.name}.png"
-    draw(config.out / picture, content["rows"], config)
-    results.write(config.out, content, "Table 1", [*parts, f"![NLL by shots]({picture})"])
+    by_shots = results.Picture(picture, "NLL by shots", lambda path: draw(path, content["rows"], config))
+    results.write(config.out, content, "Table 1", [*parts, by_shots])
 
 
 def grid(rows: list[dict[str, Any]], config: TableConfig, way: str) -> str:

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from vma_pyro.memory import Memory, check_binary
@@ -58,7 +59,7 @@ class Model(Program):
     # The models that this one is compared with (baselines.py) have these two from here: another likelihood here is
     # another one there.
 
-    def likelihood(self, logits: Tensor) -> torch.distributions.Distribution:
+    def likelihood(self, logits: Tensor) -> TorchDistributionMixin:
         """p(x | z, m) by what the decoder makes of z and m [..., B, 1, 28, 28]."""
         return dist.Bernoulli(logits=logits).to_event(3)
 

@@ -97,5 +97,7 @@ def traits(site: Any) -> dict[str, Any]:
     for name, value in parameters_of(fn):
         fixed = not value.requires_grad and bool((value == value.flatten()[0]).all())
         found[name] = value.flatten()[0].item() if fixed else "what the networks give, or is learned"
-    plain = {n: v for n, v in vars(fn).items() if isinstance(v, bool | int | float | str) and not n.startswith("_")}
+    plain = {
+        n: v for n, v in vars(fn).items() if isinstance(v, bool | int | float | str) and not n.startswith("_")
+    }
     return found | plain

@@ -59,7 +59,14 @@ def small(config: SeveralConfig) -> dict[str, Any]:
 
 
 def model_of(
-    config: SeveralConfig, name: str, data: Split, *, classes: int, shots: int, program: str = "memory"
+    config: SeveralConfig,
+    name: str,
+    data: Split,
+    *,
+    classes: int,
+    shots: int,
+    program: str = "memory",
+    updates: int | None = None,
 ) -> tuple[trained.Pair, dict[str, Any]]:
     """Train one of the models, go on with it, or load it; it is left in `models/NAME` of the run's folder.
 
@@ -69,6 +76,7 @@ def model_of(
         data: to train and validate on.
         classes, shots: of the training memory.
         program: see `trained.build`.
+        updates: exactly so many, as another model has made that this one is compared with; by default the budget.
 
     Returns:
         Model and guide, and facts about the training.
@@ -84,12 +92,13 @@ def model_of(
     shape: dict[str, Any] = {"classes": classes, "shots": shots, "queries": config.queries}
     held_out = EpisodeSampler(data.validation, **shape, seed=1)
     architecture = {"networks": "conv", "width": config.width, "latent_dim": config.latent_dim, "program": program}
+    train = config.train if updates is None else trained.as_many(config.train, updates)
     shared = {n: getattr(config, n) for n in ("queries", "particles", "estimator", "augment")}
     return trained.train(
         architecture,
         make(config.estimator, config.particles),
         EpisodeSampler(data.train, **shape, seed=config.train.seed, augment=augment),
-        config=config.train,
+        config=train,
         folder=config.out / "models" / name,
         data=config.data,
         validation=[held_out.sample() for _ in range(4)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,11 @@ def train(
             training=(identity or {}) | facts | {"command": command()},
         )
     return pair, facts
+
+
+def as_many(config: TrainConfig, updates: int) -> TrainConfig:
+    """Exactly so many updates, whatever the clock and validation say: for a model that another is compared with."""
+    return replace(config, updates=updates, minutes=None, patience=max(config.patience, updates))
 
 
 def freeze_all_but(pair: Pair, part: str) -> None:

@@ -58,7 +58,7 @@ def bytes_of_update(
 
 
 def peak_bytes(loss_fn: nn.Module, episode: Episode) -> int:
-    """The most that tensors hold at once during a forward pass; the backward pass is made as well, to see it run."""
+    """The most that tensors hold at once during a forward pass; the backward pass is only made to see it run."""
     # Of a small one the backward pass would hide it: the gradients of the weights are the most of that.
     with torch.random.fork_rng(), Storages() as storages:
         loss = loss_fn(episode.memory, episode.x)
@@ -100,7 +100,7 @@ class Storages(TorchDispatchMode):
 
 
 def available(device: torch.device) -> float:
-    """Bytes that can still be had: of the GPU, or of the machine within the limits of this process and its group."""
+    """Bytes that can still be had: of the GPU, or of the machine within the limits on this process."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     found = [_of_machine(), *_of_groups(), _of_process()]
@@ -123,7 +123,9 @@ def _of_groups() -> list[float]:
         if not v2 and "memory" not in kinds.split(","):
             continue
         root = Path("/sys/fs/cgroup") if v2 else Path("/sys/fs/cgroup/memory")
-        limit, used = ("memory.max", "memory.current") if v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        limit, used = (
+            ("memory.max", "memory.current") if v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        )
         here = root / path.lstrip("/")
         for group in (here, *here.parents):
             if group.is_relative_to(root):
