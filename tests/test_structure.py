@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 # Each layer may import those after it.
 LAYERS = [
     {"demo"},
-    {"report", "identities"},
+    {"report", "identities", "rehearsal"},
     {"claims", "alike"},
     {"several"},
     {"protocols"},

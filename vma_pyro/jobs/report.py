@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +28,7 @@ class Job(NamedTuple):
         config: all options.
         protocol: how much was measured.
         no_gain: why the model without memory may not be subtracted; empty if it may.
+        pictures: names to why they are not drawn; empty if they are.
     """
 
     command: str
@@ -37,6 +40,10 @@ class Job(NamedTuple):
     config: dict[str, Any]
     protocol: Protocol
     no_gain: str = ""
+    pictures: Mapping[str, str] = MappingProxyType({})
+
+
+SHOWN = {"samples.png": " (generated from one example)", "posterior.png": " (the address posterior)"}
 
 
 def to_json(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> str:
@@ -93,7 +100,9 @@ def to_markdown(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> s
     ]
     trained = ", ".join(f"{name} model {how_long(facts)}" for name, facts in job.training.items())
     seeds = f"seed {protocol.seed} for the test episodes" + (f", {job.seed} for training" if trained else "")
-    curves = ", `training.png`" if trained else ""
+    drawn = [f"`{name}`{SHOWN.get(name, '')}" for name, reason in job.pictures.items() if not reason]
+    missing = [f"{name} is not drawn ({reason})." for name, reason in job.pictures.items() if reason]
+    pictures = [f"Pictures: {', '.join(drawn)}.", *missing] if drawn else missing
     return f"""# Few-shot report: {job.data}, unseen classes
 
 `{job.command}`
@@ -121,7 +130,7 @@ image unless said otherwise.
 
 {results.table(("part", "value"), split)}
 
-Pictures: `samples.png` (generated from one example), `posterior.png` (the address posterior){curves}.
+{" ".join(pictures)}
 """
 
 

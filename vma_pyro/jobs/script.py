@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,7 +67,7 @@ def run(
         given = _at_home(_parsed(config, description, arguments))
         main(given)
     except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {_with_option(str(error), given)}")
+        sys.exit(f"error: {_with_option(str(error), given or config)}")
     except Stopped as stop:
         print(stop)
         sys.exit(128 + stop.signal)
@@ -119,9 +119,27 @@ def _options(config: Any) -> set[str]:
     names = set()
     for option in fields(config) if is_dataclass(config) else ():
         names.add(option.name)
-        factory: Any = option.default_factory
-        names |= _options(factory if isinstance(factory, type) else getattr(config, option.name, None))
+        part = getattr(config, option.name, None)
+        if option.default_factory is not MISSING:
+            part = option.default_factory()
+        names |= _options(part)
     return names
+
+
+def check_sizes(config: Any, *names: str, least: int = 1) -> None:
+    """Refuse numbers of things, or several of them, below the least."""
+    for name in names:
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not number >= least:
+                raise ValueError(f"{name}: expected at least {least}, got {number}")
+
+
+def check_factor(config: Any, name: str) -> None:
+    """Refuse a factor that is none."""
+    value = getattr(config, name)
+    if value is not None and not 0 < value < float("inf"):
+        raise ValueError(f"{name}: expected a finite number more than 0, got {value}")
 
 
 @contextlib.contextmanager

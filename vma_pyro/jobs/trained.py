@@ -139,7 +139,7 @@ def train(
 
 
 def as_many(config: TrainConfig, updates: int) -> TrainConfig:
-    """Exactly so many updates, whatever the clock and validation say: for a model that another is compared with."""
+    """Exactly so many updates, whatever clock and validation say, for a model that is compared with another."""
     return replace(config, updates=updates, minutes=None, patience=max(config.patience, updates))
 
 
