@@ -55,6 +55,11 @@ class ProgramConfig:
     seed: int = 0
     """Of all draws."""
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing."""
+        script.check_sizes(self, "evaluations", "draws")
+        script.check_seed(self)
+
 
 def find(option: str, path: str) -> Any:
     """The attribute at module:attribute.

@@ -297,8 +297,8 @@ class Job:
         """The pictures of what the model does."""
         options: Any = (*self.pair, self.data.test, self.protocol)
         for name, draw in few_shot.PICTURES.items():
-            path = self.config.out / name
-            self.pictures[name] = plots.drawn(path, lambda path: draw(*options, path, device=self.device))  # noqa: B023
+            job = partial(draw, *options, device=self.device)
+            self.pictures[name] = plots.drawn(self.config.out / name, job)
 
     def write(self) -> None:
         """results.json and report.md, then training.png."""

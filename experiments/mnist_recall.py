@@ -62,6 +62,10 @@ class RecallConfig:
     tiny: bool = False
     """Everything once, as small as it gets, to see that it runs."""
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing."""
+        script.check_sizes(self, "memory", "queries", "particles", "memories", "eval_images", "eval_samples")
+
     def resolved(self) -> RecallConfig:
         """The same configuration with its defaults filled in."""
         config = self

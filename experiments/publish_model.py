@@ -51,6 +51,10 @@ class PublishConfig:
     tiny: bool = False
     """Everything once, as small as it gets, to see that it runs."""
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing."""
+        script.check_sizes(self, "shots", "images")
+
     def resolved(self) -> PublishConfig:
         """The same configuration; tiny if wanted."""
         return replace(self, shots=(1,), images=5, samples=TINY) if self.tiny else self

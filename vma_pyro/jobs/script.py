@@ -135,6 +135,12 @@ def check_sizes(config: Any, *names: str, least: int = 1) -> None:
                 raise ValueError(f"{name}: expected at least {least}, got {number}")
 
 
+def check_seed(config: Any) -> None:
+    """Refuse a seed that no generator takes."""
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"seed: expected 0 to 2^63 - 1, got {config.seed}")
+
+
 def check_factor(config: Any, name: str) -> None:
     """Refuse a factor that is none."""
     value = getattr(config, name)

@@ -11,7 +11,7 @@ import tyro
 from vma_pyro.data import EpisodeSampler, Split
 from vma_pyro.data.episodes import Augmentation
 from vma_pyro.infer import make
-from vma_pyro.jobs import trained
+from vma_pyro.jobs import script, trained
 from vma_pyro.jobs.protocols import TINY, Samples
 from vma_pyro.training import TrainConfig
 
@@ -50,6 +50,13 @@ class SeveralConfig:
     """Test images, the same for all models and memories."""
     tiny: bool = False
     """Everything once, as small as it gets, to see that it runs."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing, those of each experiment among them."""
+        names = ("latent_dim", "queries", "particles", "images")
+        more = ("classes", "shots", "test_shots", "train_classes", "train_shots", "draws", "entries")
+        script.check_sizes(self, *names, *(name for name in more if hasattr(self, name)))
+        script.check_factor(self, "width")
 
 
 def small(config: SeveralConfig) -> dict[str, Any]:
