@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from vma_pyro.memory import Memory, check_binary
@@ -59,8 +60,8 @@ class Model(Program):
     # The models that this one is compared with (baselines.py) have these two from here: another likelihood here is
     # another one there.
 
-    def likelihood(self, logits: Tensor) -> TorchDistributionMixin:
-        """p(x | z, m) by what the decoder makes of z and m [..., B, 1, 28, 28]."""
+    def likelihood(self, logits: Tensor) -> Any:
+        """p(x | z, m), a distribution of images, by what the decoder makes of z and m [..., B, 1, 28, 28]."""
         return dist.Bernoulli(logits=logits).to_event(3)
 
     def observed(self, x: Tensor) -> Tensor:
