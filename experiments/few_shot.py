@@ -294,11 +294,12 @@ class Job:
         return self.training["memory"], self.training["memoryless"]
 
     def draw(self) -> None:
-        """The pictures of what the model does."""
+        """The pictures of what the model does, and the pages with them."""
         options: Any = (*self.pair, self.data.test, self.protocol)
         for name, draw in few_shot.PICTURES.items():
             job = partial(draw, *options, device=self.device)
             self.pictures[name] = plots.drawn(self.config.out / name, job)
+        self.write_pages()
 
     def write(self) -> None:
         """results.json and report.md, then training.png."""
@@ -388,7 +389,6 @@ def rehearse(config: FewShotConfig, data: Split) -> None:
         job.score()
         rehearsal.check_scores(job.pair, job.scores, data.test, job.protocol, device)
         job.draw()
-        job.write()
         if config.memoryless and memoryless is not None:
             few_shot.memoryless_nll(trained.on(device, memoryless), data.test, job.protocol, device=device)
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import re
 import subprocess
 import time
 
@@ -57,20 +58,19 @@ def test_a_flipped_byte_is_refused_or_changes_nothing(write, mmap, tmp_path):
     path = tmp_path / "c.pt"
     write(path)
     whole = path.read_bytes()
-    refused = 0
+    lines = []
     for place in range(0, len(whole), 41):
         for flip in (0x01, 0xFF):
             path.write_bytes(bytes(b ^ flip if n == place else b for n, b in enumerate(whole)))
             try:
                 content = checkpoint.load(path, mmap=mmap)
             except ValueError as error:
-                assert "expected a whole checkpoint, got a damaged file" in str(error)
-                assert "\n" not in str(error)
-                refused += 1
+                lines.append(str(error))
                 continue
             assert content["progress"] == CONTENT["progress"]
             assert all(torch.equal(content["weights"][name], value) for name, value in CONTENT["weights"].items())
-    assert refused > 60
+    assert len(lines) > 60
+    assert all(re.fullmatch(".*: expected a whole checkpoint, got a damaged file", line) for line in lines)
 
 
 def test_many_flipped_bytes_in_the_weights_are_refused(tmp_path):
@@ -88,13 +88,17 @@ def test_flipped_bytes_of_prepared_data_are_refused_or_change_nothing(tmp_path):
     path = tmp_path / "d.npz"
     images = np.arange(784, dtype=np.uint8).reshape(1, 28, 28) % 7
     write_npz(str(path), images=images, labels=np.zeros(1, np.uint8))
-    whole = path.read_bytes()
+    whole, lines = path.read_bytes(), []
     for place in range(0, len(whole), 11):
         path.write_bytes(bytes(b ^ 0xFF if n == place else b for n, b in enumerate(whole)))
         try:
-            assert np.array_equal(read_npz(path, ["images"])["images"], images)
+            found = read_npz(path, ["images"])["images"]
         except ValueError as error:
-            assert str(error).startswith(f"{path}: expected ")
+            lines.append(str(error))
+            continue
+        assert np.array_equal(found, images)
+    assert len(lines) > 10
+    assert all(line.startswith(f"{path}: expected ") for line in lines)
 
 
 SAVES = """
@@ -109,7 +113,7 @@ for update in range(10**9):
 def test_killed_while_it_saves_it_leaves_a_whole_file(tmp_path):
     script, path = tmp_path / "saves.py", tmp_path / "c.pt"
     script.write_text(SAVES)
-    for wait in (0.0, 0.004, 0.009, 0.015):
+    for wait in (0.0, 0.01):
         process = processes.start(script, cwd=tmp_path)
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob(".c.pt.*.tmp")) and time.monotonic() < deadline:

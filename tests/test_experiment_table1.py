@@ -43,7 +43,7 @@ def test_going_on_with_another_model_is_refused(data_folder, untrained, tmp_path
     content["weights"] = {name: value + 1 for name, value in content["weights"].items()}
     checkpoint.save(tmp_path / "model.pt", content)
     line = refusal("table1", *arguments, "--out=a", "--resume", cwd=tmp_path)
-    assert line.startswith("error: resume: expected content of model.pt = ")
+    assert line.startswith("error: --resume: expected content of model.pt = ")
 
 
 def test_errors_are_one_line(data_folder, untrained, tmp_path):

@@ -61,8 +61,10 @@ def weights_of(architecture: dict[str, Any]) -> float:
     try:
         with torch.device("meta"):
             model = trained.as_one(trained.build(architecture))
-    except (RuntimeError, OverflowError):
-        return math.inf
+    except (RuntimeError, OverflowError, ValueError) as error:
+        if isinstance(error, ValueError) and not isinstance(error.__cause__, TypeError):
+            raise
+        return math.inf  # torch cannot even count them
     return float(COPIES * sum(p.numel() * p.element_size() for p in model.parameters()))
 
 
