@@ -23,7 +23,7 @@ def test_every_cell_and_going_on(data_folder, untrained, tmp_path):
 
     # A cell that is there is not computed again, and one that is not is.
     part = tmp_path / "a" / "parts" / "shots_per_class-2-2.json"
-    marked = json.loads(part.read_text())
+    marked = json.loads(part.read_text())["content"]
     assert [row["address"] for row in marked["rows"]] == ["sampled", "exact"]
     for row in marked["rows"]:
         row["nll"] = {"mean": 1.0, "se": 2.0, "n": 3}
