@@ -40,6 +40,7 @@ def test_going_on_with_another_model_is_refused(data_folder, untrained, tmp_path
     arguments = ["--tiny", "--load=model.pt", f"--data-dir={data_folder}"]
     results("table1", *arguments, cwd=tmp_path, out="a")
     content = checkpoint.load(tmp_path / "model.pt")
+    del content["program"]  # which other weights would not agree with
     content["weights"] = {name: value + 1 for name, value in content["weights"].items()}
     checkpoint.save(tmp_path / "model.pt", content)
     line = refusal("table1", *arguments, "--out=a", "--resume", cwd=tmp_path)
@@ -52,7 +53,7 @@ def test_errors_are_one_line(data_folder, untrained, tmp_path):
         ([f"--load={untrained / 'soft.pt'}"], f"checkpoint {untrained / 'soft.pt'}: expected a memory model, got"),
         (
             [f"--load={untrained / 'memory.pt'}", "--images=0", "--out=b"],
-            "images: expected at least 1, got 0",
+            "--images: expected at least 1, got 0",
         ),
     ):
         line = refusal("table1", *arguments, f"--data-dir={data_folder}", cwd=tmp_path)

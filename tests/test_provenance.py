@@ -123,7 +123,7 @@ def test_another_argument_is_seen_by_what_it_gives(tmp_path):
 
     train(tmp_path / "run", Tempered)
     Tempered.temperature = 3.0
-    with pytest.raises(ValueError, match="whose site 'x' has a log probability of .*; an argument of one of"):
+    with pytest.raises(ValueError, match="whose site 'x' has a log probability of .*; an argument or a weight"):
         train(tmp_path / "run", Tempered, updates=4, resume=True)
 
 

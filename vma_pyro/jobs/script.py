@@ -87,6 +87,8 @@ def _parsed(config: type[Config], description: str | None, arguments: Sequence[s
         cause: BaseException | None = end
         while cause is not None:
             if isinstance(cause, ValueError) and re.match(r"\w+: expected ", str(cause)):
+                if str(cause).partition(":")[0] in {f.name for f in fields(config)}:  # type: ignore[arg-type]
+                    raise ValueError(str(cause)) from end  # refused by the options as a whole
                 print(f"error: {_with_option(str(cause), config)}", file=sys.stderr)
                 break
             cause = cause.__cause__ or cause.__context__

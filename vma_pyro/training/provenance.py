@@ -89,9 +89,7 @@ def check_weights(saved: Mapping[str, Any] | None, model: nn.Module, guide: nn.M
             )
         return
     changed = changes(saved["sources"], present["sources"])
-    because = (
-        f"{', '.join(changed)} changed since" if changed else "an argument of one of its parts is another one"
-    )
+    because = f"{', '.join(changed)} changed since" if changed else "an argument or a weight is another one"
     if saved["probe"] is None or (present["probe"] is None and not changed):
         if changed:
             print(f"note: {file} was trained with other code: {because}", file=sys.stderr)
