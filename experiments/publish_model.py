@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from vma_pyro import checkpoint, pretrained
+from vma_pyro import checkpoint, lock, pretrained
 from vma_pyro.atomic import write_text
 from vma_pyro.data import Characters, NestedEpisodes, load_split
 from vma_pyro.jobs import protocols, results, script, trained
@@ -51,6 +51,10 @@ class PublishConfig:
     tiny: bool = False
     """Everything once, as small as it gets, to see that it runs."""
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing."""
+        script.check_sizes(self, "shots", "images")
+
     def resolved(self) -> PublishConfig:
         """The same configuration; tiny if wanted."""
         return replace(self, shots=(1,), images=5, samples=TINY) if self.tiny else self
@@ -79,6 +83,7 @@ def accuracy(
 def main(config: PublishConfig) -> None:
     """Compare, measure, write."""
     config = config.resolved()
+    lock.take(config.out / config.name, argument="out")  # from the comparison until both files are written
     facts = trained.facts_of(config.load)
     device = device_of_name(config.accelerator)
     pair = trained.on(device, trained.load(config.load, program="memory"))

@@ -422,7 +422,9 @@ def test_bad_arguments_end_in_one_line(arguments, error, tmp_path):
 def test_a_port_in_use_is_named(server, tmp_path):
     script = Path(__file__).parents[1] / "vma_pyro" / "demo" / "__main__.py"
     done = processes.run(script, "--port", server.base_url.port, cwd=tmp_path)
-    assert done.stderr.splitlines()[-1].startswith(f"error: port: expected a free one, got {server.base_url.port}")
+    assert done.stderr.splitlines()[-1].startswith(
+        f"error: --port: expected a free one, got {server.base_url.port}"
+    )
 
 
 def test_alphabets_of_the_data_come_before_the_made_ones(data_folder):

@@ -8,13 +8,14 @@ ROOT = Path(__file__).parents[1]
 # Each layer may import those after it.
 LAYERS = [
     {"demo"},
-    {"report", "identities"},
-    {"claims"},
+    {"report", "identities", "rehearsal"},
+    {"claims", "alike"},
     {"several"},
     {"protocols"},
     {"few_shot", "laboratory", "trained"},
     {"training"},
     {"evaluation", "plots", "script", "results"},
+    {"lock"},
     {"record"},
     {"large_memory"},
     {"fingerprint"},

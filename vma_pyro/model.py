@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -47,9 +49,8 @@ class Model(Program):
         memory = Memory.of(memory)
         if x is not None:
             memory.check(x)
-            check_binary("x", x)
-        memory.check_binary()
-        batch = len(x) if x is not None else memory.batch_size or num_images
+        self.check_values(memory, x)
+        batch = memory.batch_size or check_number(num_images) if x is None else len(x)
         networks = self.networks  # once: Pyro registers all parameters whenever it is asked for a module
         memory = memory.encoded(networks, x)  # once per update, shared with the guide
         observed = None if x is None else x.to(memory.dtype)
@@ -58,8 +59,28 @@ class Model(Program):
             address = pyro.sample("address", dist.Categorical(logits=logits))  # p(a | M)
             m = memory.read(address)  # m_a
             z = pyro.sample("z", dist.Normal(*networks.prior(m)).to_event(1))  # p(z | m_a)
-            logits = networks.decode(z, m)
-            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=observed)  # p(x | z, m_a)
+            return pyro.sample("x", self.likelihood(networks.decode(z, m)), obs=observed)  # p(x | z, m_a)
+
+    # The models that this one is compared with (baselines.py) have these two from here: another likelihood here is
+    # another one there.
+
+    def likelihood(self, logits: Tensor) -> Any:
+        """p(x | z, m), a distribution of images, by what the decoder makes of z and m [..., B, 1, 28, 28]."""
+        return dist.Bernoulli(logits=logits).to_event(3)
+
+    def check_values(self, memory: Memory | None, x: Tensor | None) -> None:
+        """Refuse entries and images that the likelihood cannot score; for shades of grey leave this empty."""
+        if memory is not None:
+            memory.check_binary()
+        if x is not None:
+            check_binary("x", x)
+
+
+def check_number(num_images: int) -> int:
+    """Refuse to generate nothing."""
+    if num_images < 1:
+        raise ValueError(f"num_images: expected at least 1, got {num_images}")
+    return num_images
 
 
 class UniformAddress(nn.Module):

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from vma_pyro.data.records import Characters, data_root, keep_npz, read_npz
+from vma_pyro.data.records import Characters, data_root, keep_npz, made_for, read_npz
 
 SPLITS = ("background", "evaluation", "train", "validation", "45", "5")
 
@@ -134,13 +136,19 @@ def _visible(folder: Path, pattern: str) -> list[Path]:
     return [path for path in folder.glob(pattern) if not path.name.startswith(".")]
 
 
+@contextmanager
+def _unfinished(root: Path) -> Iterator[str]:
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
+        yield folder
+
+
 def _download(root: Path, half: str, prepared: Path, originals: Path) -> None:
     from torchvision.datasets import Omniglot  # seconds to import
 
     try:
-        root.mkdir(parents=True, exist_ok=True)
         # Unpacked elsewhere and moved: an interrupted download must not look like a small data set.
-        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as unfinished:
+        with made_for(root), _unfinished(root) as unfinished:
             Omniglot(unfinished, background=half == "background", download=True)
             originals.parent.mkdir(exist_ok=True)
             os.replace(Path(unfinished) / "omniglot-py" / originals.name, originals)

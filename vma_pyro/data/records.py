@@ -7,7 +7,8 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,17 +174,38 @@ def _check_shape(name: str, images: np.ndarray, ndim: int) -> None:
 
 def data_root(root: str | Path | None) -> Path:
     """The folder of the data: `root`, else the environment variable VMA_DATA, else a cache in the home folder."""
-    chosen = root or os.environ.get("VMA_DATA") or Path.home() / ".cache" / "vma_pyro"
-    return Path(chosen).expanduser()
+    chosen = Path(root or os.environ.get("VMA_DATA") or Path("~", ".cache", "vma_pyro"))
+    try:
+        found = chosen.expanduser()
+        (found / "omniglot").exists()  # refused where the folder may not be looked into
+    except RuntimeError as error:
+        raise ValueError(f"data_dir: expected a home folder for ~, found none, got {chosen}") from error
+    except PermissionError as error:
+        raise PermissionError(f"data_dir: expected a folder that can be read, got {found}") from error
+    return found
 
 
-def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+@contextmanager
+def made_for(folder: Path) -> Iterator[None]:
+    """Folders that are made for a download go again if it fails."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):  # not made, or with something in it
+                path.rmdir()
+        raise
+
+
+def read_npz(path: str | Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     """The named arrays of a prepared file.
 
     Raises:
         ValueError: not an npz file, truncated, holding objects, or without one of the keys.
     """
     try:
+        path = Path(path)
         # Opened here, as numpy leaves a file open that it cannot read.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             missing = [key for key in keys if key not in file.files]
@@ -204,13 +226,14 @@ def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: expected a prepared npz file, got one that cannot be read ({error})") from error
 
 
-def write_npz(path: Path, **arrays: np.ndarray) -> None:
+def write_npz(path: str | Path, **arrays: np.ndarray) -> None:
     """Write a prepared file so that a reader sees the whole of it or nothing."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
-def keep_npz(path: Path, **arrays: np.ndarray) -> None:
+def keep_npz(path: str | Path, **arrays: np.ndarray) -> None:
     """Write a prepared file if that is possible; else warn, as it will be prepared again the next time."""
     try:
         write_npz(path, **arrays)

@@ -20,7 +20,7 @@ from vma_pyro.evaluation import (
     classify_by_likelihood,
     log_likelihood,
 )
-from vma_pyro.jobs import trained
+from vma_pyro.jobs import script, trained
 from vma_pyro.jobs.trained import Pair
 from vma_pyro.training import device_of_name
 
@@ -78,6 +78,12 @@ class TestConfig:
     """cpu, cuda, mps (an Apple GPU), or auto, the first of cuda, mps and cpu there is."""
     tiny: bool = False
     """Everything once, as small as it gets, to see that it runs."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing, those of each experiment among them."""
+        sizes = ("classes", "shots", "all_classes", "all_shots", "examples", "images", "ways", "likelihood_images")
+        script.check_sizes(self, *(name for name in (*sizes, "draws") if hasattr(self, name)))
+        script.check_seed(self)
 
 
 class Subject(NamedTuple):

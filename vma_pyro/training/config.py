@@ -62,11 +62,25 @@ class TrainConfig:
         """Refuse nonsensical steps."""
         for name in ("updates", "minutes", "session_minutes", "learning_rate", "clip_norm"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not value > 0:  # NaN is refused as well
                 raise ValueError(f"{name}: expected more than 0, got {value}")
+            if value == math.inf and name != "clip_norm":
+                raise ValueError(f"{name}: expected a finite number, got {value}")
         for name in ("log_every", "validate_every", "validation_samples", "patience"):
-            if getattr(self, name) < 1:
+            if not getattr(self, name) >= 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("updates", "warmup_updates", "log_every", "validate_every", "validation_samples", "patience"):
+            value = getattr(self, name)
+            if value is not None and not float(value).is_integer():
+                raise ValueError(f"{name}: expected a whole number, got {value}")
+        if not self.warmup_updates >= 0:
+            raise ValueError(f"warmup_updates: expected at least 0, got {self.warmup_updates}")
+        if not 0 <= self.final_rate <= 1:
+            raise ValueError(f"final_rate: expected a share from 0 to 1, got {self.final_rate}")
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(f"checkpoint_seconds: expected at least 0, got {self.checkpoint_seconds}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: expected 0 to 2^63 - 1, got {self.seed}")
         if self.accelerator not in ACCELERATORS:
             raise ValueError(f"accelerator: expected one of {', '.join(ACCELERATORS)}, got {self.accelerator!r}")
         if self.precision not in ("32-true", "bf16-mixed"):
