@@ -24,7 +24,7 @@ from vma_pyro.data import Episode, EpisodeSampler, NestedEpisodes, Split, load_s
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import Estimate, TwoPhase
 from vma_pyro.infer import make
-from vma_pyro.jobs import kept, plots, protocols, results, script, trained
+from vma_pyro.jobs import alike, kept, plots, protocols, results, script, trained
 from vma_pyro.jobs.several import SeveralConfig, small
 from vma_pyro.jobs.trained import Pair, on
 from vma_pyro.record import read_metrics
@@ -114,7 +114,8 @@ def train(config: AnnealingConfig, name: str, data: Split, start: float) -> tupl
         guide,
         make(config.estimator, config.particles),
         Falling(episodes, tempered, start, (config.train.updates or 0) // 2),
-        config=replace(config.train, capture=False),  # a temperature that changes cannot be recorded
+        # As many updates for both; a temperature that changes cannot be recorded.
+        config=replace(trained.as_many(config.train, config.train.updates or 0), capture=False),
         folder=config.out / "models" / name,
         validation=[held_out.sample() for _ in range(4)],
         identity={key: getattr(config, key) for key in shared} | {"temperature": start},
@@ -147,8 +148,12 @@ def main(config: AnnealingConfig) -> None:
     script.begin(config, load=config.load)
     training: dict[str, dict[str, Any]] = {}
     rows, scores = [], []
+    pairs: dict[str, Pair] = {}
+    example = next(nested.episodes(1, 1)).to(device)
     for name, temperature in (("none", 1.0), ("temperature", config.temperature)):
         pair, training[name] = train(config, name, data, temperature)
+        pairs[name] = on(device, pair)
+        alike.check((pairs["none"], pair), (training["none"], training[name]), example)
         found = kept.once(config, f"{name}-scores", partial(score, on(device, pair), nested, config, device))
         scores.append(TwoPhase(torch.tensor(found["cheap"]), torch.tensor(found["costly"])))
         curve = read_metrics((config.load or config.out) / "models" / name / "metrics.jsonl")
@@ -185,8 +190,12 @@ def write(content: dict[str, Any], config: AnnealingConfig) -> None:
     head = ["annealing", "update at which KL(a) is half of log |M|", "KL(a) at the end", "NLL", "correct, %"]
     picture = f"{config.out.name}.png"
     curves = {names[row["annealing"]]: row["curve"] for row in content["rows"]}
-    plots.save_training(config.out / picture, curves, log_memory=content["log_memory"])
-    parts = [about, results.table(head, lines), f"![Bound, KL(a) and KL(z) in training]({picture})"]
+    training = results.Picture(
+        picture,
+        "Bound, KL(a) and KL(z) in training",
+        lambda path: plots.save_training(path, curves, log_memory=content["log_memory"]),
+    )
+    parts: list[str | results.Picture] = [about, results.table(head, lines), training]
     results.write(config.out, content, "No annealing needed", parts)
 
 

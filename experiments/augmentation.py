@@ -19,7 +19,7 @@ import tyro
 
 from vma_pyro.data import NestedEpisodes, load_split
 from vma_pyro.evaluation import Estimate, TwoPhase
-from vma_pyro.jobs import kept, plots, protocols, results, script, trained
+from vma_pyro.jobs import alike, kept, plots, protocols, results, script, trained
 from vma_pyro.jobs.several import SeveralConfig, model_of, small
 from vma_pyro.training import TrainConfig, device_of
 
@@ -78,10 +78,17 @@ def main(config: AugmentationConfig) -> None:
     nested = NestedEpisodes(data.test, images=config.images, seed=0)
     script.begin(config, load=config.load)
     training: dict[str, Any] = {}
+    updates: int | None = None  # of the first, for both
+    pairs: dict[str, trained.Pair] = {}
+    example = next(nested.episodes(1, 1)).to(device)
     rows = []
     for mine in (replace(config, augment="none"), config):
         kind, name = mine.augment, mine.augment.replace("+", "_")
-        pair, training[kind] = model_of(mine, name, data, classes=config.classes, shots=config.shots)
+        shape: dict[str, Any] = {"classes": config.classes, "shots": config.shots}
+        pair, training[kind] = model_of(mine, name, data, **shape, updates=updates)
+        updates = updates or training[kind].get("updates")
+        pairs[kind] = trained.on(device, pair)
+        alike.check((pairs["none"], pair), (training["none"], training[kind]), example, but_for="augment")
         todo = partial(score, trained.on(device, pair), nested, config, device)
         rows.append({"augment": kind, **kept.once(config, f"{name}-scores", todo)})
     head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
@@ -132,11 +139,10 @@ def write(content: dict[str, Any], config: AugmentationConfig) -> None:
         row["augment"]: [(cell["shots"], cell["nll"]["mean"], cell["nll"]["se"]) for cell in row["nll"]]
         for row in rows
     }
-    plots.save_lines(config.out / picture, curves, x="examples of the class", y="NLL, nats per image", log=True)
+    axes: dict[str, Any] = {"x": "examples of the class", "y": "NLL, nats per image", "log": True}
+    by_shots = results.Picture(picture, "NLL by shots", lambda path: plots.save_lines(path, curves, **axes))
     parts = [about, "## NLL", results.table(head, lines), "## Correct by q(a|x), %", results.table(tasks, shares)]
-    results.write(
-        config.out, content, "Turned characters as training classes", [*parts, f"![NLL by shots]({picture})"]
-    )
+    results.write(config.out, content, "Turned characters as training classes", [*parts, by_shots])
 
 
 def shown(cell: dict[str, Any], *, first: bool) -> str:

@@ -158,8 +158,13 @@ def write(content: dict[str, Any], config: ClassificationConfig) -> None:
         for by, among in dict.fromkeys((r["by"], r["among"]) for r in content["rows"])
         for shots in config.shots
     }
-    plots.save_lines(config.out / picture, curves, x="classes", y="correct, %", dashed="one alphabet")
-    parts = [about, results.table(head, lines), f"![Accuracy by number of classes]({picture})"]
+    axes = {"x": "classes", "y": "correct, %", "dashed": "one alphabet"}
+    by_classes = results.Picture(
+        picture,
+        "Accuracy by number of classes",
+        lambda path: plots.save_lines(path, curves, **axes),  # type: ignore[arg-type]
+    )
+    parts: list[str | results.Picture] = [about, results.table(head, lines), by_classes]
     results.write(config.out, content, "Few-shot classification, no fine-tuning", parts)
 
 

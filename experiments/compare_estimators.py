@@ -13,10 +13,12 @@ import json
 import platform
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import pyro
 import torch
 
+from vma_pyro import lock
 from vma_pyro.atomic import write_text
 from vma_pyro.jobs import plots, script
 from vma_pyro.laboratory import (
@@ -42,6 +44,7 @@ def main(config: LaboratoryConfig) -> None:
     config = config.resolved()
     assert config.final_minutes is not None
     keep_freed_memory()
+    lock.take(config.out, argument="out")
     if config.out.exists() and any(config.out.iterdir()) and not config.resume:
         raise ValueError(f"out: expected a new or empty folder, or --resume, got {config.out}")
     check_same(config)
@@ -81,13 +84,11 @@ def write(config: LaboratoryConfig, found: Findings) -> None:
     write_text(config.out / "estimators.md", to_markdown(found))
     for name, runs in (("training.png", found.training), ("final.png", found.final)):
         seen = [run for run in runs if run.validation]
-        plots.save_curves(
-            config.out / name,
-            {name_of(run): run.validation for run in seen},
-            {name_of(run): run.kl_address for run in seen},
-        )
+        nll, kl = ({name_of(run): getattr(run, of) for run in seen} for of in ("validation", "kl_address"))
+        plots.drawn(config.out / name, partial(plots.save_curves, nll=nll, kl_address=kl))
     end = [q for q in found.particles if q.program == config.data and q.stage == "end"]
-    plots.save_slopes(config.out / "slopes.png", [q.evaluations for q in end], snr_of(end))
+    runs_of_model = [q.evaluations for q in end]
+    plots.drawn(config.out / "slopes.png", lambda path: plots.save_slopes(path, runs_of_model, snr_of(end)))
 
 
 def name_of(run: Training) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 
 import pyro
 
+from vma_pyro import lock
 from vma_pyro.atomic import write_text
 from vma_pyro.infer import ESTIMATORS, compare, make
 from vma_pyro.infer.compare import evaluations_of, matched
@@ -53,6 +54,11 @@ class ProgramConfig:
     """Names of estimators; default: all."""
     seed: int = 0
     """Of all draws."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing."""
+        script.check_sizes(self, "evaluations", "draws")
+        script.check_seed(self)
 
 
 def find(option: str, path: str) -> Any:
@@ -124,6 +130,7 @@ def fitting(
 
 def main(config: ProgramConfig) -> None:
     """Compare and write."""
+    lock.take(config.out, argument="out")
     pyro.enable_validation(True)  # these programs are new
     sys.path.insert(0, str(Path.cwd()))
     model, guide = program("model", config.model), program("guide", config.guide)

@@ -8,9 +8,11 @@ glyphs.
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -22,10 +24,11 @@ from vma_pyro.atomic import write_text
 from vma_pyro.data import EpisodeSampler, Split, load_split
 from vma_pyro.data.episodes import Augmentation
 from vma_pyro.infer import make
-from vma_pyro.jobs import few_shot, plots, report, script, trained
+from vma_pyro.jobs import alike, few_shot, plots, rehearsal, report, script, trained
 from vma_pyro.ranks import Ranks
 from vma_pyro.record import command, read_metrics, tensorboard_writer
 from vma_pyro.training import TrainConfig, check_shares, device_of
+from vma_pyro.training.start import start_from
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ class FewShotConfig:
         loaded = {} if source is None else trained.facts_of(source)
         data = self.data or loaded.get("data", "glyphs")
         if data not in PRESETS:
-            raise ValueError(f"load: expected a model of {', '.join(PRESETS)}, got one of {data}")
+            option = "load" if self.load else "init"
+            raise ValueError(f"{option}: expected a model of {', '.join(PRESETS)}, got one of {data}")
         preset = PRESETS[data]
         if self.load == trained.PRETRAINED:  # a look at it, in less than a minute
             preset = preset._replace(eval_images=200, eval_samples=50, eval_queries=500)
@@ -154,8 +158,14 @@ IDENTITY = ("classes", "shots", "queries", "particles", "estimator", "augment", 
 
 def objective(config: FewShotConfig, *, memory: bool = True) -> ELBO:
     """What is trained. Without a memory, an estimator that chooses addresses gives way to the plain bound."""
-    elbo = make(config.estimator, config.particles)
+    elbo = objective_of(config, config.particles)
     return elbo if memory or not hasattr(elbo, "site") else make("vimco", config.particles)
+
+
+def objective_of(config: FewShotConfig, particles: int) -> ELBO:
+    """The estimator with so many particles."""
+    with script.option("estimator", instead_of="name"), script.option("particles", instead_of="num_particles"):
+        return make(config.estimator, particles)
 
 
 def samplers(config: FewShotConfig, data: Split) -> tuple[EpisodeSampler, EpisodeSampler]:
@@ -180,14 +190,14 @@ def architecture_of(config: FewShotConfig, *, memory: bool) -> dict[str, Any]:
 def train(
     config: FewShotConfig, data: Split, folder: Path, *, memory: bool, updates: int | None = None
 ) -> tuple[trained.Pair, dict[str, Any]]:
-    """Train one of the two models, or go on with it."""
+    """Train one of the two models, or go on with it; without memory for as many updates as the other one."""
     episodes, held_out = samplers(config, data)
     only = {} if config.train_only == "all" or not memory else {"train_only": config.train_only}
     return trained.train(
         architecture_of(config, memory=memory),
         objective(config, memory=memory),
         episodes,
-        config=config.train if updates is None else replace(config.train, updates=updates),
+        config=config.train if updates is None else trained.as_many(config.train, updates),
         folder=folder,
         data=str(config.data),
         validation=[held_out.sample() for _ in range(8)],
@@ -211,35 +221,123 @@ def main(config: FewShotConfig) -> None:
         script.make_room(config.out, resume=config.resume, load=config.load)
     ranks.wait()
     device = device_of(config.train)
-    protocol = config.protocol()
     training: dict[str, Any] = {}
     if config.load is None:
-        (model, guide), training["memory"] = train(config, data, config.out, memory=True)
+        pair, training["memory"] = train(config, data, config.out, memory=True)
     else:
-        model, guide = trained.load(config.load, program="memory")
+        pair = trained.load(config.load, program="memory")
     if ranks.rank > 0:
         if config.load is None:
             memoryless_pair(config, data, training)
         return
-    model, guide = model.to(device), guide.to(device)
     print("scoring the memory model on unseen classes ...")
-    few_shot.draw_pictures(model, guide, data.test, protocol, config.out, device=device)
-    scores = few_shot.score(model, guide, data.test, protocol, device=device)
-    # The memory model's report is on disk before the memoryless one starts.
-    write(config, scores, None, training, time.monotonic() - start)
-
+    job = Job(config, data, trained.on(device, pair), device, start, training)
+    job.score()
+    # The memory model's report is on disk before its pictures are drawn, and before the memoryless one starts.
+    job.write()
+    job.draw()
     memoryless = memoryless_pair(config, data, training)
     if memoryless is not None:
-        memoryless = tuple(module.to(device) for module in memoryless)
         print("scoring the memoryless model on unseen classes ...")
-        nll = few_shot.memoryless_nll(memoryless, data.test, protocol, device=device)
-        scores = few_shot.information_gained(scores, memoryless, data.test, protocol, device=device)
-        write(config, scores, nll, training, time.monotonic() - start)
+        job.compare(trained.on(device, memoryless))
+        job.write()
     print((config.out / "report.md").read_text())
 
 
+class Job:
+    """What is measured of a trained memory model, and its report.
+
+    Args:
+        config: all options.
+        data: whose test classes are unseen.
+        pair: model and guide, on the device.
+        device: to measure on.
+        start: of the job, on the monotonic clock.
+        training: facts about each model that was trained here.
+    """
+
+    def __init__(
+        self,
+        config: FewShotConfig,
+        data: Split,
+        pair: trained.Pair,
+        device: torch.device,
+        start: float,
+        training: dict[str, Any],
+    ) -> None:
+        self.config, self.data, self.pair, self.device = config, data, pair, device
+        self.start, self.training = start, training
+        self.protocol = config.protocol()
+        self.memoryless: torch.Tensor | None = None  # NLL of each image without memory
+        self.no_gain = ""
+        self.pictures: dict[str, str] = {}  # name to why it is not drawn; empty if it is
+
+    def score(self) -> None:
+        """The memory model."""
+        self.scores = few_shot.score(*self.pair, self.data.test, self.protocol, device=self.device)
+
+    def compare(self, memoryless: trained.Pair) -> None:
+        """The memoryless model; what the memory gains over it, where both were trained alike."""
+        test, protocol, device = self.data.test, self.protocol, self.device
+        self.memoryless = few_shot.memoryless_nll(memoryless, test, protocol, device=device)
+        example = few_shot.shared_episode(test, protocol).to(device)
+        self.no_gain = alike.difference((self.pair, memoryless), self.facts(), example) or ""
+        if self.no_gain:
+            print(f"note: no gain over no memory is reported; {self.no_gain}")
+        else:
+            self.scores = few_shot.information_gained(self.scores, memoryless, test, protocol, device=device)
+
+    def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """About the training of both models, here or elsewhere."""
+        if self.config.load is not None:
+            return trained.facts_of(self.config.load), trained.facts_of(beside(self.config.load))
+        return self.training["memory"], self.training["memoryless"]
+
+    def draw(self) -> None:
+        """The pictures of what the model does, and the pages with them."""
+        options: Any = (*self.pair, self.data.test, self.protocol)
+        for name, draw in few_shot.PICTURES.items():
+            job = partial(draw, *options, device=self.device)
+            self.pictures[name] = plots.drawn(self.config.out / name, job)
+        self.write_pages()
+
+    def write(self) -> None:
+        """results.json and report.md, then training.png."""
+        self.write_pages()
+        runs = {
+            label: read_metrics(folder / "metrics.jsonl")
+            for label, folder in (("memory", self.config.out), ("memoryless", self.config.out / "memoryless"))
+            if (folder / "metrics.jsonl").exists()
+        }
+        if runs:
+            assert self.config.classes is not None  # resolved
+            assert self.config.shots is not None
+            most = math.log(self.config.classes * self.config.shots)
+            path = self.config.out / "training.png"
+            draw = partial(plots.save_training, runs=runs, log_memory=most)
+            self.pictures["training.png"] = plots.drawn(path, draw)
+        self.write_pages()
+
+    def write_pages(self) -> None:
+        """results.json and report.md, with the pictures that there are by now."""
+        facts = report.Job(
+            command=command(),
+            data=str(self.config.data),
+            seconds=round(time.monotonic() - self.start, 1),
+            device=self.device,
+            seed=self.config.train.seed,
+            training=self.training,
+            config=asdict(self.config) | ({} if self.config.load is None else {"train": None}),
+            protocol=self.protocol,
+            no_gain=self.no_gain,
+            pictures=self.pictures,
+        )
+        for name, render in (("results.json", report.to_json), ("report.md", report.to_markdown)):
+            write_text(self.config.out / name, render(facts, self.scores, self.memoryless))
+
+
 def memoryless_pair(config: FewShotConfig, data: Split, training: dict[str, Any]) -> Any:
-    """The memoryless model: trained as long as the memory model, or found beside a loaded one."""
+    """The memoryless model: trained for as many updates as the memory model, or found beside a loaded one."""
     if not config.memoryless:
         return None
     if config.load is not None:
@@ -257,53 +355,59 @@ def beside(path: Path) -> Path:
 
 
 def rehearse(config: FewShotConfig, data: Split) -> None:
-    """Try every option at once: a bad one must not cost a training run, nor move an earlier one aside."""
-    few_shot.check(config.protocol())
+    """Try everything at once: a mistake must not cost a training run, nor move an earlier one aside."""
+    check(config)
+    rehearsal.check_images_fit(config.protocol())
     objective(config)
-    device_of(config.train)
+    device = device_of(config.train)
     check_shares(config.queries, Ranks.present())
     if config.tensorboard:
         tensorboard_writer()
     if config.load is not None:
         if config.resume:
             raise ValueError(f"resume: expected no load beside it, as nothing is trained, got {config.load}")
-        trained.load(config.load, program="memory")
-        memoryless_pair(config, data, {})
+        if config.init is not None:
+            raise ValueError(f"init: expected no load beside it, as nothing is trained, got {config.init}")
+        pair = trained.load(config.load, program="memory")
+        memoryless = memoryless_pair(config, data, {})
     else:
-        trained.build(architecture_of(config, memory=True))
+        rehearsal.check_weights_fit(architecture_of(config, memory=True), device)
+        with torch.random.fork_rng(devices=[]):
+            pair, memoryless = (trained.build(architecture_of(config, memory=memory)) for memory in (True, False))
+        if config.init is not None:
+            start_from(config.init, trained.as_one(pair))
+        if config.train_only != "all":
+            trained.freeze_all_but(pair, config.train_only)
         samplers(config, data)
+        few = samplers(replace(config, queries=min(4, config.queries)), data)[0].sample()
+        elbo, sizes = partial(objective_of, config), {"particles": config.particles, "queries": config.queries}
+        with rehearsal.on_two_images():
+            rehearsal.check_update_fits(trained.on(device, pair), elbo, few, **sizes, device=device)
+    with tempfile.TemporaryDirectory() as folder, rehearsal.on_two_images():
+        two = replace(config, eval_images=2, eval_samples=2, eval_queries=2, out=Path(folder))
+        job = Job(two, data, trained.on(device, pair), device, time.monotonic(), {})
+        job.score()
+        rehearsal.check_scores(job.pair, job.scores, data.test, job.protocol, device)
+        job.draw()
+        if config.memoryless and memoryless is not None:
+            few_shot.memoryless_nll(trained.on(device, memoryless), data.test, job.protocol, device=device)
 
 
-def write(
-    config: FewShotConfig,
-    scores: few_shot.FewShotScores,
-    memoryless: torch.Tensor | None,
-    training: dict[str, Any],
-    seconds: float,
-) -> None:
-    """results.json, report.md and training.png."""
-    job = report.Job(
-        command=command(),
-        data=str(config.data),
-        seconds=round(seconds, 1),
-        device=device_of(config.train),
-        seed=config.train.seed,
-        training=training,
-        config=asdict(config) | ({} if config.load is None else {"train": None}),
-        protocol=config.protocol(),
+def check(config: FewShotConfig) -> None:
+    """Refuse sizes that mean nothing, by the names of their options."""
+    sizes = (
+        "latent_dim",
+        "classes",
+        "shots",
+        "queries",
+        "particles",
+        "eval_images",
+        "eval_samples",
+        "eval_queries",
     )
-    for name, render in (("results.json", report.to_json), ("report.md", report.to_markdown)):
-        write_text(config.out / name, render(job, scores, memoryless))
-    runs = {
-        label: read_metrics(folder / "metrics.jsonl")
-        for label, folder in (("memory", config.out), ("memoryless", config.out / "memoryless"))
-        if (folder / "metrics.jsonl").exists()
-    }
-    if runs:
-        assert config.classes is not None  # resolved
-        assert config.shots is not None
-        entries = config.classes * config.shots
-        plots.save_training(config.out / "training.png", runs, log_memory=math.log(entries))
+    script.check_sizes(config, *sizes)
+    script.check_sizes(config, "refinement", least=0)
+    script.check_factor(config, "width")
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

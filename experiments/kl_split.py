@@ -120,19 +120,26 @@ def write(content: dict[str, Any], config: SplitConfig) -> None:
         "parts are those of the single-sample bound."
     )
     head = ["examples per class", "S = |M|", "log S", "KL(a)", "KL(z)", "minus reconstruction", "NLL"]
-    picture = f"{config.out.name}.png"
+    curves = results.Picture(
+        f"{config.out.name}.png", "KL(a), KL(z), NLL", lambda path: draw(path, content["rows"])
+    )
+    parts: list[str | results.Picture] = [about, results.table(head, lines), curves]
+    results.write(config.out, content, "Where the nats go, by examples per class", parts)
+
+
+def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """KL(a), KL(z) and NLL against the examples per class."""
+    paper = published.VMA_SPLIT
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     for axes, name, label in zip(
         figure.subplots(1, 3), ("kl_address", "kl_z", "nll"), ("KL(a)", "KL(z)", "NLL"), strict=True
     ):
-        points = {"ours": [(r["shots"], r[name]["mean"], r[name]["se"]) for r in content["rows"]]}
+        points = {"ours": [(r["shots"], r[name]["mean"], r[name]["se"]) for r in rows]}
         points["VMA"] = [(1, paper[name][0], None), (16, paper[name][1], None)]
         if name == "kl_address":
-            points["log |M|"] = [(r["shots"], r["log_memory"], None) for r in content["rows"]]
+            points["log |M|"] = [(r["shots"], r["log_memory"], None) for r in rows]
         plots.draw_lines(axes, points, x="examples per class", y=f"{label}, nats per image", log=True)
-    figure.savefig(config.out / picture, dpi=150)
-    parts = [about, results.table(head, lines), f"![KL(a), KL(z), NLL]({picture})"]
-    results.write(config.out, content, "Where the nats go, by examples per class", parts)
+    plots.save(figure, path)
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

@@ -172,8 +172,10 @@ def write(content: dict[str, Any], config: SizeConfig) -> None:
     ]
     head = ["model", "test classes", "C", "examples of each", "entries", "NLL", "excess over L_1 + log C"]
     picture = f"{config.out.name}.png"
-    draw(config.out / picture, content["rows"], config)
-    parts = [about, results.table(head, lines), f"![NLL by size of the memory]({picture})"]
+    by_size = results.Picture(
+        picture, "NLL by size of the memory", lambda path: draw(path, content["rows"], config)
+    )
+    parts: list[str | results.Picture] = [about, results.table(head, lines), by_size]
     results.write(config.out, content, "The size of the test memory", parts)
 
 
@@ -205,7 +207,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], config: SizeConfig) -> None
     plots.draw_lines(
         right, one, x="examples of the one class in memory", y="NLL, nats per image", dashed="no memory"
     )
-    figure.savefig(path, dpi=150)
+    plots.save(figure, path)
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

@@ -100,7 +100,7 @@ class Components(nn.Module):
 
     def memory(self, given: Memory) -> Memory:
         """The learned entries, or those given."""
-        return given if self.entry_logits is None else Memory(self.entry_logits.sigmoid())
+        return given if self.entry_logits is None else Memory(self.entry_logits.sigmoid(), learned=True)
 
 
 class WithComponents(Program):
@@ -186,11 +186,13 @@ def taken_apart(
     rows = prior.argsort(descending=True)[:12]
     model: Any = pair[0].program if isinstance(pair[0], WithComponents) else pair[0]
     one_entry = Model(model.networks)  # generates from one entry, whatever p(a) is
-    samples = generate(one_entry, own[rows], num_samples=12)
     title = "left: entries, the most probable first; right: E[x | z, m] for z from p(z | m)"
-    plots.save_samples(
-        config.out / f"{config.out.name}_{kind}.png", pixels(own[rows]), pixels(samples), title=title
-    )
+
+    def draw(path: Path) -> None:
+        samples = generate(one_entry, own[rows], num_samples=12)
+        plots.save_samples(path, pixels(own[rows]), pixels(samples), title=title)
+
+    plots.drawn(config.out / f"{config.out.name}_{kind}.png", draw)
     names = ("nll", "kl_address", "kl_z", "mutual_information")
     found = {name: getattr(report, name)._asdict() for name in names}
     return {"kind": kind, "perplexity_of_prior": prior.double().log().mul(-prior).sum().exp().item(), **found}
@@ -267,7 +269,11 @@ def write(content: dict[str, Any], config: MixtureConfig) -> None:
         + [f"{row['perplexity_of_prior']:.1f} of {config.entries}"]
         for row in content["mixtures"]
     ]
-    samples = [f"![Samples, {KINDS[kind]}]({config.out.name}_{kind}.png)" for kind in KINDS]
+    samples = [
+        f"![Samples, {KINDS[kind]}]({config.out.name}_{kind}.png)"
+        for kind in KINDS
+        if (config.out / f"{config.out.name}_{kind}.png").exists()
+    ]
     about = (
         f"MNIST, one memory of {config.entries} images, log |M| = {math.log(config.entries):.2f}, targets "
         f"never in it; nats per image, mean ± standard error over {config.images} test images; NLL: upper "

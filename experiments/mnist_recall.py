@@ -62,6 +62,10 @@ class RecallConfig:
     tiny: bool = False
     """Everything once, as small as it gets, to see that it runs."""
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing."""
+        script.check_sizes(self, "memory", "queries", "particles", "memories", "eval_images", "eval_samples")
+
     def resolved(self) -> RecallConfig:
         """The same configuration with its defaults filled in."""
         config = self
@@ -143,14 +147,16 @@ def write(content: dict[str, Any], config: RecallConfig) -> None:
     )
     picture = f"{config.out.name}.png"
     curve = content["curve"]
-    if curve:
-        plots.save_training(config.out / picture, {"recall": curve}, log_memory=math.log(config.memory))
-    shown = [f"![Bound, KL(a) and KL(z) in training]({picture})"] if curve else []
+    training = results.Picture(
+        picture,
+        "Bound, KL(a) and KL(z) in training",
+        lambda path: plots.save_training(path, {"recall": curve}, log_memory=math.log(config.memory)),
+    )
     results.write(
         config.out,
         content,
         "Recall on MNIST: the target is one of the entries",
-        [setting, about, results.table(head, rows), *shown],
+        [setting, about, results.table(head, rows), *([training] if curve else [])],
     )
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from vma_pyro import checkpoint, pretrained
+from vma_pyro import checkpoint, lock, pretrained
 from vma_pyro.atomic import write_text
 from vma_pyro.data import Characters, NestedEpisodes, load_split
 from vma_pyro.jobs import protocols, results, script, trained
@@ -47,9 +47,13 @@ class PublishConfig:
     samples: Annotated[Samples, tyro.conf.OmitArgPrefixes] = field(default_factory=Samples)
     """Importance samples."""
     accelerator: str = "auto"
-    """cpu, cuda, or auto, which is one NVIDIA GPU if there is one."""
+    """cpu, cuda, mps (an Apple GPU), or auto, the first of cuda, mps and cpu there is."""
     tiny: bool = False
     """Everything once, as small as it gets, to see that it runs."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing."""
+        script.check_sizes(self, "shots", "images")
 
     def resolved(self) -> PublishConfig:
         """The same configuration; tiny if wanted."""
@@ -79,6 +83,7 @@ def accuracy(
 def main(config: PublishConfig) -> None:
     """Compare, measure, write."""
     config = config.resolved()
+    lock.take(config.out / config.name, argument="out")  # from the comparison until both files are written
     facts = trained.facts_of(config.load)
     device = device_of_name(config.accelerator)
     pair = trained.on(device, trained.load(config.load, program="memory"))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vma_pyro import lock
 from vma_pyro.atomic import write_text
 from vma_pyro.jobs import results, script
 from vma_pyro.jobs.claims import Claim, claims
@@ -158,6 +159,7 @@ def insert(readme: Path, text: str) -> None:
 
 def main(config: ReportConfig) -> None:
     """Take over, check, write."""
+    lock.take(config.results, argument="results")  # the pages are read, changed and written
     for folder in config.add:
         take_over(folder, config.results)
     found = collected(config.results)

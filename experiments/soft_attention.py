@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from vma_pyro.data import NestedEpisodes, load_split
 from vma_pyro.evaluation import Estimate, TwoPhase
-from vma_pyro.jobs import kept, plots, protocols, results, script, trained
+from vma_pyro.jobs import alike, kept, plots, protocols, results, script, trained
 from vma_pyro.jobs.several import SeveralConfig, model_of, small
 from vma_pyro.training import TrainConfig, device_of
 
@@ -94,12 +94,18 @@ def main(config: SoftConfig) -> None:
     data = load_split(config.data, config.data_dir)
     nested = NestedEpisodes(data.test, images=config.images, seed=0)
     script.begin(config, load=config.load)
-    training, nlls, accuracies = {}, [], []
+    training: dict[str, Any] = {}
+    nlls, accuracies = [], []
+    updates: int | None = None  # of the first, for all
+    pairs: dict[str, trained.Pair] = {}
+    example = next(nested.episodes(1, 1)).to(device)
     for name, program in PROGRAMS.items():
         key = name.replace(", ", "_").replace(" ", "_").replace("-", "_")
-        pair, training[name] = model_of(
-            config, key, data, classes=config.train_classes, shots=config.train_shots, program=program
-        )
+        shape: dict[str, Any] = {"classes": config.train_classes, "shots": config.train_shots}
+        pair, training[name] = model_of(config, key, data, **shape, program=program, updates=updates)
+        updates = updates or training[name].get("updates")
+        pairs[name] = trained.on(device, pair)
+        alike.check((pairs["hard"], pair), (training["hard"], training[name]), example)
         found = kept.once(config, key, partial(score, name, trained.on(device, pair), nested, config, device))
         nlls += found["nll"]
         accuracies += found["accuracy"]
@@ -152,8 +158,8 @@ def write(content: dict[str, Any], config: SoftConfig) -> None:
     head = ["model", *(f"{ways}-way {shots}-shot" for ways, shots in config.tasks)]
     parts += ["## Correct, %", "Hard: by q(a|x). Soft: by the weights of the read.", results.table(head, lines)]
     picture = f"{config.out.name}.png"
-    draw(config.out / picture, content["nll"], config)
-    results.write(config.out, content, "Hard against soft attention", [*parts, f"![NLL by classes]({picture})"])
+    shown_by_classes = results.Picture(picture, "NLL by classes", lambda path: draw(path, content["nll"], config))
+    results.write(config.out, content, "Hard against soft attention", [*parts, shown_by_classes])
 
 
 def shown(row: dict[str, Any] | None, *, hard: bool) -> str:
@@ -186,7 +192,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], config: SoftConfig) -> None
         first = 0 if key == "nll" else len(config.shots)
         y = f"{label}, nats per image"
         plots.draw_lines(axes, curves, x="classes in memory", y=y, log=True, dashed="no", first_colour=first)
-    figure.savefig(path, dpi=150)
+    plots.save(figure, path)
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

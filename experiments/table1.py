@@ -125,8 +125,8 @@ def write(content: dict[str, Any], config: TableConfig) -> None:
                 parts += [f"## {way[0].upper()}{way[1:]}, address {address}", f"{about}."]
                 parts.append(grid(own, config, way))
     picture = f"{config.out.name}.png"
-    draw(config.out / picture, content["rows"], config)
-    results.write(config.out, content, "Table 1", [*parts, f"![NLL by shots]({picture})"])
+    by_shots = results.Picture(picture, "NLL by shots", lambda path: draw(path, content["rows"], config))
+    results.write(config.out, content, "Table 1", [*parts, by_shots])
 
 
 def grid(rows: list[dict[str, Any]], config: TableConfig, way: str) -> str:

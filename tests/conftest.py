@@ -11,7 +11,19 @@ from jaxtyping import install_import_hook
 
 # Before the package is imported: the shapes in these signatures are checked at every call in the tests.
 install_import_hook(
-    [f"vma_pyro.{name}" for name in ("infer", "evaluation.kl", "networks", "guide", "model")],
+    [
+        f"vma_pyro.{name}"
+        for name in (
+            "infer",
+            "evaluation.address",
+            "evaluation.divergence",
+            "evaluation.kl",
+            "evaluation.split",
+            "networks",
+            "guide",
+            "model",
+        )
+    ],
     "beartype.beartype",
 )
 

@@ -16,17 +16,37 @@ LIMIT = 300  # seconds
 
 def run(path, *arguments, cwd, environment=None):
     """The finished process of `python PATH ARGUMENTS`, with one thread: a `subprocess.CompletedProcess`."""
-    arguments = [str(path), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("stdout", "stderr")]
-        process = SERVER.Process(target=_script, args=(arguments, str(cwd), environment, files))
-        process.start()
-        process.join(LIMIT)
-        if process.exitcode is None:
-            process.kill()
-            raise subprocess.TimeoutExpired(arguments, LIMIT)
-        return subprocess.CompletedProcess(arguments, process.exitcode, *(file.read_text() for file in files))
+    return start(path, *arguments, cwd=cwd, environment=environment).finished()
+
+
+def start(path, *arguments, cwd, environment=None):
+    """The same process under way."""
+    return Started([str(path), *map(str, arguments)], cwd, environment or {})
+
+
+class Started:
+    """A process under way; `kill` ends it as the system does when it runs out of memory."""
+
+    def __init__(self, arguments, cwd, environment):
+        self.arguments = arguments
+        self.folder = tempfile.TemporaryDirectory()
+        self.files = [Path(self.folder.name, name) for name in ("stdout", "stderr")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self.process = SERVER.Process(target=_script, args=(arguments, str(cwd), environment, self.files))
+        self.process.start()
+
+    def kill(self):
+        self.process.kill()
+        return self.finished()
+
+    def finished(self):
+        with self.folder:
+            self.process.join(LIMIT)
+            if self.process.exitcode is None:
+                self.process.kill()
+                raise subprocess.TimeoutExpired(self.arguments, LIMIT)
+            told = (file.read_text() if file.exists() else "" for file in self.files)
+            return subprocess.CompletedProcess(self.arguments, self.process.exitcode, *told)
 
 
 def _script(arguments, cwd, environment, files):

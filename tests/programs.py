@@ -85,10 +85,10 @@ class Discrete:
     def replayed_guide(self, outcome):
         """The guide with drawn values fixed; outcome [K, N] = T a + b, or a."""
         values = {"a": outcome // T, "b": outcome % T} if self.two_sites else {"a": outcome}
-        return _Fixed(values)(self.guide)
+        return Fixed(values)(self.guide)
 
 
-class _Fixed(Messenger):
+class Fixed(Messenger):
     """Decide values, but let the plates still expand the distributions (replay would not)."""
 
     def __init__(self, values):

@@ -44,7 +44,7 @@ def test_one_line_where_there_is_no_gpu(tmp_path):
     result = run("step", "--tiny", "--accelerator", "cuda", cwd=tmp_path)
     if result.returncode == 0:
         pytest.skip("there is a GPU")
-    assert result.stderr.strip().splitlines() == ["error: accelerator: expected a GPU for cuda, found none"]
+    assert result.stderr.strip().splitlines() == ["error: --accelerator: expected a GPU for cuda, found none"]
 
 
 def test_no_figure_has_changed(tmp_path):

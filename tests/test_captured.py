@@ -218,3 +218,26 @@ def test_training_is_the_same_with_and_without(tmp_path, monkeypatch):
 
     for a, b in zip(weights(tmp_path / "a", True), weights(tmp_path / "b", False), strict=True):
         assert (a == b).all()
+
+
+def test_masks_of_padding_are_data(data, notes):
+    """Each call has its own, and the replay is the program's bit for bit."""
+    masked = []
+    for number, (memory, x) in enumerate(data):
+        mask = torch.rand(S) < 0.5
+        mask[number] = True
+        masked.append((Memory(memory.entries, mask=mask), x))
+    captured = Captured(build(), note=notes.append, wait=0)
+    assert_same(trained(captured.loss_fn, masked, captured), plainly(build(), masked))
+    assert captured.replays == len(masked)
+    assert notes == []
+
+
+def test_entries_are_looked_at_in_a_replay(data):
+    captured = Captured(build(), wait=0)
+    (memory, x), *_ = data
+    captured(memory, x)
+    with pytest.raises(
+        ValueError, match="^memory.entries: expected binary values 0 and 1, got values from 0 to 0.5"
+    ):
+        captured(Memory(0.5 * memory.entries), x)

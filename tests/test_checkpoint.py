@@ -3,12 +3,18 @@
 import errno
 import os
 import pickle
+import re
+import subprocess
+import time
 
+import numpy as np
+import processes
 import pytest
 import torch
 from torch import nn
 
 from vma_pyro import checkpoint
+from vma_pyro.data.records import read_npz, write_npz
 
 
 def test_round_trip(tmp_path):
@@ -36,6 +42,113 @@ def test_truncated(tmp_path, share):
     with pytest.raises(ValueError, match="c.pt: expected") as caught:
         checkpoint.load(path)
     assert "\n" not in str(caught.value)
+
+
+CONTENT = {"weights": {"a": torch.linspace(0, 1, 300), "b": torch.arange(17)}, "progress": {"update": 3}}
+
+
+def of_before(path):
+    """As files were written that have no seal."""
+    torch.save({"format": checkpoint.FORMAT, "version": 1, **CONTENT}, path)
+
+
+@pytest.mark.parametrize("write", [lambda path: checkpoint.save(path, CONTENT), of_before])
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_flipped_byte_is_refused_or_changes_nothing(write, mmap, tmp_path):
+    path = tmp_path / "c.pt"
+    write(path)
+    whole = path.read_bytes()
+    lines = []
+    for place in range(0, len(whole), 41):
+        for flip in (0x01, 0xFF):
+            path.write_bytes(bytes(b ^ flip if n == place else b for n, b in enumerate(whole)))
+            try:
+                content = checkpoint.load(path, mmap=mmap)
+            except ValueError as error:
+                lines.append(str(error))
+                continue
+            assert content["progress"] == CONTENT["progress"]
+            assert all(torch.equal(content["weights"][name], value) for name, value in CONTENT["weights"].items())
+    assert len(lines) > 60
+    assert all(re.fullmatch(".*: expected a whole checkpoint, got a damaged file", line) for line in lines)
+
+
+def test_many_flipped_bytes_in_the_weights_are_refused(tmp_path):
+    path = tmp_path / "c.pt"
+    checkpoint.save(str(path), {"weights": torch.zeros(10_000)})
+    damaged = bytearray(path.read_bytes())
+    for place in range(5_000, 25_000, 50):  # 400 of them, within the tensor
+        damaged[place] ^= 0xFF
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="c.pt: expected a whole checkpoint, got a damaged file"):
+        checkpoint.load(str(path))
+
+
+def test_flipped_bytes_of_prepared_data_are_refused_or_change_nothing(tmp_path):
+    path = tmp_path / "d.npz"
+    images = np.arange(784, dtype=np.uint8).reshape(1, 28, 28) % 7
+    write_npz(str(path), images=images, labels=np.zeros(1, np.uint8))
+    whole, lines = path.read_bytes(), []
+    for place in range(0, len(whole), 11):
+        path.write_bytes(bytes(b ^ 0xFF if n == place else b for n, b in enumerate(whole)))
+        try:
+            found = read_npz(path, ["images"])["images"]
+        except ValueError as error:
+            lines.append(str(error))
+            continue
+        assert np.array_equal(found, images)
+    assert len(lines) > 10
+    assert all(line.startswith(f"{path}: expected ") for line in lines)
+
+
+SAVES = """
+import sys, torch
+from vma_pyro import checkpoint
+
+for update in range(10**9):
+    checkpoint.save("c.pt", {"update": update, "weights": torch.full((2_000_000,), float(update))})
+"""
+
+
+def test_killed_while_it_saves_it_leaves_a_whole_file(tmp_path):
+    script, path = tmp_path / "saves.py", tmp_path / "c.pt"
+    script.write_text(SAVES)
+    for wait in (0.0, 0.01):
+        process = processes.start(script, cwd=tmp_path)
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".c.pt.*.tmp")) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(wait)
+        process.kill()
+        if path.exists():
+            content = checkpoint.load(path)
+            assert bool((content["weights"] == content["update"]).all())
+    checkpoint.save(path, {"update": -1})
+    assert sorted(os.listdir(tmp_path)) == ["c.pt", "saves.py"]  # what was left over is gone
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder on a file system of two megabytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("only root may mount a small file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_is_really_full_leaves_the_previous_checkpoint(full_disk):
+    path = full_disk / "c.pt"
+    checkpoint.save(path, {"update": 1})
+    with pytest.raises(
+        OSError, match=r"^checkpoint: expected to be able to write .*c.pt, got 'No space left on device'$"
+    ):
+        checkpoint.save(path, {"update": 2, "weights": torch.zeros(1_000_000)})
+    assert checkpoint.load(path)["update"] == 1
+    assert os.listdir(full_disk) == ["c.pt"]
+    checkpoint.save(path, {"update": 3})
 
 
 def test_another_kind_of_file(tmp_path):

@@ -28,9 +28,16 @@ def draw_originals(root, half, *, alphabets, characters=2, examples=3, seed=0):
     return ink
 
 
+def inked(*lead):
+    """Images with one inked pixel [*lead, 28, 28]."""
+    images = np.zeros((*lead, 28, 28), np.uint8)
+    images[..., 14, 14] = 1
+    return images
+
+
 def prepared(root, name="omniglot/background.npz", **changes):
     arrays = {
-        "images": np.zeros((2, 3, 28, 28), np.uint8),
+        "images": inked(2, 3),
         "alphabet": np.array(["Greek", "Latin"]),
         "character": np.array(["character01", "character01"]),
         **changes,
@@ -212,8 +219,7 @@ def write_originals(root):
 
 class TestMNIST:
     def test_prepared_file(self, tmp_path):
-        images = np.zeros((5, 28, 28), np.uint8)
-        write_npz(tmp_path / "mnist" / "test.npz", images=images, labels=np.arange(5, dtype=np.uint8))
+        write_npz(tmp_path / "mnist" / "test.npz", images=inked(5), labels=np.arange(5, dtype=np.uint8))
         digits = mnist.load(tmp_path, split="test")
         assert len(digits) == 5
         assert digits.labels.tolist() == [0, 1, 2, 3, 4]
@@ -315,7 +321,7 @@ class TestGlyphs:
 
 
 def test_records_refuse_what_does_not_fit():
-    images = np.zeros((2, 3, 28, 28), np.uint8)
+    images = inked(2, 3)
     characters = Characters(images, ("a", "b"), ("A", "B"))
     assert characters.of_alphabets(["B"]).names == ("b",)
     assert characters.without_alphabets(["B"]).names == ("a",)

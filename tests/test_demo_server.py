@@ -76,6 +76,16 @@ def test_a_certain_lookup_tells_no_more_than_there_is(pair, monkeypatch, size):
     assert found.kl_bits == found.most_bits
 
 
+def test_a_lookup_against_the_odds_tells_more(pair, monkeypatch):
+    from vma_pyro.demo import engine
+
+    # Under a p(a | M) of 0.1 for the entry in question: log 10 nats, of "at most" log 2.
+    surprising = Split(torch.zeros(1), torch.tensor([math.log(10)]), torch.zeros(1), torch.eye(2)[:1])
+    monkeypatch.setattr(engine, "split_bound", lambda *arguments: surprising)
+    found = engine.Engine(*pair).look(Look(image=INK, entries=[INK] * 2))
+    assert found.kl_nats == pytest.approx(math.log(10))
+
+
 def test_one_entry_tells_nothing(server):
     found = server.post("/api/look", json={"image": INK, "entries": [BLANK]}).json()
     assert found["probabilities"] == [1.0]
@@ -412,7 +422,9 @@ def test_bad_arguments_end_in_one_line(arguments, error, tmp_path):
 def test_a_port_in_use_is_named(server, tmp_path):
     script = Path(__file__).parents[1] / "vma_pyro" / "demo" / "__main__.py"
     done = processes.run(script, "--port", server.base_url.port, cwd=tmp_path)
-    assert done.stderr.splitlines()[-1].startswith(f"error: port: expected a free one, got {server.base_url.port}")
+    assert done.stderr.splitlines()[-1].startswith(
+        f"error: --port: expected a free one, got {server.base_url.port}"
+    )
 
 
 def test_alphabets_of_the_data_come_before_the_made_ones(data_folder):

@@ -14,6 +14,7 @@ CLASSES, EXAMPLES = 6, 7
 def characters():
     """Every image carries its class and example number in its first pixels."""
     images = np.zeros((CLASSES, EXAMPLES, 28, 28), np.uint8)
+    images[..., -1, -1] = 1  # no image is empty
     for c in range(CLASSES):
         for e in range(EXAMPLES):
             images[c, e, 0, :3] = [int(b) for b in f"{c:03b}"]

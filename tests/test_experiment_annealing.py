@@ -16,7 +16,7 @@ def test_two_runs(data_folder, tmp_path):
     again = results("annealing", "--tiny", f"--data-dir={data_folder}", "--load=a", cwd=tmp_path, out="b")
     assert again["rows"] == content["rows"]
     line = refusal("annealing", "--updates=None", "--minutes=1", cwd=tmp_path)
-    assert line.startswith("error: updates: expected a budget in updates")
+    assert line.startswith("error: --updates: expected a budget in updates")
 
 
 def test_the_temperature_falls_in_training_only():

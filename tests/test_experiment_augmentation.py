@@ -20,4 +20,4 @@ def test_two_models(data_folder, tmp_path):
     again = results("augmentation", "--tiny", f"--data-dir={data_folder}", "--load=a", cwd=tmp_path, out="b")
     assert again["rows"] == content["rows"]
     line = refusal("augmentation", "--augment=none", cwd=tmp_path)
-    assert line == "error: augment: expected rotations or rotations+flips, to compare with none, got none"
+    assert line == "error: --augment: expected rotations or rotations+flips, to compare with none, got none"

@@ -30,7 +30,7 @@ def test_more_ways_than_an_alphabet_has(data_folder, untrained, tmp_path):
         "--images=6",
         cwd=tmp_path,
     )
-    assert line == "error: ways: expected at most 3, the classes of the largest alphabet, got (4,)"
+    assert line == "error: --ways: expected at most 3, the classes of the largest alphabet, got (4,)"
 
 
 def test_a_hard_model_has_no_soft_attention(data_folder, untrained, tmp_path):

@@ -67,7 +67,7 @@ def test_a_folder_with_something_in_it_is_refused_in_one_line(finished):
     out, _ = finished
     code, output = run("--tiny", "--out", "out", cwd=out.parent)
     assert code == 1
-    assert output.strip().splitlines() == ["error: out: expected a new or empty folder, or --resume, got out"]
+    assert output.strip().splitlines() == ["error: --out: expected a new or empty folder, or --resume, got out"]
 
 
 def test_another_configuration_is_not_mixed_in(finished):
@@ -75,4 +75,4 @@ def test_another_configuration_is_not_mixed_in(finished):
     code, output = run("--tiny", "--out", "out", "--resume", "--seed", "1", cwd=out.parent)
     assert code == 1
     (line,) = output.strip().splitlines()
-    assert line == f"error: resume: expected seed = 0 as in {Path('out') / 'config.json'}, got 1"
+    assert line == f"error: --resume: expected seed = 0 as in {Path('out') / 'config.json'}, got 1"

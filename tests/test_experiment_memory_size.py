@@ -37,4 +37,6 @@ def test_models_of_the_same_name(data_folder, untrained, tmp_path):
     arguments = [f"--load={untrained / 'memory.pt'}", f"--data-dir={data_folder}", "--tiny"]
     also = ["--also", untrained / "memory.pt", untrained / "soft.pt"]
     line = refusal("memory_size", *arguments, *also, cwd=tmp_path)
-    assert line.startswith("error: also: expected checkpoints in folders of different names, got hard, untrained")
+    assert line.startswith(
+        "error: --also: expected checkpoints in folders of different names, got hard, untrained"
+    )

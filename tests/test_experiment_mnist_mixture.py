@@ -25,7 +25,7 @@ def test_mixtures_and_comparison(data_folder, tmp_path):
 
 def test_compares_with_omniglot_only(tmp_path):
     line = refusal("mnist_mixture", "--tiny", "--data=glyphs", cwd=tmp_path)
-    assert line == "error: data: expected omniglot, which MNIST is compared with, got glyphs"
+    assert line == "error: --data: expected omniglot, which MNIST is compared with, got glyphs"
 
 
 def test_every_part_has_all_digits_though_the_file_is_sorted():

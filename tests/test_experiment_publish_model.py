@@ -27,7 +27,7 @@ def test_publishes_once_and_then_only_what_is_better(data_folder, untrained, tmp
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     line = refusal("publish_model", *arguments, cwd=tmp_path)
-    assert line.startswith("error: load: expected a lower validation NLL than ")
+    assert line.startswith("error: --load: expected a lower validation NLL than ")
     worse = card | {"validation_nll": card["validation_nll"] | {"mean": 1e6}}
     (tmp_path / "models" / "omniglot.json").write_text(json.dumps(worse))
     assert run("publish_model", *arguments, cwd=tmp_path).returncode == 0

@@ -238,7 +238,7 @@ def test_results_that_cannot_be_read(found, change, line, tmp_path):
     change(found)
     put(found, tmp_path / "results")
     assert refusal("report", "--tiny", "--results=results", "--readme=None", cwd=tmp_path).startswith(
-        f"error: results: {line}"
+        f"error: --results: {line}"
     )
 
 
@@ -278,7 +278,7 @@ def test_takes_over_and_writes_both_pages(found, tmp_path):
 
     (folder / "results.json").write_text(json.dumps(table1 | {"config": {"load": "/home/me/model.pt"}}))
     line = refusal("report", *arguments, cwd=tmp_path)
-    assert line == "error: add: expected results without absolute paths, got some in runs/table1"
+    assert line == "error: --add: expected results without absolute paths, got some in runs/table1"
     (tmp_path / "README.md").write_text("nothing\n")
     line = refusal("report", *arguments[:-2], cwd=tmp_path)
-    assert line.startswith("error: readme: expected <!-- report: start -->")
+    assert line.startswith("error: --readme: expected <!-- report: start -->")

@@ -23,7 +23,7 @@ def test_every_cell_and_going_on(data_folder, untrained, tmp_path):
 
     # A cell that is there is not computed again, and one that is not is.
     part = tmp_path / "a" / "parts" / "shots_per_class-2-2.json"
-    marked = json.loads(part.read_text())
+    marked = json.loads(part.read_text())["content"]
     assert [row["address"] for row in marked["rows"]] == ["sampled", "exact"]
     for row in marked["rows"]:
         row["nll"] = {"mean": 1.0, "se": 2.0, "n": 3}
@@ -40,10 +40,11 @@ def test_going_on_with_another_model_is_refused(data_folder, untrained, tmp_path
     arguments = ["--tiny", "--load=model.pt", f"--data-dir={data_folder}"]
     results("table1", *arguments, cwd=tmp_path, out="a")
     content = checkpoint.load(tmp_path / "model.pt")
+    del content["program"]  # which other weights would not agree with
     content["weights"] = {name: value + 1 for name, value in content["weights"].items()}
     checkpoint.save(tmp_path / "model.pt", content)
     line = refusal("table1", *arguments, "--out=a", "--resume", cwd=tmp_path)
-    assert line.startswith("error: resume: expected content of model.pt = ")
+    assert line.startswith("error: --resume: expected content of model.pt = ")
 
 
 def test_errors_are_one_line(data_folder, untrained, tmp_path):
@@ -52,7 +53,7 @@ def test_errors_are_one_line(data_folder, untrained, tmp_path):
         ([f"--load={untrained / 'soft.pt'}"], f"checkpoint {untrained / 'soft.pt'}: expected a memory model, got"),
         (
             [f"--load={untrained / 'memory.pt'}", "--images=0", "--out=b"],
-            "images: expected at least 1, got 0",
+            "--images: expected at least 1, got 0",
         ),
     ):
         line = refusal("table1", *arguments, f"--data-dir={data_folder}", cwd=tmp_path)

@@ -54,3 +54,20 @@ def test_files_that_changed_are_refused(tmp_path):
     model.write_bytes(b"two")
     with pytest.raises(ValueError, match=r"^resume: expected content of .*model.pt = "):
         kept.check_same(Job(tmp_path), model)
+
+
+def test_a_damaged_part_is_refused(tmp_path):
+    content = {"nll": [1.25, 2.5], "name": "a"}
+    job, path = Job(tmp_path), tmp_path / "parts" / "a.json"
+    kept.once(job, "a", lambda: content)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(bytes(b ^ 1 if n == place else b for n, b in enumerate(whole)))
+        try:
+            found = kept.once(job, "a", dict)
+        except ValueError as error:
+            found = str(error)
+        line = f"resume: expected a whole part, got the damaged file {path}; remove it, and go on"
+        assert found in (content, line)
+    path.write_text('{"nll": 1.0}')  # as kept before there were checksums
+    assert kept.once(job, "a", dict) == {"nll": 1.0}

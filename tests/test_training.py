@@ -10,12 +10,17 @@ import sys
 import threading
 from dataclasses import replace
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
 from vma_pyro import Guide, MLPNetworks, Model, checkpoint
+from vma_pyro.baselines import MemorylessGuide, MemorylessModel
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import MultiSampleELBO, vimco
+from vma_pyro.jobs.plots import save_training
 from vma_pyro.record import Recorder, read_metrics
 from vma_pyro.training import TrainConfig, fit, learning_rate
 
@@ -56,6 +61,10 @@ def run(characters, folder, config=CONFIG, *, resume=False, hidden_dims=(8, 7), 
         **options,
     )
     return result, {n: p.detach().clone() for n, p in elbo(model, guide).named_parameters()}
+
+
+def memoryless_pair(networks):
+    return MemorylessModel(networks), MemorylessGuide(networks)
 
 
 def figures(folder):
@@ -153,6 +162,46 @@ def test_it_learns_and_keeps_the_best_validated_average(characters, tmp_path):
     assert bounds[-1] > bounds[0] + 100
     assert result.validation_nll == min(validation)
     assert all(0 <= line["kl_address"] <= math.log(6) + 1e-5 for line in lines if "kl_address" in line)
+
+
+class Styled(nn.Module):
+    """p(a) p(s) p(z) p(x | z, m_a) with a style s of another probability in the guide."""
+
+    def __init__(self, networks, which):
+        super().__init__()
+        self.networks, self.which = networks, which
+
+    def forward(self, memory, x):
+        networks = self.networks
+        memory = memory.encode(networks)
+        with pyro.plate("data", len(x), dim=-1):
+            m = memory.read(pyro.sample("address", dist.Categorical(logits=torch.zeros(memory.size))))
+            pyro.sample("style", dist.Bernoulli(0.5 if self.which == "p" else 0.9))
+            z = pyro.sample("z1", dist.Normal(*networks.prior(m)).to_event(1))
+            if self.which == "p":
+                pyro.sample("x", dist.Bernoulli(logits=networks.decode(z, m)).to_event(3), obs=x)
+
+
+@pytest.mark.parametrize("program", ["with a style", "without a memory"])
+def test_metrics_have_the_kl_of_every_latent_site(program, characters, tmp_path):
+    networks = MLPNetworks(3, hidden_dims=(8, 7), key_dim=5)
+    styled = program == "with a style"
+    pair = (Styled(networks, "p"), Styled(networks, "q")) if styled else memoryless_pair(networks)
+    episodes = EpisodeSampler(characters, classes=3, shots=2, queries=4, seed=0)
+    elbo = MultiSampleELBO(3, baseline=vimco, max_plate_nesting=1)
+    config = replace(CONFIG, updates=2, log_every=1)
+    fit(*pair, elbo, episodes, config=config, folder=tmp_path, show_progress=False)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    sites = ["address", "style", "z1"] if styled else ["z"]
+    assert [[name for name in line if name.startswith("kl_")] for line in lines] == 2 * [
+        [f"kl_{s}" for s in sites]
+    ]
+    if styled:
+        expected = 0.9 * math.log(1.8) + 0.1 * math.log(0.2)
+        assert lines[-1]["kl_style"] == pytest.approx(expected, rel=1e-5)
+        assert lines[-1]["kl_address"] == pytest.approx(0, abs=1e-6)
+    save_training(tmp_path / "curves.png", {program: lines}, log_memory=math.log(6))
+    assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
 def test_early_stopping(characters, tmp_path):

@@ -1,4 +1,4 @@
-"""Models to compare with, on the same networks and with the same call signature (memory, x)."""
+"""Models to compare with: the same networks, the likelihood of `Model`, the same call signature (memory, x)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vma_pyro.guide import CosineSimilarity
-from vma_pyro.memory import Memory, check_binary
-from vma_pyro.networks import Networks
+from vma_pyro.memory import Memory
+from vma_pyro.model import Model, check_number
+from vma_pyro.networks import Networks, dtype_of
 from vma_pyro.program import Program
 
 
@@ -18,7 +19,7 @@ def blank_memory(networks: Networks, device: torch.device) -> Memory:
     return Memory(torch.zeros(1, *networks.image_shape, device=device))
 
 
-class MemorylessModel(Program):
+class MemorylessModel(Model):
     r"""The variational autoencoder :math:`p(x) = \int p(z) \, p(x \mid z) \, dz` on the networks of `Model`.
 
     Every m is the same blank image, so that the prior p(z) and the decoder keep all their layers (and the prior
@@ -28,24 +29,19 @@ class MemorylessModel(Program):
         networks: as in `Model`; share the object with `MemorylessGuide`.
     """
 
-    def __init__(self, networks: Networks) -> None:
-        super().__init__()
-        self.networks = networks
-
     def forward(self, memory: Memory | Tensor | None, x: Tensor | None = None, *, num_images: int = 1) -> Tensor:
         """As `Model.forward`; the memory is ignored and may be None."""
         if x is not None:
-            check_binary("x", x)
-            x = x.float()
+            self.check_values(None, x)
         networks = self.networks
         device = next(iter(networks.parameters())).device
         blank = blank_memory(networks, device).encode(networks)
-        batch = num_images if x is None else len(x)
+        batch = check_number(num_images) if x is None else len(x)
+        observed = None if x is None else x.to(blank.dtype)
         with pyro.plate("data", batch, dim=-1):
             m = blank.read(torch.zeros(1, dtype=torch.long, device=device))  # broadcasts over the plate
             z = pyro.sample("z", dist.Normal(*networks.prior(m)).to_event(1))  # p(z)
-            logits = networks.decode(z, m)
-            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=x)  # p(x | z)
+            return pyro.sample("x", self.likelihood(networks.decode(z, m)), obs=observed)  # p(x | z)
 
 
 class MemorylessGuide(Program):
@@ -67,7 +63,7 @@ class MemorylessGuide(Program):
             pyro.sample("z", dist.Normal(*networks.posterior(query, m)).to_event(1))  # q(z | x)
 
 
-class SoftAttentionModel(Program):
+class SoftAttentionModel(Model):
     r"""Read a weighted mean of all entries instead of one.
 
     .. math:: p(x \mid M) = \int p(z) \, p(x \mid z, \bar m(z)) \, dz, \qquad
@@ -85,8 +81,7 @@ class SoftAttentionModel(Program):
     """
 
     def __init__(self, networks: Networks, *, hidden_dim: int = 256, similarity: nn.Module | None = None) -> None:
-        super().__init__()
-        self.networks = networks
+        super().__init__(networks)
         self.to_query = nn.Sequential(
             nn.Linear(networks.latent_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, networks.key_dim)
         )
@@ -97,21 +92,22 @@ class SoftAttentionModel(Program):
         memory = Memory.of(memory)
         if x is not None:
             memory.check(x)
-            check_binary("x", x)
-        batch = len(x) if x is not None else memory.batch_size or num_images
+        self.check_values(memory, x)
+        batch = memory.batch_size or check_number(num_images) if x is None else len(x)
         networks = self.networks
         blank = blank_memory(networks, memory.entries.device).encode(networks)
         memory = memory.encoded(networks, x)
-        observed = None if x is None else x.float()
+        observed = None if x is None else x.to(memory.dtype)
         with pyro.plate("data", batch, dim=-1):
             nothing = blank.read(torch.zeros(1, dtype=torch.long, device=memory.entries.device))
             z = pyro.sample("z", dist.Normal(*networks.prior(nothing)).to_event(1))  # p(z)
-            logits = networks.decode(z, memory.read(self.attention(z, memory)))
-            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=observed)  # p(x | z, m(z))
+            m = memory.read(self.attention(z, memory))
+            return pyro.sample("x", self.likelihood(networks.decode(z, m)), obs=observed)  # p(x | z, m(z))
 
     def attention(self, z: Tensor, memory: Memory) -> Tensor:
-        """pi(z), the weights of the entries of an encoded memory [..., B, S], for z [..., B, Z]."""
-        return self.similarity(self.to_query(z), memory.features.key).softmax(-1)
+        """pi(z), the weights of the entries of an encoded memory [..., B, S], for z [..., B, Z]; 0 on padding."""
+        query = self.to_query(z.to(dtype_of(self.to_query)))
+        return memory.masked(self.similarity(query, memory.features.key)).softmax(-1)
 
 
 class SoftAttentionGuide(Program):
@@ -142,7 +138,8 @@ class SoftAttentionGuide(Program):
         query = networks.query(x)
         with pyro.plate("data", len(x), dim=-1):
             if self.target_guided:
-                m = memory.read(self.similarity(query.key, memory.features.key).softmax(-1))
+                logits = memory.masked(self.similarity(query.key, memory.features.key))
+                m = memory.read(logits.softmax(-1))
             else:
                 blank = blank_memory(networks, x.device).encode(networks)
                 m = blank.read(torch.zeros(1, dtype=torch.long, device=x.device))

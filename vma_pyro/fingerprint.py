@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vma_pyro.guide import Guide
+from vma_pyro.infer.double import in_double
 from vma_pyro.model import Model
 
 
@@ -29,7 +30,7 @@ def fingerprint_of(model: Model, guide: Guide) -> str:
 
 def sums_of(model: Model, guide: Guide) -> Float[Tensor, " N"]:
     """The sum of each tensor that the fingerprint covers: a cheap sign of change, for those seen before."""
-    return torch.stack([value.double().sum().cpu() for value in _parameters(model, guide).values()])
+    return torch.stack([in_double(value).sum().cpu() for value in _parameters(model, guide).values()])
 
 
 def _modules(model: Model, guide: Guide) -> dict[str, Any]:

@@ -28,7 +28,8 @@ class Guide(Program):
     Args:
         networks: the embeddings e and q(z | x, m); the model's own object, to tie the pyramids.
         similarity: a module from keys of the targets [B, E] and of the entries [S, E] or [B, S, E] to the logits
-            of q(a | x, M), [B, S]; a scaled cosine by default.
+            of q(a | x, M), [B, S]; a scaled cosine by default. It may ignore the memory's mask: what it says of
+            padding is not looked at, and padding has the mean of the entries' keys.
     """
 
     def __init__(self, networks: Networks, *, similarity: nn.Module | None = None) -> None:
@@ -37,14 +38,17 @@ class Guide(Program):
         self.similarity = CosineSimilarity() if similarity is None else similarity
 
     def forward(self, memory: Memory | Tensor, x: Tensor) -> None:
-        """Sample `address` and `z` for images x [B, 1, 28, 28]; the arguments are the model's."""
+        """Sample `address` and `z` for images x [B, 1, 28, 28]; the arguments are the model's.
+
+        Whether images must be binary is for the model to say; entries on another scale than x are refused here.
+        """
         memory = Memory.of(memory)
         memory.check(x)
         networks = self.networks  # once: Pyro registers all parameters whenever it is asked for a module
         memory = memory.encode(networks, x)
         query = networks.query(x)
         with pyro.plate("data", len(x), dim=-1):
-            logits = self.similarity(query.key, memory.features.key)
+            logits = memory.masked(self.similarity(query.key, memory.features.key))  # padding is no entry
             address = pyro.sample("address", dist.Categorical(logits=logits))  # q(a | x, M)
             m = memory.read(address)  # m_a
             pyro.sample("z", dist.Normal(*networks.posterior(query, m)).to_event(1))  # q(z | x, m_a)
@@ -69,7 +73,7 @@ class CosineSimilarity(nn.Module):
 
     def forward(self, query: Float[Tensor, "*K B E"], keys: Float[Tensor, "*own S E"]) -> Float[Tensor, "*K B S"]:
         """Logits [..., B, S] from [..., B, E] and [S, E] or [B, S, E]."""
-        centre = keys.mean(-2, keepdim=True)  # [1, E] or [B, 1, E]
+        centre = keys.mean(-2, keepdim=True)  # [1, E] or [B, 1, E]; keys of padding leave it where it is
         return self.log_scale.exp() * inner(self.embed(query, centre.squeeze(-2)), self.embed(keys, centre))
 
     def embed(self, keys: Float[Tensor, "*any E"], centre: Float[Tensor, "*mean E"]) -> Float[Tensor, "*any E"]:

@@ -21,9 +21,10 @@ from tqdm import tqdm
 from vma_pyro import checkpoint
 from vma_pyro.fingerprint import fingerprint_of, sums_of
 from vma_pyro.guide import Guide
-from vma_pyro.memory import Memory, check_binary
+from vma_pyro.memory import Memory
 from vma_pyro.model import Model
 from vma_pyro.ranks import Ranks
+from vma_pyro.values import check_binary
 
 CHUNK = 16384  # entries compared at a time: 8 MB of keys
 
@@ -109,19 +110,19 @@ class LargeMemory:
         networks = guide.networks
         similarity: Any = copy.deepcopy(guide.similarity).cpu()
         device = next(iter(networks.parameters())).device
-        raw = torch.empty(len(entries), networks.key_dim)
-        prior = torch.empty(len(entries))
+        raw = torch.empty(len(entries), networks.key_dim, dtype=torch.float32)
+        prior = torch.empty(len(entries), dtype=torch.float32)
         total = torch.zeros(networks.key_dim + 1, dtype=torch.float64)  # of keys, and their number
         starts = range(0, len(entries), chunk_size)
         for start in tqdm(starts, desc="encoding", unit="chunk", disable=not show_progress):
             part = slice(start, start + chunk_size)
             check_binary("entries", entries[part])
-            memory = Memory(entries[part].to(device).float())
+            memory = Memory(entries[part].to(device))
             encoded = memory.encode(networks)
             raw[part] = encoded.features.key.cpu()
             tied = model.networks is networks
             prior[part] = model.address_prior(encoded if tied else memory.encode(model.networks)).cpu()
-            total[:-1] += raw[part].double().sum(0)
+            total[:-1] += raw[part].double().sum(0)  # on the CPU
             total[-1] += len(raw[part])
         ranks = Ranks.present() if shared_out else Ranks()
         total = ranks.sum(total)
@@ -273,7 +274,8 @@ class LargeMemory:
         self._check_parameters(model, guide)
         similarity: Any = guide.similarity
         query = guide.networks.query(x).key
-        return similarity.embed(query, self.centre.to(query.device)).cpu(), similarity.log_scale.exp().cpu()
+        embedded = similarity.embed(query, self.centre.to(query.device))
+        return embedded.cpu().float(), similarity.log_scale.exp().cpu().float()  # in 32 bits, like the prior
 
     def _compare(self, query: Tensor, scale: Tensor, chunk: int) -> Float[Tensor, "B chunk"]:
         # In float32 whatever the keys: products rounded to bfloat16 would tie entries.
@@ -304,6 +306,11 @@ def _best(
 
 
 def _check(guide: Guide, entries: Tensor, labels: Tensor | None, key_dtype: torch.dtype) -> None:
+    if isinstance(entries, Memory):
+        raise ValueError(
+            "entries: expected a tensor of images [S, ...], got a Memory; give `memory.entries[memory.mask]`, "
+            "or `memory.entries` if all are entries"
+        )
     expected = guide.networks.image_shape
     if entries.dim() != 4 or tuple(entries.shape[1:]) != expected or len(entries) == 0:
         shape = ", ".join(map(str, expected))

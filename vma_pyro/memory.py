@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from vma_pyro.padding import centred, filled, stacked
+from vma_pyro.values import check_alike, check_binary, check_finite, looks_at
 
 
 class Encoder(Protocol):
@@ -32,20 +34,41 @@ class Encoder(Protocol):
 class Memory:
     """M = (m_1, ..., m_S), shared by all datapoints or one per datapoint; not to be changed once made.
 
+    Memories of different sizes stand in one batch with a mask (see also `padded`). What is masked is padding: it
+    counts for nothing, whatever it holds, NaN included. Programs put their logits of the address through `masked`;
+    a similarity or a prior that scores each entry by itself need not know of masks, nor one that centres on the
+    mean of the keys. One that mixes entries in another way has to leave the padding out by itself (`mask`).
+
     Args:
         entries: [S, *E] shared by every datapoint, or [B, S, *E], one memory per datapoint.
         labels: class of each entry, int64 [S] or [B, S]; only classification and reports read it.
         event_dim: number of dimensions of one entry, E; 3 for images [1, 28, 28].
+        mask: bool [S] or [B, S], True where there is an entry and False where there is padding; None: all are
+            entries.
+        learned: whether the entries are what parameters hold, such as ink probabilities; a binary model then takes
+            values between 0 and 1. So it does of entries that require a gradient.
 
     Attributes:
+        entries: those given; padding repeats its memory's first entry, so that all values are those of entries.
         features: what the networks made of each entry, or None; see `encode`.
 
     Raises:
-        ValueError: no entries, wrong number of dimensions, labels of another shape, NaN or infinity.
+        ValueError: no entries, wrong number of dimensions, labels or mask of another shape, a mask of another
+            type, NaN or infinity.
     """
 
-    def __init__(self, entries: Tensor, labels: Tensor | None = None, event_dim: int = 3) -> None:
+    def __init__(
+        self,
+        entries: Tensor,
+        labels: Tensor | None = None,
+        event_dim: int = 3,
+        *,
+        mask: Tensor | None = None,
+        learned: bool = False,
+    ) -> None:
         self.entries, self.labels, self.event_dim = entries, labels, event_dim
+        self.mask, self.learned = mask, learned
+        self._seen: set[str] = set()  # looks taken at the values of the entries; copies share it
         self.features: Any = None
         self._left: tuple[Encoder, Tensor, bool, Memory] | None = None  # by the guide, for the model
         self._held: tuple[Encoder, Memory] | None = None
@@ -67,7 +90,28 @@ class Memory:
             raise ValueError(
                 f"memory.labels: expected shape {shape[:lead]}, one label per entry, got {list(self.labels.shape)}"
             )
+        if mask is not None:
+            self.entries = filled(self.entries, mask, event_dim)
         check_finite("memory.entries", self.entries)
+
+    @staticmethod
+    def padded(memories: Sequence[Memory | Tensor]) -> Memory:
+        """One memory for each datapoint, of as many entries as it has: [B, S, *E], S the most, and a mask.
+
+        Args:
+            memories: of each datapoint, a shared `Memory` or entries [S_b, *E] of images; all with labels or none.
+
+        Returns:
+            A memory whose padding has the label -1.
+
+        Raises:
+            ValueError: no memories, one memory per datapoint among them, entries of different shapes, types or
+                devices, labels for some only.
+        """
+        entries, labels, mask = stacked([Memory.of(memory) for memory in memories])
+        first = Memory.of(memories[0])
+        learned = any(Memory.of(memory).learned for memory in memories)
+        return Memory(entries, labels, first.event_dim, mask=mask, learned=learned)
 
     @staticmethod
     def of(memory: Memory | Tensor) -> Memory:
@@ -85,6 +129,20 @@ class Memory:
         return self.entries.shape[-self.event_dim - 1]
 
     @property
+    def num_entries(self) -> Tensor:
+        """Entries of each memory without padding, int64 [] or [B]."""
+        lead = self.entries.shape[: self.entries.dim() - self.event_dim]
+        if self.mask is None:
+            return torch.full(lead[:-1], self.size, device=self.entries.device)
+        return self.mask.sum(-1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of probabilities of the entries: that of their features, if encoded, in 32 bits or more."""
+        source = self.entries if self.features is None else _first_of(self.features)
+        return torch.promote_types(source.dtype, torch.float32)
+
+    @property
     def batch_size(self) -> int | None:
         """B for one memory per datapoint, None for a shared memory."""
         return None if self.is_shared else self.entries.shape[0]
@@ -96,11 +154,21 @@ class Memory:
 
     def to(self, device: torch.device | str) -> Memory:
         """The same memory, not encoded, on another device."""
-        labels = None if self.labels is None else self.labels.to(device)
-        return Memory(self.entries.to(device), labels, self.event_dim)
+        other = copy.copy(self)
+        other.entries = self.entries.to(device)
+        other.labels, other.mask = (None if t is None else t.to(device) for t in (self.labels, self.mask))
+        return other
+
+    def masked(self, logits: Tensor) -> Tensor:
+        """Logits of the address, -inf on padding; themselves, if there is no mask.
+
+        Args:
+            logits: [..., S], or [..., B, S].
+        """
+        return logits if self.mask is None else logits.masked_fill(~self.mask, -math.inf)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Entries and labels only."""
+        """Entries, labels and mask only."""
         return self.__dict__ | NOT_ENCODED | {"_holding": False}
 
     def __copy__(self) -> Memory:
@@ -115,8 +183,10 @@ class Memory:
         """The memory of the datapoints in `index`: itself if shared, else a slice of dimension B."""
         if self.is_shared:
             return self
-        labels = None if self.labels is None else self.labels[index]
-        return Memory(self.entries[index], labels, self.event_dim)
+        part = copy.copy(self)
+        part.entries = self.entries[index]
+        part.labels, part.mask = (None if t is None else t[index] for t in (self.labels, self.mask))
+        return part
 
     def encode(self, networks: Encoder, x: Tensor | None = None) -> Memory:
         """The same memory with `features` of every entry: [S, *F] or [B, S, *F] per tensor.
@@ -137,7 +207,8 @@ class Memory:
         if repeated is not None:
             features = map_tensors(lambda f: f.index_select(0, repeated), features)
         encoded = copy.copy(self)
-        encoded.features = map_tensors(lambda f: f.reshape(*lead, *f.shape[1:]), features)
+        features = map_tensors(lambda f: f.reshape(*lead, *f.shape[1:]), features)
+        encoded.features = features if self.mask is None else centred(features, self.mask)
         encoded._heads = getattr(networks, "heads", None)
         if self._holding:
             self._held, encoded._kept = (networks, encoded), True
@@ -212,10 +283,12 @@ class Memory:
 
     def _mean(self, weights: Tensor) -> Any:
         def mean(flat: Tensor) -> Tensor:
+            flat = flat if flat.is_floating_point() else flat.to(weights.dtype)
+            share = weights.to(flat.dtype)
             if self.is_shared:
-                return torch.tensordot(weights, flat, 1)
+                return torch.tensordot(share, flat, 1)
             rows = flat.reshape(*self.entries.shape[:2], -1)
-            return torch.einsum("...bs,bsf->...bf", weights, rows).reshape(*weights.shape[:-1], *flat.shape[1:])
+            return torch.einsum("...bs,bsf->...bf", share, rows).reshape(*share.shape[:-1], *flat.shape[1:])
 
         return map_tensors(mean, self._every())
 
@@ -240,7 +313,11 @@ class Memory:
             x: [B, *E].
 
         Raises:
-            ValueError: another shape than the entries, another batch than the memories, NaN or infinity.
+            ValueError: another shape than the entries, another batch than the memories, NaN or infinity; images
+                from 0 to 1 beside entries from 0 to 255.
+
+        Warns:
+            UserWarning: ink and paper changed places between x and the entries.
         """
         if x.dim() != self.event_dim + 1 or x.shape[1:] != self.entry_shape:
             raise ValueError(
@@ -253,10 +330,41 @@ class Memory:
                 f"(memory {list(self.entries.shape)}, x {list(x.shape)})"
             )
         check_finite("x", x)
+        if self.event_dim == 3 and self._first("like x") and check_alike(x, self.entries):
+            self._seen.add("inverted")
+
+    def check_binary(self) -> None:
+        """Refuse entries that are no binary images, as `check_binary` does with x; looked at once per memory.
+
+        Raises:
+            ValueError: values other than 0 and 1, unless they are learned.
+
+        Warns:
+            UserWarning: most pixels are 1.
+        """
+        if not (self.learned or self.entries.requires_grad) and self._first("binary entries"):
+            check_binary(
+                "memory.entries",
+                self.entries,
+                advice="; binarise, use a model with another likelihood, or say learned=True if they are learned",
+                inversion="inverted" not in self._seen,
+            )
+
+    def _first(self, check: str) -> bool:
+        """Whether the entries have not had this look at their values yet."""
+        if not looks_at(check, self.entries) or check in self._seen:
+            return False
+        self._seen.add(check)
+        return True
 
 
 # What a copy of a memory does not take with it: encodings belong to networks, and their graphs cannot be copied.
 NOT_ENCODED = dict.fromkeys(("features", "_left", "_held", "_heads", "_all", "_last"))
+
+
+def _first_of(features: Any) -> Tensor:
+    """The first tensor of a nested structure."""
+    return features if isinstance(features, Tensor) else _first_of(next(iter(features)))
 
 
 def _distinct(entries: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -286,45 +394,3 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
         return function(tree)
     mapped = [map_tensors(function, leaf) for leaf in tree]
     return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
-
-
-_left_out: set[str] | None = None
-
-
-@contextmanager
-def unchecked() -> Iterator[set[str]]:
-    """No looks at values inside: while operations are recorded, tensors have none.
-
-    Yields:
-        The names of the checks that were left out, as they come up.
-    """
-    global _left_out
-    before, _left_out = _left_out, set()
-    try:
-        yield _left_out
-    finally:
-        _left_out = before
-
-
-def _looks_at(check: str, values: Tensor) -> bool:
-    """Whether values are checked: only on the CPU, as on a GPU every look at them would stall the queue."""
-    if _left_out is not None:
-        _left_out.add(check)
-    return _left_out is None and values.device.type == "cpu"
-
-
-def check_finite(name: str, values: Tensor) -> None:
-    """Refuse NaN and infinity, with their number."""
-    if _looks_at("finite", values) and values.is_floating_point():
-        if math.isfinite(values.detach().sum().item()):  # the sum of finite values may overflow: look again
-            return
-        bad = int((~torch.isfinite(values)).sum())
-        if bad:
-            raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite of {values.numel()}")
-
-
-def check_binary(name: str, images: Tensor) -> None:
-    """Refuse images that a Bernoulli likelihood cannot score, with their range."""
-    if _looks_at("binary", images) and not bool(((images == 0) | (images == 1)).all()):
-        low, high = images.min().item(), images.max().item()
-        raise ValueError(f"{name}: expected binary values 0 and 1, got values from {low:g} to {high:g}")

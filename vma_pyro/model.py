@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vma_pyro.memory import Memory, check_binary
-from vma_pyro.networks import Networks
+from vma_pyro.memory import Memory
+from vma_pyro.networks import Networks, at_least_32_bits, dtype_of
 from vma_pyro.program import Program
+from vma_pyro.values import check_binary
 
 
 class Model(Program):
@@ -23,7 +26,8 @@ class Model(Program):
 
     Args:
         networks: p(z | m) and p(x | z, m); share the object with the guide to tie the pyramids.
-        address_prior: a module from a memory to the logits of p(a | M), [S] or [B, S]; uniform by default.
+        address_prior: a module from a memory to the logits of p(a | M), [S] or [B, S]; uniform by default. It may
+            ignore the memory's mask, as what it says of padding is not looked at.
     """
 
     def __init__(self, networks: Networks, *, address_prior: nn.Module | None = None) -> None:
@@ -35,7 +39,7 @@ class Model(Program):
         """Sample images, or score those given.
 
         Args:
-            memory: entries [S, 1, 28, 28], or [B, S, 1, 28, 28] for one memory per image.
+            memory: binary entries [S, 1, 28, 28], or [B, S, 1, 28, 28] for one memory per image.
             x: observed binary images [B, 1, 28, 28]; None to generate.
             num_images: B when generating from a shared memory.
 
@@ -45,17 +49,38 @@ class Model(Program):
         memory = Memory.of(memory)
         if x is not None:
             memory.check(x)
-            check_binary("x", x)
-        batch = len(x) if x is not None else memory.batch_size or num_images
+        self.check_values(memory, x)
+        batch = memory.batch_size or check_number(num_images) if x is None else len(x)
         networks = self.networks  # once: Pyro registers all parameters whenever it is asked for a module
         memory = memory.encoded(networks, x)  # once per update, shared with the guide
-        observed = None if x is None else x.float()
+        observed = None if x is None else x.to(memory.dtype)
         with pyro.plate("data", batch, dim=-1):
-            address = pyro.sample("address", dist.Categorical(logits=self.address_prior(memory)))  # p(a | M)
+            logits = memory.masked(self.address_prior(memory))  # padding is no entry
+            address = pyro.sample("address", dist.Categorical(logits=logits))  # p(a | M)
             m = memory.read(address)  # m_a
             z = pyro.sample("z", dist.Normal(*networks.prior(m)).to_event(1))  # p(z | m_a)
-            logits = networks.decode(z, m)
-            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=observed)  # p(x | z, m_a)
+            return pyro.sample("x", self.likelihood(networks.decode(z, m)), obs=observed)  # p(x | z, m_a)
+
+    # The models that this one is compared with (baselines.py) have these two from here: another likelihood here is
+    # another one there.
+
+    def likelihood(self, logits: Tensor) -> Any:
+        """p(x | z, m), a distribution of images, by what the decoder makes of z and m [..., B, 1, 28, 28]."""
+        return dist.Bernoulli(logits=logits).to_event(3)
+
+    def check_values(self, memory: Memory | None, x: Tensor | None) -> None:
+        """Refuse entries and images that the likelihood cannot score; for shades of grey leave this empty."""
+        if memory is not None:
+            memory.check_binary()
+        if x is not None:
+            check_binary("x", x)
+
+
+def check_number(num_images: int) -> int:
+    """Refuse to generate nothing."""
+    if num_images < 1:
+        raise ValueError(f"num_images: expected at least 1, got {num_images}")
+    return num_images
 
 
 class UniformAddress(nn.Module):
@@ -63,7 +88,7 @@ class UniformAddress(nn.Module):
 
     def forward(self, memory: Memory) -> Float[Tensor, " S"]:
         """Logits [S]."""
-        return torch.zeros(memory.size, device=memory.entries.device)
+        return torch.zeros(memory.size, dtype=memory.dtype, device=memory.entries.device)
 
 
 class LearnedAddress(nn.Module):
@@ -77,4 +102,5 @@ class LearnedAddress(nn.Module):
 
     def forward(self, memory: Memory) -> Float[Tensor, "*own S"]:
         """Logits [S] or [B, S]."""
-        return self.score(memory.features.key).squeeze(-1).float()
+        key = memory.features.key
+        return at_least_32_bits(self.score(key.to(dtype_of(self))).squeeze(-1))

@@ -170,7 +170,7 @@ class ConvNetworks(nn.Module):
     def _climb(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps of layers 2 and 4, and the flattened map of layer 6."""
         check_images("images", images, self.image_shape)
-        maps = [images.float().contiguous(memory_format=torch.channels_last)]
+        maps = [images.to(dtype_of(self)).contiguous(memory_format=torch.channels_last)]
         for layer in self.pyramid:
             maps.append(F.relu_(layer(maps[-1])))
         return maps[2], maps[4], maps[6].flatten(1)
@@ -179,17 +179,17 @@ class ConvNetworks(nn.Module):
         """See `Networks.encode`."""
         layer2, layer4, top = self._climb(entries)
         maps = (layer4.permute(0, 2, 3, 1), layer2.permute(0, 2, 3, 1))
-        return Encoded(self.to_key(top).float(), top, maps, self._wanted(entries))
+        return Encoded(at_least_32_bits(self.to_key(top)), top, maps, self._wanted(entries))
 
     def _wanted(self, images: Tensor) -> tuple[Tensor, ...]:
         """The images themselves where q(z | x, m) looks at them again."""
-        return () if self.refinement is None else (images.float(),)
+        return () if self.refinement is None else (images.to(dtype_of(self)),)
 
     def heads(self, encoded: Encoded) -> Entry:
         """See `Networks.heads`."""
         layer4, layer2 = (m.permute(0, 3, 1, 2) for m in encoded.maps)
         return Entry(
-            prior=self.to_prior(encoded.top).float(),
+            prior=at_least_32_bits(self.to_prior(encoded.top)),
             hidden=self.entry_to_hidden(encoded.top),
             stem=self.entry_to_stem(encoded.top),
             skips=(self.skip4(layer4).permute(0, 2, 3, 1), self.skip2(layer2).permute(0, 2, 3, 1)),
@@ -199,7 +199,7 @@ class ConvNetworks(nn.Module):
     def query(self, x: Tensor) -> Query:
         """See `Networks.query`."""
         _, _, top = self._climb(x)
-        return Query(self.to_key(top).float(), self.to_hidden(top), self._wanted(x))
+        return Query(at_least_32_bits(self.to_key(top)), self.to_hidden(top), self._wanted(x))
 
     def prior(self, m: Entry) -> tuple[Float[Tensor, "... Z"], Float[Tensor, "... Z"]]:
         """See `Networks.prior`."""
@@ -221,7 +221,7 @@ class ConvNetworks(nn.Module):
             skip.expand(*batch, *skip.shape[-3:]).reshape(-1, *skip.shape[-3:]).permute(0, 3, 1, 2)
             for skip in m.skips
         )  # [N, C, 7, 7] and [N, C, 14, 14], in memory as channels last
-        h = F.relu(self.stem(z) + m.stem).expand(*batch, -1).reshape(-1, self.high, 4, 4)
+        h = F.relu(self.stem(z.to(dtype_of(self.stem))) + m.stem).expand(*batch, -1).reshape(-1, self.high, 4, 4)
         h = h.contiguous(memory_format=torch.channels_last)
         h = F.relu_(self.up7(h))
         h = F.relu_(self.conv7(h) + skip7)
@@ -229,7 +229,7 @@ class ConvNetworks(nn.Module):
         h = F.relu_(self.conv14(h) + skip14)
         h = F.relu_(self.up28(h))
         h = F.relu_(self.conv28(h))
-        return self.to_logits(h).float().reshape(*batch, *self.image_shape)
+        return at_least_32_bits(self.to_logits(h)).reshape(*batch, *self.image_shape)
 
 
 class MLPNetworks(nn.Module):
@@ -276,14 +276,15 @@ class MLPNetworks(nn.Module):
     def encode(self, entries: Tensor) -> Encoded:
         """See `Networks.encode`."""
         check_images("images", entries, self.image_shape)
-        top = self.pyramid(entries.float())
-        maps = (entries.float().permute(0, 2, 3, 1),) if self.copies else ()
-        return Encoded(key=self.to_key(top).float(), top=top, maps=maps)
+        entries = entries.to(dtype_of(self))
+        top = self.pyramid(entries)
+        maps = (entries.permute(0, 2, 3, 1),) if self.copies else ()
+        return Encoded(key=at_least_32_bits(self.to_key(top)), top=top, maps=maps)
 
     def heads(self, encoded: Encoded) -> Entry:
         """See `Networks.heads`."""
         return Entry(
-            prior=self.to_prior(encoded.top).float(),
+            prior=at_least_32_bits(self.to_prior(encoded.top)),
             hidden=self.entry_to_hidden(encoded.top),
             stem=self.entry_to_stem(encoded.top),
             skips=encoded.maps,
@@ -292,8 +293,8 @@ class MLPNetworks(nn.Module):
     def query(self, x: Tensor) -> Query:
         """See `Networks.query`."""
         check_images("x", x, self.image_shape)
-        top = self.pyramid(x.float())
-        return Query(key=self.to_key(top).float(), hidden=self.to_hidden(top))
+        top = self.pyramid(x.to(dtype_of(self)))
+        return Query(key=at_least_32_bits(self.to_key(top)), hidden=self.to_hidden(top))
 
     def prior(self, m: Entry) -> tuple[Float[Tensor, "... Z"], Float[Tensor, "... Z"]]:
         """See `Networks.prior`."""
@@ -305,7 +306,7 @@ class MLPNetworks(nn.Module):
 
     def decode(self, z: Float[Tensor, "... Z"], m: Entry) -> Float[Tensor, "... C height width"]:
         """See `Networks.decode`."""
-        logits = self.to_logits(F.relu(self.stem(z) + m.stem)).float()
+        logits = at_least_32_bits(self.to_logits(F.relu(self.stem(z.to(dtype_of(self.stem))) + m.stem)))
         logits = logits.reshape(*logits.shape[:-1], *self.image_shape)
         for pixels in m.skips:
             logits = logits + self.log_copy.exp() * (2 * pixels - 1).movedim(-1, -3)
@@ -332,7 +333,7 @@ def initialise(networks: nn.Module, *, outputs: Sequence[nn.Module]) -> None:
 
 def gaussian(raw: Float[Tensor, "... loc_and_scale"]) -> tuple[Float[Tensor, "... Z"], Float[Tensor, "... Z"]]:
     """Location and positive scale, each [..., Z], from a layer's output [..., 2 Z]; scale 1 at 0."""
-    loc, raw_scale = raw.float().chunk(2, dim=-1)
+    loc, raw_scale = at_least_32_bits(raw).chunk(2, dim=-1)
     return loc, F.softplus(raw_scale + 0.5413) + MIN_SCALE  # softplus(0.5413) = 1
 
 
@@ -342,3 +343,13 @@ def check_images(name: str, images: Tensor, image_shape: tuple[int, int, int]) -
         raise ValueError(
             f"{name}: expected shape [N, {', '.join(map(str, image_shape))}], got {list(images.shape)}"
         )
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Of the parameters: what the module takes images and latents in."""
+    return next(module.parameters()).dtype
+
+
+def at_least_32_bits(values: Tensor) -> Tensor:
+    """Likelihoods and cosines need them, whatever the precision of the layers; 64 bits stay."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vma_pyro.atomic import write_text
+
 
 class Recorder:
     """Appends one JSON object per line to `metrics.jsonl`; each line carries its update.
@@ -87,10 +89,8 @@ class Recorder:
 def _reopened(path: Path, resume_at: int) -> Any:
     """The file of figures, with those up to an update, to add to."""
     kept = _lines_until(path, resume_at) if resume_at else []
-    # Replaced as a whole: a crash while dropping lines must not lose the others.
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    if not path.exists() or path.read_text() != "".join(kept):
+        write_text(path, "".join(kept))  # as a whole: a crash while dropping lines must not lose the others
     return path.open("a", buffering=1)
 
 

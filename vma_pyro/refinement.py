@@ -57,10 +57,12 @@ class Refinement(nn.Module):
         mean: Float[Tensor, "*batch C height width"],
     ) -> tuple[Float[Tensor, "*batch Z"], Float[Tensor, "*batch Z"]]:
         """What is added to location and log scale, each [..., B, Z]; the images broadcast against each other."""
-        images = torch.cat([image.expand_as(mean) for image in (x, m, mean)], -3)
+        dtype = self.to_hidden.weight.dtype
+        images = torch.cat([image.expand_as(mean).to(dtype) for image in (x, m, mean)], -3)
         h = images.flatten(0, -4).contiguous(memory_format=torch.channels_last)
         for stage in self.stages:
             h = F.relu_(stage(h))
         h = F.relu(self.to_hidden(h.flatten(1)))
-        loc, log_scale = self.to_correction(h).float().reshape(*mean.shape[:-3], -1).chunk(2, -1)
+        correction = self.to_correction(h).to(mean.dtype)
+        loc, log_scale = correction.reshape(*mean.shape[:-3], -1).chunk(2, -1)
         return loc, log_scale

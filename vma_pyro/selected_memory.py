@@ -20,7 +20,7 @@ class SelectedMemory(Memory):
     read is looked up in it. Use it only while no parameter changes and no gradient is taken.
 
     Args:
-        bank: a shared memory [N, *E]; see `bank_of`.
+        bank: a shared memory [N, *E] without a mask; see `bank_of`.
         rows: int64 [B, S], the entries of each datapoint's memory.
         labels: class of each entry, int64 [B, S].
 
@@ -29,6 +29,8 @@ class SelectedMemory(Memory):
     """
 
     def __init__(self, bank: Memory, rows: Tensor, labels: Tensor | None = None) -> None:
+        if bank.mask is not None:
+            raise ValueError("bank: expected every row to be an entry, got a memory with padding (a mask)")
         if not bank.is_shared:
             raise ValueError(f"bank: expected one shared memory, got entries {list(bank.entries.shape)}")
         super().__init__(bank.entries[rows], labels, bank.event_dim)
@@ -46,6 +48,11 @@ class SelectedMemory(Memory):
         """The memories of the datapoints in `index`."""
         labels = None if self.labels is None else self.labels[index]
         return SelectedMemory(self.bank, self.rows[index], labels)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of probabilities of the entries, as for any memory."""
+        return super().dtype if self._whole is None else self._whole.dtype
 
     def held(self) -> Memory:
         """Itself: the bank holds what is encoded."""

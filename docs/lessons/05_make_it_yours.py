@@ -121,7 +121,7 @@ def messy(seed, data, queries):
     return Messy(EpisodeSampler(data, classes=8, shots=4, queries=queries, seed=seed))
 
 
-SCORE = "return self.score(memory.features.key).squeeze(-1).float()\n"
+SCORE = "return at_least_32_bits(self.score(key.to(dtype_of(self))).squeeze(-1))\n"
 PRIOR = {
     "model": [
         ("UniformAddress() if address_prior is None else address_prior", "AmongOthers(networks)"),
@@ -189,13 +189,13 @@ assert prior[::2].sum() < 0.1
 
 # %%
 LINE = 'return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=observed)  # p(x | z, m_a)'
-CHECK = '            check_binary("x", x)\n'
+CHECKS = ('            check_binary("x", x)\n', "        memory.check_binary()\n")
 
 
 def likelihood(distribution):
-    """The edit: another distribution of x, and no more check that it is binary."""
+    """The edit: another distribution of x, and no more checks that it and the entries are binary."""
     line = LINE.replace("dist.Bernoulli(logits=logits)", distribution)
-    return {"model": [(LINE, line), (CHECK, "")]}
+    return {"model": [(LINE, line), *((check, "") for check in CHECKS)]}
 
 
 def grey(characters):
@@ -232,7 +232,7 @@ keep(rows_of(columns, ["entry", "Gaussian", "cont. B."]), "05_grey")
 # images (semi-supervised learning) or give a prior.
 
 # %%
-ADDRESS = 'address = pyro.sample("address", dist.Categorical(logits=self.address_prior(memory)))  # p(a | M)'
+ADDRESS = "logits = memory.masked(self.address_prior(memory))  # padding is no entry"
 QUERY = 'address = pyro.sample("address", dist.Categorical(logits=logits))  # q(a | x, M)'
 HIERARCHY = {
     "model": [
@@ -240,8 +240,7 @@ HIERARCHY = {
             ADDRESS,
             """label = pyro.sample("class", dist.Categorical(logits=torch.zeros(8)))  # p(c)
             other = memory.labels != label.unsqueeze(-1)  # [..., S]
-            logits = self.address_prior(memory).masked_fill(other, float("-inf"))
-            address = pyro.sample("address", dist.Categorical(logits=logits))  # p(a | c, M)""",
+            logits = memory.masked(self.address_prior(memory)).masked_fill(other, float("-inf"))  # p(a | c, M)""",
         )
     ],
     "guide": [
@@ -292,7 +291,7 @@ torch.testing.assert_close(*looks, atol=1e-5, rtol=1e-4)
 # useful to look up in a small world of sixteen characters.
 
 # %%
-OWN = "Memory(self.networks.entries.sigmoid())"
+OWN = "Memory(self.networks.entries.sigmoid(), learned=True)"
 ENTRIES = {"model": [("Memory.of(memory)\n", f"{OWN}\n")], "guide": [("Memory.of(memory)\n", f"{OWN}\n")]}
 LEARNED = 16
 

@@ -6,6 +6,7 @@ from vma_pyro.data.nested import NestedEpisodes
 from vma_pyro.data.recall import RecallSampler
 from vma_pyro.data.records import Characters, GreyCharacters, LabelledImages
 from vma_pyro.data.splits import Split, load_split
+from vma_pyro.data.workers import Stream
 
 __all__ = [
     "Characters",
@@ -16,6 +17,7 @@ __all__ = [
     "NestedEpisodes",
     "RecallSampler",
     "Split",
+    "Stream",
     "glyphs",
     "load_split",
     "mnist",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from vma_pyro.data.records import Characters
+from vma_pyro.data.workers import Stream
 from vma_pyro.memory import Memory
 
 Augmentation = Literal["rotations", "rotations+flips"]
@@ -47,8 +48,20 @@ class Episodes(Protocol):
         """Go on from a saved position."""
 
 
-class EpisodeSampler:
+def _refuse_to_collate(batch: Any, *, collate_fn_map: Any = None) -> Any:
+    raise ValueError(
+        f"batch_size: expected None, as an episode is a batch already, got {len(batch)} episodes to put together; "
+        "use DataLoader(stream, batch_size=None)"
+    )
+
+
+default_collate_fn_map[Memory] = _refuse_to_collate  # torch's own way to tell `DataLoader` of a type
+
+
+class EpisodeSampler(Stream):
     """An endless, reproducible stream of episodes; memory and queries are drawn without replacement.
+
+    In the workers of a `DataLoader` (with `batch_size=None`) it is the same stream, see `Stream`.
 
     Args:
         dataset: characters [classes, examples, 28, 28].
@@ -98,47 +111,41 @@ class EpisodeSampler:
                 f"queries: expected at most {classes * (examples - shots)}, the examples that {classes} classes "
                 f"leave beside {shots} shots, got {queries}"
             )
+        super().__init__(seed)
         self.images = torch.from_numpy(images)
         self.classes, self.shots, self.queries = classes, shots, queries
         self.shared_memory = shared_memory
-        self._generator = torch.Generator().manual_seed(seed)
 
-    def __iter__(self) -> Iterator[Episode]:
-        """Episodes without end; the stream goes on where the last iteration stopped."""
-        while True:
-            yield self.sample()
+    def _drawn(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Classes, orders of their examples, and queries."""
+        b, c, s = self.queries, self.classes, self.shots
+        if self.shared_memory:
+            chosen = torch.randperm(len(self.images), generator=self._generator)[:c]
+            order = self._random_orders(c)  # [c, examples]
+            left = c * (order.shape[1] - s)
+            return chosen, order, torch.randperm(left, generator=self._generator)[:b]
+        # The c largest of independent uniform numbers are c classes without replacement, in random order.
+        chosen = torch.rand(b, len(self.images), generator=self._generator).topk(c).indices  # [b, c]
+        order = self._random_orders(b * c).reshape(b, c, -1)
+        return chosen, order, torch.randint(c, (b,), generator=self._generator)
 
-    def sample(self) -> Episode:
-        """The next episode."""
-        return self._shared() if self.shared_memory else self._per_query()
+    def _episode(self, *drawn: Tensor) -> Episode:
+        return self._shared(*drawn) if self.shared_memory else self._per_query(*drawn)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The position in the stream; holds tensors only."""
-        return {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position."""
-        self._generator.set_state(state["generator"])
-
-    def _shared(self) -> Episode:
+    def _shared(self, chosen: Tensor, order: Tensor, queries: Tensor) -> Episode:
+        """Of classes [c], orders of their examples [c, examples] and places among those left for queries [b]."""
         c, s = self.classes, self.shots
-        chosen = torch.randperm(len(self.images), generator=self._generator)[:c]
-        order = self._random_orders(c)  # [c, examples]
         memory = self.images[chosen[:, None], order[:, :s]]  # [c, s, 28, 28]
         left = order[:, s:]
-        queries = torch.randperm(left.numel(), generator=self._generator)[: self.queries]
         labels = queries // left.shape[1]
         x = self.images[chosen[labels], left.flatten()[queries]]
         memory_labels = torch.arange(c).repeat_interleave(s)
         return Episode(Memory(as_images(memory.flatten(0, 1)), memory_labels), as_images(x), labels)
 
-    def _per_query(self) -> Episode:
+    def _per_query(self, chosen: Tensor, order: Tensor, labels: Tensor) -> Episode:
+        """Of classes [b, c], orders of their examples [b, c, examples] and places of the queries' classes [b]."""
         b, c, s = self.queries, self.classes, self.shots
-        # The c largest of independent uniform numbers are c classes without replacement, in random order.
-        chosen = torch.rand(b, len(self.images), generator=self._generator).topk(c).indices  # [b, c]
-        order = self._random_orders(b * c).reshape(b, c, -1)
         memory = self.images[chosen[:, :, None], order[:, :, :s]].flatten(1, 2)  # [b, c s, 28, 28]
-        labels = torch.randint(c, (b,), generator=self._generator)
         each = torch.arange(b)
         # Targets come from the other end of the order: under one seed the memories of more shots contain those
         # of fewer, and all numbers of shots have the same targets.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vma_pyro.data.records import LabelledImages, data_root, keep_npz, read_npz
+from vma_pyro.data.records import LabelledImages, data_root, keep_npz, made_for, read_npz
 
 SPLITS = ("train", "test")
 BINARISATION_SEED = {"train": 0, "test": 1}
@@ -63,7 +63,8 @@ def _prepare(root: Path, split: str, prepared: Path, download: bool) -> dict[str
     from torchvision.datasets import MNIST  # seconds to import
 
     try:
-        originals = MNIST(str(root), train=split == "train", download=download)
+        with made_for(root / "MNIST" / "raw"):
+            originals = MNIST(str(root), train=split == "train", download=download)
     # Absent, URLError or a wrong checksum; torchvision reads damaged files with assertions.
     except (OSError, RuntimeError, AssertionError, TypeError, ValueError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

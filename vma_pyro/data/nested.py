@@ -10,12 +10,17 @@ from torch import Tensor
 
 from vma_pyro.data.episodes import Episode, as_images
 from vma_pyro.data.records import Characters
+from vma_pyro.data.workers import of_this_worker
 from vma_pyro.memory import Memory
 from vma_pyro.selected_memory import SelectedMemory, bank_of
+
+MOST_ENTRIES = 80_000  # of the memories of one part
 
 
 class NestedEpisodes:
     """Fixed targets, each with a memory of its own of any number of classes and examples.
+
+    In the workers of a `DataLoader` each has episodes of its own; together they have all targets once.
 
     Everything about target i depends on the seed and i alone, so that figures for different memories are paired by
     target: the memory of more classes, or of more examples, contains that of fewer. Where its own class stands
@@ -149,8 +154,8 @@ class NestedEpisodes:
     def _parts(self, first: int | None, size: int) -> Iterator[range]:
         """Targets whose memories fit together into a quarter of a gigabyte."""
         number = self._number(first)
-        step = max(1, min(256, 80_000 // size))
-        for start in range(0, number, step):
+        step = max(1, min(256, MOST_ENTRIES // size))
+        for start in of_this_worker(range(0, number, step)):
             yield range(start, min(start + step, number))
 
     def _memory(self, i: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from vma_pyro.data.records import Characters, data_root, keep_npz, read_npz
+from vma_pyro.data.records import Characters, data_root, keep_npz, made_for, read_npz
 
 SPLITS = ("background", "evaluation", "train", "validation", "45", "5")
 
@@ -104,10 +106,12 @@ def _prepare(root: Path, half: str, prepared: Path, download: bool) -> dict[str,
         _download(root, half, prepared, originals)
     from PIL import Image  # comes with torchvision; slow to import
 
-    characters = sorted(path for path in originals.glob("*/*") if path.is_dir())
+    characters = sorted(
+        path for folder in _visible(originals, "*") for path in _visible(folder, "*") if path.is_dir()
+    )
     if not characters:
         raise FileNotFoundError(f"data_dir: expected {originals}/<alphabet>/<character>/*.png, found no character")
-    drawings = [sorted(folder.glob("*.png")) for folder in characters]
+    drawings = [sorted(_visible(folder, "*.png")) for folder in characters]
     examples = len(drawings[0])
     images = np.empty((len(characters), examples, 28, 28), np.uint8)
     for row, (folder, paths) in enumerate(zip(characters, drawings, strict=True)):
@@ -127,13 +131,24 @@ def _prepare(root: Path, half: str, prepared: Path, download: bool) -> dict[str,
     }
 
 
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """What is in a folder, without hidden files: a Mac leaves `._*` beside every file that it copies."""
+    return [path for path in folder.glob(pattern) if not path.name.startswith(".")]
+
+
+@contextmanager
+def _unfinished(root: Path) -> Iterator[str]:
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
+        yield folder
+
+
 def _download(root: Path, half: str, prepared: Path, originals: Path) -> None:
     from torchvision.datasets import Omniglot  # seconds to import
 
     try:
-        root.mkdir(parents=True, exist_ok=True)
         # Unpacked elsewhere and moved: an interrupted download must not look like a small data set.
-        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as unfinished:
+        with made_for(root), _unfinished(root) as unfinished:
             Omniglot(unfinished, background=half == "background", download=True)
             originals.parent.mkdir(exist_ok=True)
             os.replace(Path(unfinished) / "omniglot-py" / originals.name, originals)

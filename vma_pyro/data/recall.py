@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
+from torch import Tensor
 
 from vma_pyro.data.episodes import Episode, as_images
-from vma_pyro.data.records import check_binary
+from vma_pyro.data.records import check_binary, look_at_ink
+from vma_pyro.data.workers import Stream
 from vma_pyro.memory import Memory
 
 
-class RecallSampler:
+class RecallSampler(Stream):
     """An endless, reproducible stream of memories of distinct images, with some of their own entries as targets.
 
     The label of an entry is its address; the label of a target is the address that it is to be found at.
@@ -33,20 +33,16 @@ class RecallSampler:
             raise ValueError(f"size: expected 1 to {len(images)}, the number of images, got {size}")
         if not 1 <= queries <= size:
             raise ValueError(f"queries: expected 1 to {size}, the entries of the memory, got {queries}")
+        look_at_ink("images", images)
+        super().__init__(seed)
         self.images = torch.from_numpy(images)
         self.size, self.queries = size, queries
-        self._generator = torch.Generator().manual_seed(seed)
 
-    def sample(self) -> Episode:
-        """The next episode."""
-        entries = as_images(self.images[torch.randperm(len(self.images), generator=self._generator)[: self.size]])
-        address = torch.randperm(self.size, generator=self._generator)[: self.queries]
+    def _drawn(self) -> tuple[Tensor, Tensor]:
+        """Images of the memory [S], and addresses of the targets [b]."""
+        chosen = torch.randperm(len(self.images), generator=self._generator)[: self.size]
+        return chosen, torch.randperm(self.size, generator=self._generator)[: self.queries]
+
+    def _episode(self, chosen: Tensor, address: Tensor) -> Episode:
+        entries = as_images(self.images[chosen])
         return Episode(Memory(entries, torch.arange(self.size)), entries[address], address)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position in the stream; holds tensors only."""
-        return {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position."""
-        self._generator.set_state(state["generator"])

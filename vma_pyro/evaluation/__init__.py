@@ -1,8 +1,9 @@
 """Likelihoods, the split of the KL, and few-shot classification, each with its standard error.
 
 Everything here runs without gradients, in evaluation mode, under its own random stream: nothing disturbs a
-training run. Model and guide are any Pyro programs with the signature (memory, x), the plate `data` and the sites
-`address`, `z` and `x`; a model without an address (the memoryless one) has zero address terms.
+training run. Model and guide are any Pyro programs with the signature (memory, x) whose sites are in the plate
+`data`. The site `address` has figures of its own, and a model without it (the memoryless one) has zero address
+terms; all other sites, `z` and `x` too, are reported by name.
 """
 
 from vma_pyro.evaluation.classification import (
@@ -12,9 +13,10 @@ from vma_pyro.evaluation.classification import (
     classify_by_likelihood,
 )
 from vma_pyro.evaluation.estimates import Estimate, TwoPhase, distribution_at, undisturbed
-from vma_pyro.evaluation.kl import KLReport, Split, kl_report, split_bound
+from vma_pyro.evaluation.kl import KLReport, kl_report
 from vma_pyro.evaluation.large import generate, large_log_likelihood
 from vma_pyro.evaluation.likelihood import log_likelihood
+from vma_pyro.evaluation.split import Split, split_bound
 
 __all__ = [
     "Estimate",

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vma_pyro.infer import log_weights, log_weights_given
-from vma_pyro.memory import Memory, check_finite
+from vma_pyro.memory import Memory
+from vma_pyro.values import check_finite
 
 # Decoder evaluations per chunk: bounds the memory of an evaluation at a few hundred MB for the paper's networks.
 READS_PER_CHUNK = 2048
@@ -25,15 +26,18 @@ def weight_chunks(
     num_samples: int,
     size: int,
     address: str,
+    *,
+    nesting: int,
 ) -> Iterator[Float[Tensor, "*S K B"]]:
     """Log weights [..., B] of at most about READS_PER_CHUNK decoder evaluations at a time."""
     for k in sample_chunks(num_samples, images=size * len(x)):
         if address == "sampled":
-            yield log_weights(model, guide, (memory, x), num_particles=k)
+            yield log_weights(model, guide, (memory, x), num_particles=k, max_plate_nesting=nesting)
             continue
         rows = max(1, READS_PER_CHUNK // (k * len(x)))
         for addresses in torch.arange(size, device=x.device).split(rows):
-            yield log_weights_given({"address": addresses}, model, guide, (memory, x), num_particles=k)
+            given = {"address": addresses}
+            yield log_weights_given(given, model, guide, (memory, x), num_particles=k, max_plate_nesting=nesting)
 
 
 def datapoint_chunks(memory: Any, x: Tensor, *, reads_per_image: int) -> Iterator[tuple[Tensor, Any]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
+
+from vma_pyro.infer.double import in_double
 
 
 class Estimate(NamedTuple):
@@ -28,7 +32,7 @@ class Estimate(NamedTuple):
     @classmethod
     def of(cls, values: Tensor) -> Estimate:
         """From one value per image, [n]."""
-        values = values.double()
+        values = in_double(values)
         n = values.numel()
         se = values.std().item() / math.sqrt(n) if n > 1 else math.nan
         return cls(values.mean().item(), se, n)
@@ -74,11 +78,11 @@ class TwoPhase(NamedTuple):
     def estimate(self) -> Estimate:
         """Of the mean of the costly figure."""
         everywhere, n = len(self.cheap), len(self.costly)
-        difference = (self.costly - self.cheap[:n]).double()
-        mean = self.cheap.double().mean() + difference.mean()
+        difference = in_double(self.costly - self.cheap[:n])
+        mean = in_double(self.cheap).mean() + difference.mean()
         if n < 2:
             return Estimate(mean.item(), math.nan, everywhere)
-        variance = self.costly.double().var() / everywhere + (1 / n - 1 / everywhere) * difference.var()
+        variance = in_double(self.costly).var() / everywhere + (1 / n - 1 / everywhere) * difference.var()
         return Estimate(mean.item(), math.sqrt(variance.item()), everywhere)
 
     def gain(self) -> Estimate:
@@ -97,7 +101,7 @@ def undisturbed(*modules: Any, seed: int) -> Iterator[None]:
     training = {module: module.training for root in roots for module in root.modules()}
     # Seeding reaches every GPU, whatever the device of the evaluation.
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=gpus), torch.no_grad():
+    with torch.random.fork_rng(devices=gpus), _noise_of_apple_gpu(), torch.no_grad():
         torch.manual_seed(seed)
         for root in roots:
             root.eval()
@@ -106,6 +110,25 @@ def undisturbed(*modules: Any, seed: int) -> Iterator[None]:
         finally:
             for module, mode in training.items():
                 module.training = mode
+
+
+@contextmanager
+def _noise_of_apple_gpu() -> Iterator[None]:
+    """`fork_rng` for the one device that it leaves out."""
+    if not torch.backends.mps.is_available():
+        yield
+        return
+    before = torch.mps.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.mps.set_rng_state(before)
+
+
+def log_sum(chunks: Iterable[Float[Tensor, "*any B"]]) -> Float[Tensor, " B"]:
+    """log of the sum of exp over everything but the last dimension, in double precision."""
+    parts = [in_double(chunk).flatten(0, -2).logsumexp(0) for chunk in chunks]
+    return functools.reduce(torch.logaddexp, parts)
 
 
 def distribution_at(trace: poutine.Trace, site: str) -> Any:

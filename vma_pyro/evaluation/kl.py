@@ -1,87 +1,50 @@
-"""Where the nats go: reconstruction, KL(a) and KL(z), and what the memory brings."""
+"""Where the nats go: what each observed site costs, the KL of each latent site, and what the memory brings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from jaxtyping import Float, Shaped
-from pyro import poutine
 from torch import Tensor
 
-from vma_pyro.evaluation.address import choices_before, divergence, kl_of_address
-from vma_pyro.evaluation.chunks import check, datapoint_chunks, is_shared, labels_of, sample_chunks, weight_chunks
-from vma_pyro.evaluation.estimates import Estimate, distribution_at, undisturbed
+from vma_pyro.evaluation.chunks import check, datapoint_chunks, is_shared, labels_of, weight_chunks
+from vma_pyro.evaluation.draws import nesting_of
+from vma_pyro.evaluation.estimates import Estimate, undisturbed
+from vma_pyro.evaluation.split import NO_SITES, Split, joined, split_bound, split_in_chunks
+from vma_pyro.infer.double import in_double, widest_float
 
-
-class Split(NamedTuple):
-    """One image's bound taken apart, each [B], in nats; log p(x|M) >= reconstruction - kl_address - kl_z.
-
-    Attributes:
-        reconstruction: E_q log p(x | z, m_a).
-        kl_address: KL(q(a | x, M) || p(a | M)), exact; of discrete sites before the address (a class, say) and the
-            address together.
-        kl_z: E_q KL(q(z | x, m_a) || p(z | m_a)), by sampling.
-        address_probs: q(a | x, M) [B, S].
-    """
-
-    reconstruction: Float[Tensor, " B"]
-    kl_address: Float[Tensor, " B"]
-    kl_z: Float[Tensor, " B"]
-    address_probs: Float[Tensor, "B S"]
-
-
-@torch.no_grad()
-def split_bound(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    memory: Any,
-    x: Tensor,
-    *,
-    num_samples: int = 1,
-) -> Split:
-    """Reconstruction, KL(a) and KL(z) per image from `num_samples` draws of the guide."""
-    plate = pyro.plate("samples", num_samples, dim=-2)
-    guide_trace = poutine.trace(plate(guide)).get_trace(memory, x)
-    model_trace = poutine.trace(plate(poutine.replay(model, trace=guide_trace))).get_trace(memory, x)
-    guide_trace.compute_log_prob()
-    model_trace.compute_log_prob()
-    reconstruction = model_trace.nodes["x"]["log_prob"].mean(0)
-    kl_z = (guide_trace.nodes["z"]["log_prob"] - model_trace.nodes["z"]["log_prob"]).mean(0)
-    if "address" not in guide_trace.nodes:
-        return Split(reconstruction, torch.zeros_like(kl_z), kl_z, torch.ones(len(x), 1, device=x.device))
-    choices = choices_before(guide_trace)
-    if choices:
-        kl_address, probs = kl_of_address(model, guide, choices, memory, x)
-        return Split(reconstruction, kl_address, kl_z, probs)
-    # The address comes first in the guide, so all samples share its distribution: [samples, B, S], take one.
-    log_q = distribution_at(guide_trace, "address").logits[0].log_softmax(-1)
-    log_p = distribution_at(model_trace, "address").logits[0].log_softmax(-1)
-    return Split(reconstruction, divergence(log_q, log_p), kl_z, log_q.exp())
+__all__ = ["KLReport", "Split", "kl_report", "split_bound"]
 
 
 class KLReport(NamedTuple):
-    """What the memory lookup costs and what it brings; estimates are over images, in nats per image.
+    """Where the nats go; estimates are over images, in nats per image unless said otherwise.
+
+    Of any program, `reconstruction + kl_address + kl_z` is minus its single-sample bound, and so are the sums of
+    `reconstructions` and of `kl`.
 
     Attributes:
         nll: minus the importance-weighted bound with `samples` samples.
-        reconstruction: minus E_q log p(x | z, m_a).
-        kl_address: KL(q(a|x) || p(a)); at most log|M| for a uniform prior.
+        reconstruction: minus E_q log p of all observed sites; minus E_q log p(x | z, m_a) if that is `x` alone.
+        kl_address: KL(q(a|x) || p(a)), image by image; of discrete sites before the address (a class, say) and the
+            address together. At most log|M| for a uniform prior; zero without an address.
         kl_address_bits: the same in bits.
-        kl_address_share: the same as a share of log|M|.
-        kl_z: E KL(q(z|x,m_a) || p(z|m_a)).
+        kl_address_share: the same as a share of the log|M| of each image.
+        kl_z: of all other latent sites together; E KL(q(z|x,m_a) || p(z|m_a)) if that is `z` alone.
         mutual_information: between x and the address under q, H(mean of q(a|x)) - mean of H(q(a|x)); biased
             down for few images, and only for a shared memory, where an address names the same entry for all.
         perplexity: exp H(q(a|x)), the number of entries in play.
-        right_class: share of q(a|x) on entries of x's class; None without labels.
+        right_class: share of q(a|x) on entries of x's class; None without labels or without an address.
         effective_samples: (sum w)^2 / sum w^2 of the `samples` weights, in samples.
         information_gained: the memoryless model's NLL minus this one's, paired by image; None without it.
-        log_memory: log|M| in nats.
+        log_memory: log|M| in nats; the mean over images where their memories differ in size.
         samples: per image.
         nll_of_images: `nll` before averaging [B].
+        reconstructions: the terms of `reconstruction` by observed site, in the order of the model.
+        kl: those of `kl_address + kl_z` by latent site, in the order of the model.
+        how: each of `kl` was found; "exact", "mean over draws" or "sampled", see `Split`.
     """
 
     nll: Estimate
@@ -98,6 +61,20 @@ class KLReport(NamedTuple):
     log_memory: float
     samples: int
     nll_of_images: Float[Tensor, " B"]
+    reconstructions: Mapping[str, Estimate] = NO_SITES
+    kl: Mapping[str, Estimate] = NO_SITES
+    how: Mapping[str, str] = NO_SITES
+
+    def parts(self) -> list[tuple[str, Estimate]]:
+        """A label for each site and what it costs; the parts add up to minus the single-sample bound."""
+        observed = [(f"minus reconstruction of {name}", cost) for name, cost in self.reconstructions.items()]
+        latent = [(f"KL({SYMBOLS.get(name, name)}), {self.how[name]}", cost) for name, cost in self.kl.items()]
+        return observed + latent
+
+    def __str__(self) -> str:
+        """A line for each part."""
+        lines = [(f"NLL, {self.samples} samples", self.nll), *self.parts()]
+        return "\n".join(f"{label}: {cost}" for label, cost in lines)
 
     def gained_over(self, memoryless_nll: Tensor) -> KLReport:
         """The same report with the information gained over a model without memory.
@@ -109,8 +86,11 @@ class KLReport(NamedTuple):
             ValueError: another number of images.
         """
         _check_one_per_image("memoryless_nll", memoryless_nll, len(self.nll_of_images))
-        gained = memoryless_nll.double() - self.nll_of_images
+        gained = in_double(memoryless_nll) - self.nll_of_images
         return self._replace(information_gained=Estimate.of(gained))
+
+
+SYMBOLS = {"address": "a"}  # of sites, in the paper
 
 
 def kl_report(
@@ -146,31 +126,38 @@ def kl_report(
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
     parts, log_ws = [], []
     with undisturbed(model, guide, seed=seed):
+        nesting = 0
         for part, part_memory in datapoint_chunks(memory, x, reads_per_image=num_samples):
-            parts.append(_split_in_chunks(model, guide, part_memory, part, num_samples))
-            chunks = weight_chunks(model, guide, part_memory, part, num_samples, 1, "sampled")
+            nesting = nesting or nesting_of(model, guide, part_memory, part)
+            programs = (model, guide, part_memory, part)
+            parts.append(split_in_chunks(*programs, num_samples=num_samples, nesting=nesting))
+            chunks = weight_chunks(*programs, num_samples, 1, "sampled", nesting=nesting)
             log_ws.append(torch.cat(list(chunks)))
-    split = Split(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-    log_w = torch.cat(log_ws, dim=1).double()  # [K, B]
+    split = joined(parts)
+    log_w = in_double(torch.cat(log_ws, dim=1))  # [K, B]
     q = split.address_probs
-    entropy = torch.special.entr(q).sum(-1)
     nll = math.log(num_samples) - log_w.logsumexp(0)
-    log_memory = math.log(q.shape[-1])
+    log_sizes = _log_sizes(memory, q)
+    shares = split.kl_address / torch.where(log_sizes > 0, log_sizes, 1.0).to(split.kl_address)
     report = KLReport(
         nll=Estimate.of(nll),
         reconstruction=Estimate.of(-split.reconstruction),
         kl_address=Estimate.of(split.kl_address),
         kl_address_bits=Estimate.of(split.kl_address / math.log(2)),
-        kl_address_share=Estimate.of(split.kl_address / log_memory if log_memory else split.kl_address),
+        kl_address_share=Estimate.of(shares),
         kl_z=Estimate.of(split.kl_z),
         mutual_information=_mutual_information(q) if is_shared(memory, x) else None,
-        perplexity=Estimate.of(entropy.exp()),
-        right_class=None if labels is None else Estimate.of(_share_of_class(q, memory, labels)),
+        perplexity=Estimate.of(torch.special.entr(q).sum(-1).exp()),
+        right_class=None if labels is None else _share_of_class(q, memory, labels),
         effective_samples=Estimate.of((2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()),
         information_gained=None,
-        log_memory=log_memory,
+        # As a mean of differences, which leaves equal sizes as they are to the last digit.
+        log_memory=(log_sizes[0] + (log_sizes - log_sizes[0]).mean()).item(),
         samples=num_samples,
         nll_of_images=nll,
+        reconstructions={name: Estimate.of(-value) for name, value in split.observed.items()},
+        kl={name: Estimate.of(value) for name, value in split.kl.items()},
+        how=split.how,
     )
     return report if memoryless_nll is None else report.gained_over(memoryless_nll)
 
@@ -180,17 +167,13 @@ def _check_one_per_image(name: str, values: Tensor, images: int) -> None:
         raise ValueError(f"{name}: expected shape [{images}], one per image, got {list(values.shape)}")
 
 
-def _split_in_chunks(
-    model: Callable[..., Any], guide: Callable[..., Any], memory: Any, x: Tensor, num_samples: int
-) -> Split:
-    """`split_bound` of any number of samples in bounded memory."""
-    total: Split | None = None
-    for k in sample_chunks(num_samples, images=len(x)):
-        part = split_bound(model, guide, memory, x, num_samples=k)
-        share = Split(*(k / num_samples * field for field in part))
-        total = share if total is None else Split(*(a + b for a, b in zip(total, share, strict=True)))
-    assert total is not None  # num_samples is positive
-    return total
+def _log_sizes(memory: Any, q: Float[Tensor, "B S"]) -> Float[Tensor, " B"]:
+    """log|M| of each image, without the entries that only fill up a memory of fewer than others."""
+    mask = getattr(memory, "mask", None)
+    if isinstance(mask, Tensor) and mask.shape[-1] == q.shape[-1]:
+        return in_double(mask.to(q.device).sum(-1)).log().expand(len(q))
+    log_size = math.log(q.shape[-1])
+    return in_double(torch.full((len(q),), log_size, dtype=widest_float(q.device), device=q.device))
 
 
 def _mutual_information(q: Float[Tensor, "B S"]) -> Estimate:
@@ -199,6 +182,13 @@ def _mutual_information(q: Float[Tensor, "B S"]) -> Estimate:
     return Estimate.of(torch.where(q > 0, q * (q / marginal).log(), 0.0).sum(-1))
 
 
-def _share_of_class(q: Float[Tensor, "B S"], memory: Any, labels: Shaped[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Probability of the entries of each image's class [B]."""
-    return (q * (labels_of(memory) == labels[:, None])).sum(-1)
+def _share_of_class(q: Float[Tensor, "B S"], memory: Any, labels: Shaped[Tensor, " B"]) -> Estimate | None:
+    """Probability of the entries of each image's class; None where there is nothing to look up."""
+    of_entries = labels_of(memory)
+    if q.shape[-1] == 1 < of_entries.shape[-1]:
+        return None
+    if q.shape[-1] != of_entries.shape[-1]:
+        raise ValueError(
+            f"memory.labels: expected one label for each of {q.shape[-1]} addresses, got {of_entries.shape[-1]}"
+        )
+    return Estimate.of((q * (of_entries == labels[:, None])).sum(-1))

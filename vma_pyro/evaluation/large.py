@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vma_pyro.evaluation.chunks import READS_PER_CHUNK, check
-from vma_pyro.evaluation.estimates import undisturbed
+from vma_pyro.evaluation.estimates import log_sum, undisturbed
 from vma_pyro.evaluation.likelihood import log_likelihood
 from vma_pyro.guide import Guide
 from vma_pyro.infer import log_weights_given
+from vma_pyro.infer.double import in_double
 from vma_pyro.large_memory import Addresses, LargeMemory
 from vma_pyro.memory import Memory
 from vma_pyro.model import Model
@@ -72,7 +73,7 @@ def large_log_likelihood(
             address = memory.top(model, guide, images, top).address
             part = memory.part(address).to(x.device)
             bound = log_likelihood(model, guide, part, images, num_samples=num_samples, address="exact", seed=seed)
-            bounds.append(bound + _share(memory, address, x.device).double())
+            bounds.append(bound + in_double(_share(memory, address, x.device)))
     return torch.cat(bounds)
 
 
@@ -96,7 +97,7 @@ def generate(
 
 
 def _sampled(model: Model, guide: Guide, memory: LargeMemory, x: Tensor, found: Addresses) -> Float[Tensor, " B"]:
-    total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+    bounds = []
     step = max(1, READS_PER_CHUNK // len(x))
     for address, log_q in zip(found.address.split(step, 1), found.log_prob.split(step, 1), strict=True):
         part = memory.part(address).to(x.device)
@@ -104,8 +105,8 @@ def _sampled(model: Model, guide: Guide, memory: LargeMemory, x: Tensor, found: 
         # p(x, z, a | part) / q(z | x, m_a) for every address of the part, once: [k, 1, B].
         log_w = log_weights_given(each, model, guide, (part, x), num_particles=1).squeeze(1)
         log_w = log_w + _share(memory, address, x.device) - log_q.T.to(x.device)
-        total = torch.logaddexp(total, log_w.double().logsumexp(0))
-    return total - math.log(found.address.shape[1])
+        bounds.append(log_w)
+    return log_sum(bounds) - math.log(found.address.shape[1])
 
 
 def _share(memory: LargeMemory, address: Tensor, device: torch.device) -> Float[Tensor, " B"]:

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from torch import Tensor
 
 from vma_pyro.evaluation.chunks import READS_PER_CHUNK, check, datapoint_chunks, weight_chunks
-from vma_pyro.evaluation.estimates import distribution_at, undisturbed
+from vma_pyro.evaluation.draws import nesting_of
+from vma_pyro.evaluation.estimates import distribution_at, log_sum, undisturbed
+from vma_pyro.infer.log_weights import run
 
 
 def log_likelihood(
@@ -44,7 +45,7 @@ def log_likelihood(
         seed: of the evaluation's own random stream.
 
     Returns:
-        The bound [B], in nats per image.
+        The bound [B] in nats per image, float64 (on the CPU if x is on a device without it).
 
     Raises:
         ValueError: N below 1, an unknown mode, NaN in x, x that does not fit the memory, no `address` site for
@@ -57,18 +58,17 @@ def log_likelihood(
     check(memory, x)
     with undisturbed(model, guide, seed=seed):
         size = _address_size(guide, memory, x) if address == "exact" else 1
-        bounds = []
+        bounds, nesting = [], 0
         for part, part_memory in datapoint_chunks(memory, x, reads_per_image=size):
-            total = torch.full((len(part),), -math.inf, dtype=torch.float64, device=x.device)
-            for log_w in weight_chunks(model, guide, part_memory, part, num_samples, size, address):
-                total = torch.logaddexp(total, log_w.double().flatten(0, -2).logsumexp(0))
-            bounds.append(total - math.log(num_samples))
+            nesting = nesting or nesting_of(model, guide, part_memory, part)
+            chunks = weight_chunks(model, guide, part_memory, part, num_samples, size, address, nesting=nesting)
+            bounds.append(log_sum(chunks) - math.log(num_samples))
     return torch.cat(bounds)
 
 
 def _address_size(guide: Callable[..., Any], memory: Any, x: Tensor) -> int:
     image, its_memory = next(datapoint_chunks(memory, x, reads_per_image=READS_PER_CHUNK))
-    trace = poutine.trace(guide).get_trace(its_memory, image)
+    trace = run(guide, (its_memory, image), {})
     if "address" not in trace.nodes:
         raise ValueError(f"address: expected a site 'address' in the guide, found {list(trace.stochastic_nodes)}")
     return len(distribution_at(trace, "address").enumerate_support(expand=False))

@@ -16,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vma_pyro.infer.checks import is_function_of
+from vma_pyro.infer.double import in_double
 from vma_pyro.infer.estimator import Estimate, Estimator, Noise, PlateOptions, finite, normalised, weighted
 from vma_pyro.infer.handlers import Chooser, ChooseValues, is_drawn, is_open, whole_support
 from vma_pyro.infer.log_weights import Handler
@@ -146,12 +147,12 @@ class UnorderedSetELBO(ChosenSiteELBO):
         particles = self._draw_given(model, guide, args, kwargs, {self.site: draw.without_replacement})
         given, f = _log_q_and_f(particles)  # [k, B]
         ratios = SetRatios(
-            particles.given[:, 0].detach().double(), particles.at_datapoints(draw.log_rest).double()
+            in_double(particles.given[:, 0].detach()), in_double(particles.at_datapoints(draw.log_rest))
         )
         weights = ratios.log_weights().exp()
-        signal = f.detach().double() - ratios.expectation_given_first(f.detach().double())
+        signal = in_double(f.detach()) - ratios.expectation_given_first(in_double(f.detach()))
         live = particles.live[:, 0]
-        weights, signal = (torch.where(live, t, 0.0).to(f.dtype) for t in (weights, signal))
+        weights, signal = (torch.where(live, t.to(f), 0.0) for t in (weights, signal))
         # The 1 cancels the derivative of -log q(s) inside f.
         surrogate = (weights * (finite(f) + (finite(signal) + 1) * given)).sum()
         return Estimate((weights * f.detach()).nan_to_num(neginf=-math.inf).sum(0), surrogate, particles.scale)
@@ -242,12 +243,13 @@ class DistinctELBO(ChosenSiteELBO):
         joint = particles.log_weights[:, 0]  # [k, B]
         given, _ = _log_q_and_f(particles)
         log_outside = particles.at_datapoints(draw.log_outside_differentiable)
-        log_outside = torch.where(log_outside > -math.inf, log_outside, 0.0)
+        something_left = log_outside > -math.inf
+        log_outside = torch.where(something_left, log_outside, 0.0)
         with torch.no_grad():
             # log 1 / q(s' | outside C) = log(1 - q_C) - log q(s'), and 0 inside C, whose values are certain.
             # Where q has nothing outside C, s' cannot be drawn and counts nothing.
             log_ratio = torch.zeros_like(given)
-            possible = particles.given[-1, 0] > -math.inf
+            possible = (particles.given[-1, 0] > -math.inf) & something_left
             log_ratio[-1] = torch.where(possible, log_outside - given[-1], -math.inf)
             terms = joint + log_ratio
             live = particles.live[0, 0]

@@ -58,7 +58,7 @@ look = FirstLook()
 
 
 def _owner(program: Program) -> tuple[Any, tuple[Any, ...]]:
-    """What lives as long as a program, and what is around it: bound methods and handlers are made anew each time."""
+    """What lives as long as a program, and what is around it: methods and handlers are made anew each time."""
     if isinstance(program, types.MethodType):
         return program.__self__, (program.__func__.__qualname__,)
     if isinstance(program, functools.partial) and not program.args and not program.keywords:

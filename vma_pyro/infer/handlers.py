@@ -89,7 +89,13 @@ class ChooseValues(Messenger):
                     f"got {type(msg['fn']).__name__}"
                 )
             check_no_own_mask(msg)
-            value = self.choose(msg["fn"])
+            try:
+                value = self.choose(msg["fn"])
+            except NotImplementedError as error:  # a Binomial with a total count for each datapoint
+                raise ValueError(
+                    f"site '{self.site}': expected a finite support, the same for all datapoints, got "
+                    f"{type(msg['fn']).__name__} whose support cannot be enumerated"
+                ) from error
             shape = value.shape[: value.dim() - msg["fn"].event_dim]
             event = value.shape[len(shape) :]
             padding = (1,) * (self.dims + 1 - len(shape))
@@ -142,20 +148,25 @@ def _forgotten(msg: Message, value: Tensor) -> Tensor:
 
 
 class Defended(TorchDistribution):
-    """(1 - share) q + share * uniform, over the finite support of q (a defensive mixture)."""
+    """(1 - share) q + share * uniform, over the values that q does not rule out (a defensive mixture)."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     has_enumerate_support = True
 
     def __init__(self, guide: Any, share: float) -> None:
         self.guide, self.share = guide, share
-        self.size = len(guide.enumerate_support(expand=False))
+        # What has no probability at all, such as padding of a memory, is nothing to propose.
+        self.allowed = guide.log_prob(guide.enumerate_support(expand=False)).detach() > -math.inf  # [S, *batch]
+        self.number = self.allowed.sum(0)
         super().__init__(guide.batch_shape, guide.event_shape, validate_args=False)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """From q, or from the uniform distribution."""
         values = self.guide.enumerate_support(expand=False)
-        pick = torch.randint(self.size, self.batch_shape, device=values.device)
+        number = self.number.expand(self.batch_shape)
+        rank = (torch.rand(self.batch_shape, device=values.device) * number).long().minimum(number - 1)
+        order = self.allowed.expand(-1, *self.batch_shape).int().argsort(dim=0, descending=True, stable=True)
+        pick = order.gather(0, rank[None])[0]
         uniform = values.flatten(1, len(self.batch_shape))[:, 0][pick]  # [*batch, *event]
         lucky = torch.rand(self.batch_shape, device=values.device) < self.share
         lucky = lucky.reshape(*lucky.shape, *(1 for _ in self.event_shape))
@@ -164,7 +175,10 @@ class Defended(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Of the mixture."""
         log_q = self.guide.log_prob(value) + math.log(1 - self.share)
-        return torch.logaddexp(log_q, torch.full_like(log_q, math.log(self.share / self.size)))
+        possible = log_q > -math.inf
+        log_uniform = math.log(self.share) - self.number.log().to(log_q.dtype)
+        # The gradient of a sum of two zeros would be NaN.
+        return torch.where(possible, torch.logaddexp(torch.where(possible, log_q, 0.0), log_uniform), -math.inf)
 
 
 class Defensive(Messenger):

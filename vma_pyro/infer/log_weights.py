@@ -53,8 +53,7 @@ class Traces(NamedTuple):
         subsamples: the sites that chose the elements of their plates.
         gates: of the guide's reparameterised sites.
         chosen: sites with given values, and their dimensions.
-        layout: where their tensors have particles and datapoints.
-        particles: in the particle dimension.
+        layout: where tensors of sites have particles and datapoints.
     """
 
     model: poutine.Trace
@@ -63,7 +62,6 @@ class Traces(NamedTuple):
     gates: tuple[Gate, ...]
     chosen: dict[str, int]
     layout: Layout
-    particles: int
 
 
 def draw_particles(
@@ -185,8 +183,7 @@ def guide_log_prob(
     """log q of the latents of one run of the guide, which may be replayed."""
     trace = prune_subsample_sites(run(guide, args, kwargs))
     trace.compute_score_parts()
-    empty = poutine.Trace()
-    return _weigh(Traces(empty, trace, empty, (), {}, layout, 1)).log_q
+    return _log_prob(guide=trace, layout=layout).log_q
 
 
 def model_log_prob(
@@ -195,8 +192,16 @@ def model_log_prob(
     """log p(x, latents) of given values of the latent sites."""
     trace = prune_subsample_sites(run(poutine.replay(model, trace=latents), args, kwargs))
     trace.compute_log_prob()
-    empty = poutine.Trace()
-    return _weigh(Traces(trace, empty, empty, (), {}, layout, 1)).log_p
+    return _log_prob(model=trace, layout=layout).log_p
+
+
+def _log_prob(
+    *, layout: Layout, model: poutine.Trace | None = None, guide: poutine.Trace | None = None
+) -> Particles:
+    """The sums over one of the traces, of a single particle."""
+    traces = Traces(model or poutine.Trace(), guide or poutine.Trace(), poutine.Trace(), (), {}, layout)
+    _check_shapes(traces, 1, layout.nesting)
+    return _weigh(traces)
 
 
 class _Run(NamedTuple):
@@ -226,7 +231,7 @@ class _Run(NamedTuple):
         layout = self.layout.of_program(pruned_guide) if latents(pruned_guide) else self.layout
         gates = set_gates(pruned_guide, layout, gated)
         asked = Options()
-        model_trace = run(poutine.replay(asked(model), trace=guide_trace), args, kwargs, chosen=chosen)
+        model_trace = run(poutine.replay(asked(model), trace=_drawn(guide_trace)), args, kwargs, chosen=chosen)
         subsamples = _subsamples(guide_trace, model_trace)
         model_trace = prune_subsample_sites(model_trace)
         layout = self.layout.of_program(pruned_guide, model_trace)
@@ -236,16 +241,26 @@ class _Run(NamedTuple):
         check_same_power(model_trace, pruned_guide)
         self._check(model_trace)
         model_trace.compute_log_prob()
-        if is_validation_enabled():
-            for site in [*sample_sites(model_trace), *sample_sites(pruned_guide)]:
-                check_site_shape(site, layout.nesting + self.in_plate)
-        return Traces(model_trace, pruned_guide, subsamples, gates, chosen, layout, self.particles)
+        traces = Traces(model_trace, pruned_guide, subsamples, gates, chosen, layout)
+        _check_shapes(traces, self.particles, layout.nesting + self.in_plate)
+        return traces
 
     def _check(self, trace: poutine.Trace) -> None:
         check_no_enumeration(trace)
         check_nesting(trace, self.layout.nesting + self.in_plate)
         if not self.linear:
             check_no_inner_subsampling(trace, self.layout)
+
+
+def _drawn(guide_trace: poutine.Trace) -> poutine.Trace:
+    """The sites whose values the model takes over; one whose value is given has it in the model as well."""
+    if not guide_trace.observation_nodes:
+        return guide_trace
+    drawn = poutine.Trace()
+    for name, site in guide_trace.nodes.items():
+        if site["type"] != "sample" or not site["is_observed"]:
+            drawn.add_node(name, **site)
+    return drawn
 
 
 def _subsamples(*traces: poutine.Trace) -> poutine.Trace:
@@ -258,11 +273,19 @@ def _subsamples(*traces: poutine.Trace) -> poutine.Trace:
     return found
 
 
+def _check_shapes(traces: Traces, particles: int, nesting: int) -> None:
+    """Every dimension of every site is declared."""
+    nodes: dict[str, Site] = traces.guide.nodes
+    leading = {dim: len(nodes[name]["value"]) for name, dim in traces.chosen.items()}
+    for site in [*sample_sites(traces.model), *sample_sites(traces.guide)]:
+        check_dimensions(site, traces.layout, particles, leading)
+        if is_validation_enabled():
+            check_site_shape(site, nesting)
+
+
 def _weigh(traces: Traces) -> Particles:
     """Sum log p - log q and the scores over the sites of each datapoint."""
     layout = traces.layout
-    nodes: dict[str, Site] = traces.guide.nodes
-    leading = {dim: len(nodes[name]["value"]) for name, dim in traces.chosen.items()}
     log_p: Tensor | float = 0.0
     log_q: Tensor | float = 0.0  # of the proposal
     log_guide: Tensor | float = 0.0
@@ -276,7 +299,6 @@ def _weigh(traces: Traces) -> Particles:
         for site in sample_sites(trace):
             if trace is traces.guide and site["is_observed"] and not isinstance(site["fn"], Unit):
                 continue  # its value is given: nothing was drawn
-            check_dimensions(site, layout, traces.particles, leading)
             scale = same_scale(site, layout.subsampling_scale(site), scale)
             # The handler's scale covers all enclosing plates: take the batch plates' share out again.
             log_prob = layout.per_datapoint(site, site["log_prob"] if scale == 1 else site["log_prob"] / scale)

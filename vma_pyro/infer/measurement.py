@@ -188,7 +188,7 @@ class Measurement:
             remaining = iter(gradients)
             for name, group in self.groups.items():
                 parts = [next(remaining).flatten() for _ in group]
-                moments[name].add(torch.cat(parts).double().cpu())
+                moments[name].add(torch.cat(parts).cpu().double())
         return 1000 * sorted(seconds)[draws // 2]
 
     def _effective_samples(self, elbo: Any) -> float:

@@ -50,7 +50,8 @@ def _why(name: str, program: nn.Module) -> str:
         )
     expected = f"parameter '{name}': expected in Pyro's parameter store, where pyro.infer.SVI trains it, found"
     # Of a plain module in a PyroModule Pyro joins the names with a divider of its own.
-    if name in {known.replace(DIVIDER, ".") for known in pyro.get_param_store()}:
+    stored = [known.replace(DIVIDER, ".") for known in pyro.get_param_store()]
+    if any(known == name or known.endswith(f".{name}") for known in stored):
         return (
             f"{expected} that of an earlier model under its name; call pyro.clear_param_store() before a new model"
         )

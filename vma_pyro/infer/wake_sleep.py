@@ -15,7 +15,8 @@ from torch import nn
 from vma_pyro.infer.estimator import Estimate, Estimator, RunOptions, finite, log_mean_exp, normalised, weighted
 from vma_pyro.infer.handlers import Defensive, DetachValues
 from vma_pyro.infer.log_weights import Handler, guide_log_prob
-from vma_pyro.infer.plates import Layout, Program, is_random_subsample
+from vma_pyro.infer.particles import Particles
+from vma_pyro.infer.plates import Program, is_random_subsample, sample_sites
 
 
 class WakeWake(Estimator):
@@ -82,14 +83,19 @@ class WakeWake(Estimator):
                 coefficient = v - ratio / self.num_particles
             surrogate = surrogate + self.insomnia * weighted(coefficient, finite(particles.log_q)).sum()
         if self.insomnia < 1:
-            sleep = self._sleep(model, guide, args, kwargs, particles.layout)
+            sleep = self._sleep(model, guide, args, kwargs, particles)
             surrogate = surrogate + (1 - self.insomnia) * sleep.sum()
         return Estimate(log_mean_exp(particles.log_weights).detach(), surrogate, particles.scale)
 
     def _sleep(
-        self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], layout: Layout
+        self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], particles: Particles
     ) -> torch.Tensor:
         """log q [1, B] of what the model dreamed, given the dreamed data."""
+        for given in _given(particles.draws[0]):
+            raise ValueError(
+                f"insomnia: expected 1 (no sleep) where the value of site '{given}' is given, as dreams have "
+                f"another, got {self.insomnia:g}"
+            )
         with torch.no_grad():
             dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
         if any(is_random_subsample(site) for site in dream.nodes.values()):
@@ -105,7 +111,12 @@ class WakeWake(Estimator):
                         f"{sorted(bound.arguments)}"
                     )
                 bound.arguments[argument] = dream.nodes[name]["value"]
-        return guide_log_prob(poutine.replay(guide, trace=dream), bound.args, bound.kwargs, layout)
+        return guide_log_prob(poutine.replay(guide, trace=dream), bound.args, bound.kwargs, particles.layout)
+
+
+def _given(guide_trace: poutine.Trace) -> list[str]:
+    """Names of the guide's sites whose values are not drawn."""
+    return [s["name"] for s in sample_sites(guide_trace) if s["is_observed"] and not isinstance(s["fn"], Unit)]
 
 
 def _is_handler(program: Any) -> bool:

@@ -57,13 +57,6 @@ class Protocol(NamedTuple):
     seed: int = 0
 
 
-def check(protocol: Protocol) -> None:
-    """Refuse a protocol that measures nothing."""
-    for name in ("images", "samples", "queries", "classes", "shots"):
-        if getattr(protocol, name) < 1:
-            raise ValueError(f"{name}: expected at least 1, got {getattr(protocol, name)}")
-
-
 class FewShotScores(NamedTuple):
     """Scores on unseen classes.
 
@@ -168,7 +161,7 @@ def generate(model: Program, entries: Tensor, *, num_samples: int, seed: int = 0
     Returns:
         E[x | z, m] for samples of z [N, num_samples, 1, 28, 28].
     """
-    memory = Memory(entries.unsqueeze(1))
+    memory = Memory(entries.unsqueeze(1), learned=True)  # they may be: ink probabilities
     with undisturbed(model, seed=seed):
         plate = pyro.plate("samples", num_samples, dim=-2)
         trace = poutine.trace(plate(model)).get_trace(memory)
@@ -176,33 +169,47 @@ def generate(model: Program, entries: Tensor, *, num_samples: int, seed: int = 0
     return mean.transpose(0, 1)
 
 
-def draw_pictures(
+def draw_samples(
     model: Program,
     guide: Program,
     characters: Characters,
     protocol: Protocol,
-    folder: Path,
+    path: Path,
     *,
     device: torch.device,
 ) -> None:
-    """Write samples.png and posterior.png."""
+    """What is generated from one example each."""
     entries = _sampler(characters, 1, 1, 12, protocol.seed).sample().memory.entries[:, 0].to(device)
     samples = generate(model, entries, num_samples=12)
     title = "left: the one entry in memory, an unseen class; right: E[x | z, m] for z from p(z | m)"
-    plots.save_samples(folder / "samples.png", pixels(entries), pixels(samples), title=title)
+    plots.save_samples(path, pixels(entries), pixels(samples), title=title)
 
+
+def draw_posterior(
+    model: Program,
+    guide: Program,
+    characters: Characters,
+    protocol: Protocol,
+    path: Path,
+    *,
+    device: torch.device,
+) -> None:
+    """The address posterior of some images."""
     episode = shared_episode(characters, protocol).to(device)
     shown = [int((episode.labels == label).nonzero()[0]) for label in episode.labels.unique()[:4]]
     probs = address_posterior(guide, episode.memory, episode.x[shown])
     assert episode.memory.labels is not None
     plots.save_posterior(
-        folder / "posterior.png",
+        path,
         pixels(episode.x[shown]),
         probs.float().cpu().numpy(),
         pixels(episode.memory.entries),
         episode.memory.labels.cpu().numpy(),
         episode.labels[shown].cpu().numpy(),
     )
+
+
+PICTURES = {"samples.png": draw_samples, "posterior.png": draw_posterior}
 
 
 def shared_episode(characters: Characters, protocol: Protocol) -> Episode:

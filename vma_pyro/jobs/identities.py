@@ -40,7 +40,7 @@ def identities(results: Results) -> list[Identity]:
 
 
 def _kl_below_log_memory(content: dict[str, Any], source: str) -> Identity:
-    """Wherever both stand side by side, whatever the experiment."""
+    """Wherever both stand side by side, whatever the experiment: p(a) is uniform in all of these."""
     rows = [row for row in _tables(content) if "log_memory" in row and isinstance(row.get("kl_address"), dict)]
     found = [
         f"KL(a) = {Estimate.read(row['kl_address'])} with log |M| = {row['log_memory']:.3f}"

@@ -43,11 +43,34 @@ def once(config: Job, name: str, compute: Callable[[], dict[str, Any]]) -> dict[
     """A part of the results: from its file, if an interrupted job has got so far, else computed and kept."""
     path = config.out / "parts" / f"{name}.json"
     if config.resume and path.exists():
-        return json.loads(path.read_text())
+        return _read(path)
     content = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps({"content": content, "sha256": _digest(content)}, indent=1) + "\n")
     return content
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A part as it was kept.
+
+    Raises:
+        ValueError: damaged.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        if not {"sha256", "content"} & found.keys():  # kept before there were checksums
+            return found
+        content: dict[str, Any] = found["content"]
+        whole = found["sha256"] == _digest(content)
+    except (ValueError, LookupError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"resume: expected a whole part, got the damaged file {path}; remove it, and go on")
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def check_same(config: Job, *files: Path) -> None:

@@ -1,13 +1,43 @@
-"""Pictures from plain arrays; no model in here."""
+"""Pictures from plain arrays; no model in here, and no picture that costs a report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from vma_pyro.atomic import write_atomically
+
+
+def drawn(path: Path, draw: Callable[[Path], object]) -> str:
+    """Draw a picture, or say in one line why there is none: the figures are worth more than it is.
+
+    Args:
+        path: of the picture.
+        draw: makes it at a path.
+
+    Returns:
+        Why it could not be drawn; nothing if it was.
+    """
+    try:
+        draw(path)
+    except Exception as error:  # a likelihood without a mean, a full disk, a missing font, ...
+        told = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}{f': {told[0]}' if told else ''}"
+        print(f"warning: {path.name} is not drawn ({reason})")
+        return reason
+    return ""
+
+
+def save(figure: Figure, path: Path, *, dpi: int = 150) -> None:
+    """Write a picture as a whole or not at all."""
+    image = io.BytesIO()
+    figure.savefig(image, dpi=dpi, format="png")
+    write_atomically(path, lambda file: file.write(image.getbuffer()))
 
 
 def save_samples(path: Path, entries: np.ndarray, samples: np.ndarray, *, title: str) -> None:
@@ -34,7 +64,7 @@ def save_samples(path: Path, entries: np.ndarray, samples: np.ndarray, *, title:
     axes.axvline(cell - pad / 2 + gap / 2 - 0.5, color="tab:red", linewidth=1)
     axes.set_axis_off()
     axes.set_title(title, fontsize=9)
-    figure.savefig(path, dpi=150)
+    save(figure, path, dpi=150)
 
 
 def save_posterior(
@@ -81,7 +111,7 @@ def save_posterior(
     grid[0, 1].set_title("q(a | x, M) over the entries; red: entries of x's class", fontsize=9)
     grid[0, 2].set_title("most probable entries", fontsize=9, loc="left")
     grid[-1, 1].set_xlabel("address a", fontsize=8)
-    figure.savefig(path, dpi=150)
+    save(figure, path, dpi=150)
 
 
 Curves = Mapping[str, Sequence[Sequence[float]]]
@@ -115,7 +145,7 @@ def save_curves(path: Path, nll: Curves, kl_address: Curves) -> None:
     axes[1, 0].set(xlabel="updates", ylabel="KL(a) in training, nats per image")
     axes[1, 1].set_xlabel("seconds")
     axes[0, 1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
-    figure.savefig(path, dpi=130)
+    save(figure, path, dpi=130)
 
 
 def save_slopes(path: Path, particles: Sequence[int], snr: Mapping[str, Sequence[float]]) -> None:
@@ -140,7 +170,7 @@ def save_slopes(path: Path, particles: Sequence[int], snr: Mapping[str, Sequence
     axes.set_xticks(list(particles), [str(k) for k in particles])
     axes.minorticks_off()
     axes.legend(fontsize=7)
-    figure.savefig(path, dpi=150)
+    save(figure, path, dpi=150)
 
 
 Lines = Mapping[str, Sequence[tuple[float, float, float | None]]]
@@ -158,7 +188,7 @@ def save_lines(path: Path, lines: Lines, *, x: str, y: str, log: bool = False, d
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     draw_lines(figure.subplots(), lines, x=x, y=y, log=log, dashed=dashed)
-    figure.savefig(path, dpi=150)
+    save(figure, path, dpi=150)
 
 
 def draw_lines(
@@ -208,8 +238,8 @@ def save_training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]],
 
     Args:
         path: of the picture.
-        runs: label to the lines of its metrics.jsonl.
-        log_memory: log|M|, the largest KL(a), in nats.
+        runs: label to the lines of its metrics.jsonl; without the site `address` or `z` there is no such curve.
+        log_memory: log|M|, the largest KL(a) under a uniform p(a), in nats.
     """
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     bound, kl_address, kl_z = figure.subplots(1, 3)
@@ -228,11 +258,10 @@ def save_training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]],
             color=color,
             label=f"{label}, held out",
         )
-        kl_z.plot(updates, [line["kl_z"] for line in training], linewidth=1, color=color, label=label)
-        if any(line["kl_address"] for line in training):
-            kl_address.plot(
-                updates, [line["kl_address"] for line in training], linewidth=1, color=color, label=label
-            )
+        for axes, name in ((kl_address, "kl_address"), (kl_z, "kl_z")):
+            seen = [(line["update"], line[name]) for line in training if name in line]
+            if any(kl for _, kl in seen):
+                axes.plot(*zip(*seen, strict=True), linewidth=1, color=color, label=label)
     finite = [line["bound"] for lines in runs.values() for line in lines if "bound" in line]
     if finite:
         # The first updates are hundreds of nats away and would flatten the rest.
@@ -243,5 +272,6 @@ def save_training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]],
     kl_address.axhline(log_memory, color="black", linewidth=0.8, linestyle=":", label="log |M|")
     for axes, title in ((bound, "multi-sample bound"), (kl_address, "KL(a)"), (kl_z, "KL(z)")):
         axes.set(title=title, xlabel="updates", ylabel="nats per image")
-        axes.legend(fontsize=7)
-    figure.savefig(path, dpi=150)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
+    save(figure, path, dpi=150)

@@ -20,7 +20,7 @@ from vma_pyro.evaluation import (
     classify_by_likelihood,
     log_likelihood,
 )
-from vma_pyro.jobs import trained
+from vma_pyro.jobs import script, trained
 from vma_pyro.jobs.trained import Pair
 from vma_pyro.training import device_of_name
 
@@ -75,9 +75,15 @@ class TestConfig:
     seed: int = 0
     """Of targets and memories."""
     accelerator: str = "auto"
-    """cpu, cuda, or auto, which is one NVIDIA GPU if there is one."""
+    """cpu, cuda, mps (an Apple GPU), or auto, the first of cuda, mps and cpu there is."""
     tiny: bool = False
     """Everything once, as small as it gets, to see that it runs."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing, those of each experiment among them."""
+        sizes = ("classes", "shots", "all_classes", "all_shots", "examples", "images", "ways", "likelihood_images")
+        script.check_sizes(self, *(name for name in (*sizes, "draws") if hasattr(self, name)))
+        script.check_seed(self)
 
 
 class Subject(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from vma_pyro.evaluation import Estimate
 from vma_pyro.jobs import results
 from vma_pyro.jobs.few_shot import FewShotScores, Protocol
+from vma_pyro.jobs.trained import updates_of
 
 
 class Job(NamedTuple):
@@ -24,6 +27,8 @@ class Job(NamedTuple):
         training: name of a model to facts about its training (updates, seconds, ...).
         config: all options.
         protocol: how much was measured.
+        no_gain: why the model without memory may not be subtracted; empty if it may.
+        pictures: names to why they are not drawn; empty if they are.
     """
 
     command: str
@@ -34,6 +39,11 @@ class Job(NamedTuple):
     training: dict[str, dict[str, Any]]
     config: dict[str, Any]
     protocol: Protocol
+    no_gain: str = ""
+    pictures: Mapping[str, str] = MappingProxyType({})
+
+
+SHOWN = {"samples.png": " (generated from one example)", "posterior.png": " (the address posterior)"}
 
 
 def to_json(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> str:
@@ -50,7 +60,8 @@ def to_json(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> str:
         "seconds": job.seconds,
         "nll": {shots: _plain(estimate) for shots, estimate in scores.nll.items()},
         "nll_memoryless": None if memoryless is None else Estimate.of(memoryless)._asdict(),
-        "nll_gain": {shots: gain._asdict() for shots, gain in gains(scores, memoryless).items()},
+        "nll_gain": {shots: gain._asdict() for shots, gain in gains(job, scores, memoryless).items()},
+        "no_gain": job.no_gain or None,
         "accuracy": {task: _plain(estimate) for task, estimate in scores.accuracy.items()},
         "kl": kl | {"mutual_information": _plain(scores.mutual_information)},
         "training": job.training,
@@ -69,25 +80,28 @@ def to_markdown(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> s
     ]
     if memoryless is not None:
         likelihoods.append(("no memory (the same networks)", Estimate.of(memoryless)))
-        paired = gains(scores, memoryless).items()
+        paired = gains(job, scores, memoryless).items()
         likelihoods += [(f"gain of {shots} in memory over none, paired by image", gain) for shots, gain in paired]
+    if memoryless is not None and job.no_gain:
+        likelihoods.append(("gain over none", f"no figure; {job.no_gain}"))
     accuracies = [(task, f"{100 * e.mean:.1f} ± {100 * e.se:.1f}") for task, e in scores.accuracy.items()]
     split = [
         ("NLL", kl.nll),
-        ("minus reconstruction", kl.reconstruction),
-        ("KL(a), what the lookup costs", kl.kl_address),
+        *kl.parts(),
+        ("what the lookup costs, KL(a)", kl.kl_address),
         ("KL(a) in bits", kl.kl_address_bits),
         (f"KL(a) as a share of log|M| = {kl.log_memory:.2f}", kl.kl_address_share),
-        ("KL(z)", kl.kl_z),
         ("mutual information of x and a, one shared memory", scores.mutual_information),
         ("perplexity of q(a|x), in entries", kl.perplexity),
         ("share of q(a|x) on entries of the right class", kl.right_class),
         (f"effective sample size, of {kl.samples}", kl.effective_samples),
-        ("information gained by the memory", kl.information_gained or "not measured"),
+        ("information gained by the memory", kl.information_gained or job.no_gain or "not measured"),
     ]
-    trained = ", ".join(f"{name} model {facts['updates']} updates" for name, facts in job.training.items())
+    trained = ", ".join(f"{name} model {how_long(facts)}" for name, facts in job.training.items())
     seeds = f"seed {protocol.seed} for the test episodes" + (f", {job.seed} for training" if trained else "")
-    curves = ", `training.png`" if trained else ""
+    drawn = [f"`{name}`{SHOWN.get(name, '')}" for name, reason in job.pictures.items() if not reason]
+    missing = [f"{name} is not drawn ({reason})." for name, reason in job.pictures.items() if reason]
+    pictures = [f"Pictures: {', '.join(drawn)}.", *missing] if drawn else missing
     return f"""# Few-shot report: {job.data}, unseen classes
 
 `{job.command}`
@@ -111,20 +125,28 @@ image's own class in memory, the image itself never.
 ## Where the nats go
 
 {protocol.images} images, each with a memory of {protocol.classes} classes x {protocol.shots} examples; nats per
-image unless said otherwise.
+image unless said otherwise. The reconstructions and the KLs of the sites add up to the NLL with a single sample.
 
 {results.table(("part", "value"), split)}
 
-Pictures: `samples.png` (generated from one example), `posterior.png` (the address posterior){curves}.
+{" ".join(pictures)}
 """
 
 
-def gains(scores: FewShotScores, memoryless: Tensor | None) -> dict[str, Estimate]:
+def how_long(facts: dict[str, Any]) -> str:
+    """Updates of all cycles of training, and whether they ended before the budget did."""
+    early = " (no better on validation, and stopped early)" if facts.get("stopped_early") else ""
+    return f"{updates_of(facts)} updates{early}"
+
+
+def gains(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> dict[str, Estimate]:
     """Number of shots to the memoryless NLL minus the NLL with memory, paired by image, in nats."""
-    if memoryless is None:
+    if memoryless is None or job.no_gain:
         return {}
     return {shots: Estimate.of(memoryless - nll) for shots, nll in scores.nll_of_images.items()}
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
     return value._asdict() if isinstance(value, Estimate) else value

@@ -7,15 +7,16 @@ import math
 import platform
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 
 from vma_pyro.atomic import write_text
+from vma_pyro.jobs import plots
 from vma_pyro.record import command
 
 
@@ -64,20 +65,50 @@ def versions(device: torch.device) -> dict[str, str]:
     }
 
 
-def write(folder: Path, content: Mapping[str, Any], title: str, parts: Sequence[str]) -> None:
-    """results.json and report.md; the latter is also printed.
+class Picture(NamedTuple):
+    """A part of a report.
+
+    Attributes:
+        name: of its file.
+        shows: in words.
+        draw: makes it at a path.
+    """
+
+    name: str
+    shows: str
+    draw: Callable[[Path], object]
+
+
+def write(folder: Path, content: Mapping[str, Any], title: str, parts: Sequence[str | Picture]) -> None:
+    """results.json and report.md, then the pictures; the report is also printed.
 
     Args:
         folder: of the experiment.
         content: all figures, after those of `header`.
         title: of the report.
-        parts: its paragraphs and tables.
+        parts: its paragraphs, tables and pictures.
     """
     trained = [f"{name}: {described(facts)}." for name, facts in content["training"].items()]
-    page = "\n\n".join([f"# {title}", f"`{content['command']}`", *map(_wrapped, [*trained, *parts])])
+    head = [f"# {title}", f"`{content['command']}`", *map(_wrapped, trained)]
+
+    def page(missing: Mapping[str, str]) -> str:
+        shown = [part if isinstance(part, str) else _link(part, missing) for part in parts]
+        return "\n\n".join([*head, *map(_wrapped, shown)])
+
     write_text(folder / "results.json", to_json(content))
-    write_text(folder / "report.md", page + "\n")
-    print(page)
+    write_text(folder / "report.md", page({}) + "\n")
+    pictures = [part for part in parts if isinstance(part, Picture)]
+    found = {picture.name: plots.drawn(folder / picture.name, picture.draw) for picture in pictures}
+    missing = {name: reason for name, reason in found.items() if reason}
+    if missing:
+        write_text(folder / "report.md", page(missing) + "\n")
+    print(page(missing))
+
+
+def _link(picture: Picture, missing: Mapping[str, str]) -> str:
+    if picture.name in missing:
+        return f"{picture.name} is not drawn ({missing[picture.name]})."
+    return f"![{picture.shows}]({picture.name})"
 
 
 def described(facts: Mapping[str, Any]) -> str:

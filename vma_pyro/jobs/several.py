@@ -11,7 +11,7 @@ import tyro
 from vma_pyro.data import EpisodeSampler, Split
 from vma_pyro.data.episodes import Augmentation
 from vma_pyro.infer import make
-from vma_pyro.jobs import trained
+from vma_pyro.jobs import script, trained
 from vma_pyro.jobs.protocols import TINY, Samples
 from vma_pyro.training import TrainConfig
 
@@ -51,6 +51,13 @@ class SeveralConfig:
     tiny: bool = False
     """Everything once, as small as it gets, to see that it runs."""
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing, those of each experiment among them."""
+        names = ("latent_dim", "queries", "particles", "images")
+        more = ("classes", "shots", "test_shots", "train_classes", "train_shots", "draws", "entries")
+        script.check_sizes(self, *names, *(name for name in more if hasattr(self, name)))
+        script.check_factor(self, "width")
+
 
 def small(config: SeveralConfig) -> dict[str, Any]:
     """What makes any of them tiny."""
@@ -59,7 +66,14 @@ def small(config: SeveralConfig) -> dict[str, Any]:
 
 
 def model_of(
-    config: SeveralConfig, name: str, data: Split, *, classes: int, shots: int, program: str = "memory"
+    config: SeveralConfig,
+    name: str,
+    data: Split,
+    *,
+    classes: int,
+    shots: int,
+    program: str = "memory",
+    updates: int | None = None,
 ) -> tuple[trained.Pair, dict[str, Any]]:
     """Train one of the models, go on with it, or load it; it is left in `models/NAME` of the run's folder.
 
@@ -69,6 +83,7 @@ def model_of(
         data: to train and validate on.
         classes, shots: of the training memory.
         program: see `trained.build`.
+        updates: exactly so many, as another model has made that this one is compared with; by default the budget.
 
     Returns:
         Model and guide, and facts about the training.
@@ -84,12 +99,13 @@ def model_of(
     shape: dict[str, Any] = {"classes": classes, "shots": shots, "queries": config.queries}
     held_out = EpisodeSampler(data.validation, **shape, seed=1)
     architecture = {"networks": "conv", "width": config.width, "latent_dim": config.latent_dim, "program": program}
+    train = config.train if updates is None else trained.as_many(config.train, updates)
     shared = {n: getattr(config, n) for n in ("queries", "particles", "estimator", "augment")}
     return trained.train(
         architecture,
         make(config.estimator, config.particles),
         EpisodeSampler(data.train, **shape, seed=config.train.seed, augment=augment),
-        config=config.train,
+        config=train,
         folder=config.out / "models" / name,
         data=config.data,
         validation=[held_out.sample() for _ in range(4)],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vma_pyro.model import Model
 from vma_pyro.networks import ConvNetworks, MLPNetworks, Networks
 from vma_pyro.ranks import Ranks
 from vma_pyro.record import command
-from vma_pyro.training import TrainConfig, fit
+from vma_pyro.training import TrainConfig, check_weights, fit, provenance_of
 
 Pair = tuple[nn.Module, nn.Module]  # model and guide
 
@@ -65,11 +66,11 @@ def train(
     episodes: Episodes,
     *,
     config: TrainConfig,
-    folder: Path,
+    folder: str | Path,
     data: str,
     validation: Sequence[Episode] = (),
     identity: dict[str, Any] | None = None,
-    init: Path | None = None,
+    init: str | Path | None = None,
     only: str | None = None,
     resume: bool = False,
     tensorboard: bool = False,
@@ -120,19 +121,26 @@ def train(
         "training_seconds": round(result.seconds, 1),
         "validation_nll": result.validation_nll,
     }
+    if result.stopped_early:
+        facts["stopped_early"] = True
     if result.budget_changes:
         facts["budget_changes"] = list(result.budget_changes)
     if result.cycles:
         facts |= {"validation_nll_before": result.validation_nll_before, "cycles": list(result.cycles)}
     if ranks.rank == 0:
         save(
-            folder / "model.pt",
+            Path(folder) / "model.pt",
             pair,
             architecture,
             data=data,
             training=(identity or {}) | facts | {"command": command()},
         )
     return pair, facts
+
+
+def as_many(config: TrainConfig, updates: int) -> TrainConfig:
+    """Exactly so many updates, whatever clock and validation say, for a model that is compared with another."""
+    return replace(config, updates=updates, minutes=None, patience=max(config.patience, updates))
 
 
 def freeze_all_but(pair: Pair, part: str) -> None:
@@ -150,16 +158,17 @@ def freeze_all_but(pair: Pair, part: str) -> None:
     chosen.requires_grad_(True)
 
 
-def save(path: Path, pair: Pair, architecture: dict[str, Any], **facts: Any) -> None:
+def save(path: str | Path, pair: Pair, architecture: dict[str, Any], **facts: Any) -> None:
     """Write weights with what is needed to rebuild their programs, and facts (plain values) to go with them.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
     """
-    checkpoint.save(path, {"architecture": architecture, "weights": as_one(pair).state_dict(), **facts})
+    content = {"architecture": architecture, "program": provenance_of(*pair)}
+    checkpoint.save(path, content | {"weights": as_one(pair).state_dict()} | facts)
 
 
-def load(path: Path, *, program: str | tuple[str, ...] | None = None) -> Pair:
+def load(path: str | Path, *, program: str | tuple[str, ...] | None = None) -> Pair:
     """Rebuild model and guide from a file of `save`, or from a run's checkpoint.
 
     Args:
@@ -182,7 +191,7 @@ def load(path: Path, *, program: str | tuple[str, ...] | None = None) -> Pair:
     return pair
 
 
-def read_weights(pair: Pair, path: Path) -> None:
+def read_weights(pair: Pair, path: str | Path) -> None:
     """Take over the weights of the same programs.
 
     Args:
@@ -191,7 +200,8 @@ def read_weights(pair: Pair, path: Path) -> None:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, another kind of file, or one of other programs.
+        ValueError: damaged, another kind of file, or one of other programs: by their architecture, or by what they
+            give on an example.
     """
     content = checkpoint.load(pretrained.file_of(path))
     if "weights" not in content:
@@ -199,9 +209,10 @@ def read_weights(pair: Pair, path: Path) -> None:
     # What an estimator learned for itself (a baseline) is not needed any more.
     weights = {k: v for k, v in content["weights"].items() if k.startswith(("model.", "guide."))}
     checkpoint.restore(as_one(pair), weights, name=f"{path} as it says of itself")
+    check_weights(content.get("program"), *pair, file=str(path))
 
 
-def facts_of(path: Path) -> dict[str, Any]:
+def facts_of(path: str | Path) -> dict[str, Any]:
     """What a file says of itself: its architecture, and how and on which data it was trained if that is known."""
     content = checkpoint.load(pretrained.file_of(path))
     known = dict(content.get("training", {}))
@@ -218,7 +229,7 @@ def facts_of(path: Path) -> dict[str, Any]:
     return known | ({"data": content["data"]} if "data" in content else {})
 
 
-def updates_of(facts: dict[str, Any]) -> str:
+def updates_of(facts: Mapping[str, Any]) -> str:
     """How many updates are behind trained weights, cycle by cycle: "60,000 + 21,000"."""
     return " + ".join(f"{cycle['updates']:,}" for cycle in (*facts.get("cycles", ()), facts))
 

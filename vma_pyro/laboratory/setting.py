@@ -10,6 +10,7 @@ import torch
 
 from vma_pyro.data import Characters, EpisodeSampler, glyphs, omniglot
 from vma_pyro.guide import Guide
+from vma_pyro.jobs import script
 from vma_pyro.model import Model
 from vma_pyro.networks import ConvNetworks
 
@@ -117,6 +118,13 @@ class LaboratoryConfig:
     """Of weights, episodes and draws."""
     tiny: bool = False
     """Everything once, as small as it gets, to see that it runs."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing."""
+        script.check_sizes(self, "final_seeds", "draws", "images", "test_images", "test_samples")
+        script.check_factor(self, "width")
+        script.check_factor(self, "minutes")
+        script.check_seed(self)
 
     def resolved(self) -> LaboratoryConfig:
         """With the defaults of the data, or the sizes of `tiny`."""

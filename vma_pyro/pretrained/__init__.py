@@ -20,9 +20,9 @@ def card(name: str = "omniglot") -> dict[str, Any]:
     return content
 
 
-def file_of(path: Path) -> Path:
+def file_of(path: str | Path) -> Path:
     """The file itself, or for the word "pretrained" that of the model that comes with the package."""
-    return path_of("omniglot") if path == WORD else path
+    return path_of("omniglot") if Path(path) == WORD else Path(path)
 
 
 def path_of(name: str) -> Path:

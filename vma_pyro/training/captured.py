@@ -17,7 +17,8 @@ from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from vma_pyro.memory import Memory, check_binary, unchecked
+from vma_pyro.memory import Memory
+from vma_pyro.values import check_binary, unchecked
 
 TOLERANCE = 1e-6  # of loss and gradient, relative; they are expected to be equal
 WAIT = 200  # updates before one is recorded, which takes seconds
@@ -86,7 +87,7 @@ class Captured:
             vars(part) for part in (*loss_fn.modules(), getattr(loss_fn, "elbo", None)) if part is not None
         ]
         self._graphs: dict[Any, GraphModule] = {}
-        self._binary = True  # whether the program asks for binary images
+        self._checks: set[str] = set()  # that the program makes of values
 
     def __call__(self, memory: Memory, x: Tensor) -> Tensor:
         """The loss (without a graph); its gradient replaces that in the parameters.
@@ -103,7 +104,7 @@ class Captured:
         return found.loss
 
     def _replayed(self, memory: Memory, x: Tensor) -> Gradient:
-        inputs = [memory.entries, memory.labels, x]
+        inputs = [memory.entries, memory.labels, memory.mask, x]
         # What was there to be seen by the program, besides the values of tensors.
         seen = (*(None if t is None else (t.shape, t.dtype) for t in inputs), *self._numbers())
         if seen not in self._graphs:
@@ -114,8 +115,10 @@ class Captured:
             except Exception as error:  # whatever a program may raise; it is run as usual, and raises it there
                 return self._give_up(self._run(memory, x), f"the program cannot be recorded: {_reason(error)}")
         memory.check(x)  # recorded programs make no checks
-        if self._binary:
+        if "binary" in self._checks:
             check_binary("x", x)
+        if "binary entries" in self._checks:
+            memory.check_binary()
         self.replays += 1
         before = torch.get_rng_state()
         with torch.no_grad():
@@ -142,14 +145,17 @@ class Captured:
         if any(True for _ in self.loss_fn.buffers()):
             raise ValueError("it has buffers, which it may change")
 
-        def gradient(parameters: dict[str, Tensor], entries: Tensor, labels: Tensor | None, x: Tensor) -> Any:
-            loss = functional_call(self.loss_fn, parameters, (Memory(entries, labels, memory.event_dim), x))
+        def gradient(
+            parameters: dict[str, Tensor], entries: Tensor, labels: Tensor | None, mask: Tensor | None, x: Tensor
+        ) -> Any:
+            same = Memory(entries, labels, memory.event_dim, mask=mask, learned=memory.learned)
+            loss = functional_call(self.loss_fn, parameters, (same, x))
             loss = loss / len(x)
             return loss, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
 
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), unchecked() as left_out:
-            graph = make_fx(gradient)(self.parameters, memory.entries, memory.labels, x)
-        self._binary = "binary" in left_out  # not so in a model of grey images
+            graph = make_fx(gradient)(self.parameters, memory.entries, memory.labels, memory.mask, x)
+        self._checks = left_out  # no binary images in a model of grey ones
         return _shortened(graph)
 
     def _run(self, memory: Memory, x: Tensor) -> Gradient:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+ACCELERATORS = ("auto", "cpu", "cuda", "mps")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -46,7 +48,8 @@ class TrainConfig:
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints."""
     accelerator: str = "auto"
-    """Where to train: cpu, cuda, or auto, which is one NVIDIA GPU if there is one."""
+    """Where to train: cpu, cuda (an NVIDIA GPU), mps (an Apple GPU), or auto, the first of cuda, mps and cpu there
+    is."""
     precision: str = "32-true"
     """Of the arithmetic: 32-true, or bf16-mixed (weights and likelihoods stay in 32 bits)."""
     capture: bool = True
@@ -59,13 +62,27 @@ class TrainConfig:
         """Refuse nonsensical steps."""
         for name in ("updates", "minutes", "session_minutes", "learning_rate", "clip_norm"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not value > 0:  # NaN is refused as well
                 raise ValueError(f"{name}: expected more than 0, got {value}")
+            if value == math.inf and name != "clip_norm":
+                raise ValueError(f"{name}: expected a finite number, got {value}")
         for name in ("log_every", "validate_every", "validation_samples", "patience"):
-            if getattr(self, name) < 1:
+            if not getattr(self, name) >= 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.accelerator not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"accelerator: expected auto, cpu or cuda, got {self.accelerator!r}")
+        for name in ("updates", "warmup_updates", "log_every", "validate_every", "validation_samples", "patience"):
+            value = getattr(self, name)
+            if value is not None and not float(value).is_integer():
+                raise ValueError(f"{name}: expected a whole number, got {value}")
+        if not self.warmup_updates >= 0:
+            raise ValueError(f"warmup_updates: expected at least 0, got {self.warmup_updates}")
+        if not 0 <= self.final_rate <= 1:
+            raise ValueError(f"final_rate: expected a share from 0 to 1, got {self.final_rate}")
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(f"checkpoint_seconds: expected at least 0, got {self.checkpoint_seconds}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: expected 0 to 2^63 - 1, got {self.seed}")
+        if self.accelerator not in ACCELERATORS:
+            raise ValueError(f"accelerator: expected one of {', '.join(ACCELERATORS)}, got {self.accelerator!r}")
         if self.precision not in ("32-true", "bf16-mixed"):
             raise ValueError(f"precision: expected 32-true or bf16-mixed, got {self.precision!r}")
         if not 0 <= self.ema_decay < 1:
@@ -88,16 +105,17 @@ def device_of(config: TrainConfig) -> torch.device:
 
 
 def device_of_name(accelerator: str) -> torch.device:
-    """Where to run: cpu, cuda, or auto, which is one NVIDIA GPU if there is one.
+    """Where to run: cpu, cuda (an NVIDIA GPU), mps (an Apple GPU), or auto: cuda, mps or cpu, the first there is.
 
     Raises:
         ValueError: another name; a GPU is asked for and there is none.
     """
-    if accelerator not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"accelerator: expected auto, cpu or cuda, got {accelerator!r}")
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise ValueError("accelerator: expected a GPU for cuda, found none")
-    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    if accelerator not in ACCELERATORS:
+        raise ValueError(f"accelerator: expected one of {', '.join(ACCELERATORS)}, got {accelerator!r}")
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if accelerator != "auto" and not here[accelerator]:
+        raise ValueError(f"accelerator: expected a GPU for {accelerator}, found none")
+    return torch.device(next(name for name in here if here[name]) if accelerator == "auto" else accelerator)
 
 
 def identity_of(config: TrainConfig) -> dict[str, Any]:

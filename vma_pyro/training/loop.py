@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,8 @@ from torch import nn
 from vma_pyro.allocator import keep_freed_memory
 from vma_pyro.data import Episode
 from vma_pyro.data.episodes import Episodes
+from vma_pyro.lock import holding
+from vma_pyro.ranks import Ranks
 from vma_pyro.record import Recorder
 from vma_pyro.training.config import TrainConfig, identity_of, learning_rate
 from vma_pyro.training.processes import share_of
@@ -34,6 +38,7 @@ class FitResult(NamedTuple):
         budget_changes: the updates at which a resumed run was given another budget.
         cycles: of training behind the weights that the run started from, oldest first; facts of each.
         validation_nll_before: of the weights that the run started from, if these were trained.
+        stopped_early: whether validation did not improve `patience` times before the budget was used up.
     """
 
     updates: int
@@ -43,6 +48,7 @@ class FitResult(NamedTuple):
     budget_changes: Sequence[int] = ()
     cycles: Sequence[dict[str, Any]] = ()
     validation_nll_before: float = math.nan
+    stopped_early: bool = False
 
 
 def fit(
@@ -52,11 +58,11 @@ def fit(
     episodes: Episodes,
     *,
     config: TrainConfig,
-    folder: Path,
+    folder: str | Path,
     validation: Sequence[Episode] = (),
     architecture: dict[str, Any] | None = None,
     identity: dict[str, Any] | None = None,
-    init: Path | None = None,
+    init: str | Path | None = None,
     resume: bool = False,
     tensorboard: bool = False,
     label: str = "training",
@@ -72,7 +78,7 @@ def fit(
         elbo: any ELBO with a `differentiable_loss`.
         episodes: where training data comes from.
         config: how to train.
-        folder: of the run; is made.
+        folder: of the run; is made, and held until the end: no other process can train in it meanwhile.
         validation: episodes of held-out classes for early stopping; none: the last weights are kept.
         architecture: plain values from which the networks can be rebuilt; kept in the checkpoint.
         identity: further plain values that a resumed run must share (data, objective, ...).
@@ -87,54 +93,85 @@ def fit(
     Raises:
         ValueError: no budget, a folder that holds another run, a resumed run of another configuration or
             architecture, or a damaged checkpoint.
+        BlockingIOError: another process trains in the folder.
         OSError: the folder cannot be written; the final checkpoint cannot.
         FloatingPointError: the bound or a parameter is no longer a finite number.
     """
     if config.updates is None and config.minutes is None:
         raise ValueError("updates: expected a budget in updates or minutes, got neither")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "checkpoint.pt"
+    ranks, folder = Ranks.start(), Path(folder)
+    with holding(folder, argument="folder") if ranks.rank == 0 else nullcontext():
+        folder.mkdir(parents=True, exist_ok=True)
+        run = _run(model, guide, elbo, episodes, config, folder / "checkpoint.pt", init=init, resume=resume)
+        run.architecture = architecture or {}
+        run.identity = identity_of(config) | (identity or {}) | ({} if init is None else {"init": str(init)})
+        if run.path.exists():
+            run.restore()
+        run.check_together()
+        recorder = Recorder(
+            folder if ranks.rank == 0 else None,
+            resume_at=run.update,
+            tensorboard=tensorboard,
+            total=config.updates,
+            label=label,
+            show=show_progress and ranks.rank == 0,
+        )
+        try:
+            stopped = _until_done(run, validation, recorder)
+        finally:
+            recorder.close()
+    run.load_best()
+    return FitResult(
+        run.update,
+        run.seconds,
+        run.best_nll,
+        stopped,
+        run.budget_changes,
+        run.cycles,
+        run.nll_before,
+        stopped_early=run.stale >= config.patience and run.progress() < 1,
+    )
+
+
+def _run(
+    model: nn.Module,
+    guide: nn.Module,
+    elbo: ELBO,
+    episodes: Episodes,
+    config: TrainConfig,
+    path: Path,
+    *,
+    init: str | Path | None,
+    resume: bool,
+) -> Run:
+    """A run at its start, from the weights in `init` if there is no checkpoint to go on from."""
     if path.exists() and not resume:
         raise ValueError(f"folder: expected one without a run, found {path}; resume it or choose another folder")
     keep_freed_memory()
     cycles = start_from(init, elbo(model, guide)) if init is not None and not path.exists() else []
     run = Run(model, guide, elbo, episodes, config, path)
     run.cycles = cycles
-    run.identity = identity_of(config) | (identity or {}) | ({} if init is None else {"init": str(init)})
-    run.architecture = architecture or {}
-    if path.exists():
-        run.restore()
-    run.check_together()
-    recorder = Recorder(
-        folder if run.ranks.rank == 0 else None,
-        resume_at=run.update,
-        tensorboard=tensorboard,
-        total=config.updates,
-        label=label,
-        show=show_progress and run.ranks.rank == 0,
-    )
-    try:
-        with stop_signals() as stop:
-            try:
-                _train(run, validation, recorder, stop)
-            except (RuntimeError, ValueError) as error:
-                # Sampling from NaN fails in many ways, none of which says what went wrong; NaN in the data does.
-                # On a GPU all one learns is that an assertion failed.
-                told = str(error).lower()
-                if str(error).startswith(("x:", "memory")) or not ("nan" in told or "device-side" in told):
-                    raise
-                raise run.diverged("parameters", "NaN") from error
-        run.finished = not stop.signal
-        if run.finished and run.best is None:
-            run.keep()
-        run.save()
-        run.ranks.wait()  # none may leave, and end the job, before the first has written
-    finally:
-        recorder.close()
-    run.load_best()
-    return FitResult(
-        run.update, run.seconds, run.best_nll, stop.signal, run.budget_changes, run.cycles, run.nll_before
-    )
+    return run
+
+
+def _until_done(run: Run, validation: Sequence[Episode], recorder: Recorder) -> int:
+    """Train, and save: the signal that ended it, or 0."""
+    with stop_signals() as stop:
+        try:
+            _train(run, validation, recorder, stop)
+        except (RuntimeError, ValueError) as error:
+            # Sampling from NaN fails in many ways, none of which says what went wrong; NaN in the data does.
+            # On a GPU all one learns is that an assertion failed.
+            told = re.search(r"\bnan\b|device-side", str(error).lower())
+            if str(error).startswith(("x:", "memory", "site ")) or not told:
+                raise
+            raise run.diverged("parameters", "NaN") from error
+    run.finished = not stop.signal
+    if run.finished and run.best is None:
+        run.keep()
+    run.save()
+    run.ranks.wait()  # none may leave, and end the job, before the first has written
+    return stop.signal
 
 
 def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: Stop) -> None:
@@ -148,17 +185,21 @@ def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: St
     if run.cycles and validation and run.update == 0:
         run.nll_before = run.validate(validation)
         recorder.write(0, validation_nll=run.nll_before, best_validation_nll=run.best_nll, seconds=run.seconds)
+    checked = False
     while not (run.finished or stopped or run.progress() >= 1 or run.stale >= config.patience):
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(config, run.update, run.progress())
         episode = share_of(run.episodes.sample(), run.ranks).to(fabric.device)
+        if not checked:
+            run.check_params(episode)
+            checked = True
         loss = run.gradient(episode)
         norm = nn.utils.clip_grad_norm_(run.loss_fn.parameters(), config.clip_norm)
-        run.check_gradient(norm)
+        run.check_gradient(loss, norm)
         run.optimizer.step()
         run.average.update_parameters(run.bare)
         run.update += 1
-        run.bound_sum -= loss.double()
+        run.bound_sum -= loss
         run.bound_count += 1
         recorder.advance()
         if run.update % config.log_every == 0:

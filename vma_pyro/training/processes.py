@@ -63,5 +63,5 @@ def check_shares(queries: int, ranks: Ranks) -> int:
 
 def mean_over(ranks: Ranks, total: torch.Tensor, count: int) -> float:
     """The mean of values of which each process has some."""
-    both = ranks.sum(torch.stack([total.double().cpu(), torch.tensor(float(count), dtype=torch.float64)]))
+    both = ranks.sum(torch.stack([total.cpu().double(), torch.tensor(float(count), dtype=torch.float64)]))
     return (both[0] / both[1]).item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,11 +17,16 @@ from vma_pyro import checkpoint
 from vma_pyro.data import Episode
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import log_likelihood, split_bound, undisturbed
+from vma_pyro.infer.double import widest_float
 from vma_pyro.ranks import Ranks
 from vma_pyro.record import Recorder
 from vma_pyro.training.captured import Captured
 from vma_pyro.training.config import BUDGET, TrainConfig, check_identity, differences
+from vma_pyro.training.faults import check_params, fault_of
 from vma_pyro.training.processes import fabric_of, mean_over
+from vma_pyro.training.provenance import check_sources, check_weights, provenance_of, sources_of, with_weights
+
+SOUND = 1e4  # largest weight of a network that has not been torn apart by its steps
 
 
 class Run:
@@ -58,17 +64,36 @@ class Run:
         self.budget_changes: list[int] = []  # the updates at which a new budget began
         self.cycles: list[dict[str, Any]] = []  # of training behind the weights at the start
         self.nll_before = math.nan  # of these weights
-        self.bound_sum = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
+        self.episode: Episode | None = None  # of the update under way, and the noise before it
+        self.noise: Tensor | None = None
+        device = self.fabric.device
+        self.bound_sum = torch.zeros((), dtype=widest_float(device), device=device)
 
     def diverged(self, what: str, got: object) -> FloatingPointError:
-        """The error of a run that cannot go on."""
+        """The error of a run that cannot go on: the fault of a site, or of steps that are too large."""
+        largest = max(float(p.detach().abs().max()) for p in self.bare.parameters())
+        if largest < SOUND and self.episode is not None:
+            trained = [p for p in self.bare.parameters() if p.requires_grad]
+            model, guide = self.bare.model, self.bare.guide
+            memory, x = self.episode.memory, self.episode.x
+            fault = fault_of(model, guide, memory, x, parameters=trained, noise=self.noise)
+            if fault is not None:
+                return FloatingPointError(f"{fault}, at update {self.update} with weights up to {largest:.2g}")
         return FloatingPointError(
             f"training: expected finite {what}, got {got} at update {self.update}; "
             f"lower the learning rate (now {self.config.learning_rate})"
         )
 
+    def check_params(self, episode: Episode) -> None:
+        """Refuse parameters that are nobody's; see `faults.check_params`."""
+        memory = copy.copy(episode.memory)  # what is encoded for this look is not left for the update
+        check_params(self.bare.model, self.bare.guide, memory, episode.x, parameters=self.bare.parameters())
+
     def gradient(self, episode: Episode) -> Tensor:
         """The loss per image; leaves its gradient in the parameters."""
+        self.episode = episode
+        if self.fabric.device.type == "cpu":
+            self.noise = torch.get_rng_state()
         if self.captured is not None:
             return self.captured(episode.memory, episode.x)
         loss = self.loss_fn(episode.memory, episode.x) / len(episode.x)
@@ -76,13 +101,16 @@ class Run:
         self.fabric.backward(loss)
         return loss.detach()
 
-    def check_gradient(self, norm: Tensor) -> None:
-        """Refuse a gradient that is not finite before it reaches the weights.
+    def check_gradient(self, loss: Tensor, norm: Tensor) -> None:
+        """Refuse a loss or a gradient that is not finite before it reaches the weights.
 
-        Not on a GPU, where each look at a value would stall the queue; there `save` refuses the weights.
+        On a GPU, where each look at a value would stall the queue, only the first; `save` refuses the weights.
         """
-        if norm.device.type == "cpu" and not bool(norm.isfinite()):
-            raise self.diverged("gradients", f"a norm of {norm.item()}")
+        if norm.device.type == "cpu" or self.update == 0:
+            if not bool(norm.isfinite()):
+                raise self.diverged("gradients", f"a norm of {norm.item()}")
+            if not bool(loss.isfinite()):
+                raise self.diverged("bounds", -loss.item())
 
     def progress(self) -> float:
         """Share of the budget that is used, 0 to 1."""
@@ -97,7 +125,7 @@ class Run:
         return self.ranks.first(torch.tensor(value, dtype=torch.float64)).item()
 
     def figures(self, episode: Episode, norm: Tensor) -> dict[str, float]:
-        """The bound since the last line, and the KL split of the last episode."""
+        """The bound since the last line, and the KL of each latent site in the last episode, `kl_<site>`."""
         bound = mean_over(self.ranks, self.bound_sum, self.bound_count)
         if not math.isfinite(bound):
             raise self.diverged("bounds", bound)
@@ -108,8 +136,7 @@ class Run:
             split = split_bound(model, guide, episode.memory, episode.x)
         return {
             "bound": bound,
-            "kl_address": split.kl_address.mean().item(),
-            "kl_z": split.kl_z.mean().item(),
+            **{f"kl_{site}": kl.mean().item() for site, kl in split.kl.items()},
             "gradient_norm": norm.item(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
@@ -119,12 +146,16 @@ class Run:
         average: Any = self.average.module
         total, count = torch.zeros((), dtype=torch.float64), 0
         for episode in validation[self.ranks.rank :: self.ranks.size]:
-            e = episode.to(self.fabric.device)
+            self.episode = e = episode.to(self.fabric.device)
             nll = -log_likelihood(
                 average.model, average.guide, e.memory, e.x, num_samples=self.config.validation_samples
             )
             total, count = total + nll.sum().cpu(), count + len(nll)
+            if math.isnan(float(total)):
+                break
         mean = mean_over(self.ranks, total, count)
+        if math.isnan(mean):
+            raise self.diverged("validation likelihoods", mean)
         if self.best is None or mean < self.best_nll:
             self.keep()
             self.best_nll, self.stale = mean, 0
@@ -146,15 +177,18 @@ class Run:
             raise self.diverged("weights", "NaN or infinity")
         gather = self.ranks.gather
         noise = torch.stack(gather(torch.get_rng_state()))  # of all processes
-        bounds = torch.stack(gather(self.bound_sum.cpu()))
+        bounds = torch.stack(gather(self.bound_sum.cpu().double()))
         cuda = None
         if self.fabric.device.type == "cuda":
             cuda = torch.stack(gather(torch.cuda.get_rng_state(self.fabric.device)))
         if self.ranks.rank > 0:
             return
+        weights = self.best if self.best is not None else self.average.module.state_dict()
+        programs = with_weights(self.bare, weights)
         content = {
             "architecture": self.architecture,
-            "weights": self.best if self.best is not None else self.average.module.state_dict(),
+            "weights": weights,
+            "program": provenance_of(programs.model, programs.guide),
             "identity": self.identity,
             "cycles": self.cycles,
             "module": self.bare.state_dict(),
@@ -194,7 +228,12 @@ class Run:
         if "progress" not in content:
             raise ValueError(f"checkpoint {self.path}: expected one of a training run, got weights only")
         check_identity(content["identity"], self.identity, new_budget=self.config.new_budget)
+        program = content.get("program")  # checkpoints of before have none
+        if program is not None:
+            check_sources(program["sources"], sources_of(self.bare.model, self.bare.guide))
         checkpoint.restore(self.bare, content["module"], name="this run")
+        programs = with_weights(self.bare, content["weights"])
+        check_weights(program, programs.model, programs.guide, file=str(self.path))
         self.average.load_state_dict(content["average"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.episodes.load_state_dict(content["episodes"])

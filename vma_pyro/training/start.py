@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from vma_pyro import checkpoint, pretrained
+from vma_pyro.training.provenance import check_weights
 
 
-def start_from(path: Path, programs: nn.Module) -> list[dict[str, Any]]:
+def start_from(path: str | Path, programs: Any) -> list[dict[str, Any]]:
     """Give model and guide the weights in a file.
 
     Parts that the file's networks did not have are allowed where they start without an effect (`starts_silent`).
@@ -26,6 +25,7 @@ def start_from(path: Path, programs: nn.Module) -> list[dict[str, Any]]:
         FileNotFoundError: no such file.
         ValueError: damaged, without weights, or of other programs.
     """
+    path = Path(path)
     content = checkpoint.load(pretrained.file_of(path))
     if "weights" not in content:
         raise ValueError(f"init: expected a trained model, got {path} with {', '.join(content)}")
@@ -36,6 +36,7 @@ def start_from(path: Path, programs: nn.Module) -> list[dict[str, Any]]:
     own = programs.state_dict()
     new = {k: v for k, v in own.items() if k.startswith(silent) or not k.startswith(("model.", "guide."))}
     checkpoint.restore(programs, {**new, **weights}, name="this run")
+    check_weights(content.get("program"), programs.model, programs.guide, file=str(path))
     return cycles_of(content)
 
 

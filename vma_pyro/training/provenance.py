@@ -1,0 +1,279 @@
+"""Which programs weights belong to: what their classes say, and what they give on an example.
+
+Weights are numbers for one program. Another likelihood, guide or layer of the same shapes takes them without a
+word, and every figure after that is of no model at all.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+import inspect
+import math
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
+from vma_pyro.evaluation import undisturbed
+from vma_pyro.memory import Memory
+from vma_pyro.training.faults import innermost
+
+Sources = dict[str, str]  # qualified name of a class to a digest of its source; "" where that is not to be had
+Probe = dict[str, float]  # "model x" and the like to a log probability, nats
+
+TOLERANCE = 1e-4  # of the probe, relative; other machines round otherwise
+OTHERS = {"torch", "pyro", "lightning_fabric", "lightning", "numpy"} | set(sys.stdlib_module_names)
+
+
+def provenance_of(model: nn.Module, guide: nn.Module) -> dict[str, Any]:
+    """What is kept in a file beside the weights of model and guide."""
+    return {"sources": sources_of(model, guide), "probe": probe_of(model, guide)}
+
+
+def check_sources(saved: Sources, present: Sources) -> None:
+    """Refuse to go on with classes that are not those of the checkpoint, naming the first.
+
+    Raises:
+        ValueError: a class that is new, gone or changed.
+    """
+    changed = changes(saved, present)
+    if changed:
+        raise ValueError(
+            f"resume: expected {changed[0]} as in the checkpoint, got another one; undo the change, or begin a "
+            "new run in another folder"
+        )
+
+
+def changes(saved: Sources, present: Sources) -> list[str]:
+    """Classes that are not the same in both; by name alone where there is no source."""
+    return [
+        name
+        for name in sorted(saved.keys() | present.keys())
+        if name not in saved
+        or name not in present
+        or (saved[name] != present[name] and saved[name] and present[name])
+    ]
+
+
+def check_weights(saved: Mapping[str, Any] | None, model: nn.Module, guide: nn.Module, *, file: str) -> None:
+    """Refuse weights that do not give with these programs what they gave with their own.
+
+    Args:
+        saved: what `provenance_of` said when they were saved; None for a file of before it did.
+        model, guide: with the weights.
+        file: where they are from, for the error.
+
+    Raises:
+        ValueError: another program.
+    """
+    present = provenance_of(model, guide)
+    if saved is None:
+        kind = likelihood_of(model)
+        if kind not in (None, "Bernoulli"):
+            print(
+                f"note: {file} does not say which likelihood it was trained with; here it is {kind}",
+                file=sys.stderr,
+            )
+        return
+    changed = changes(saved["sources"], present["sources"])
+    because = f"{', '.join(changed)} changed since" if changed else "an argument or a weight is another one"
+    if saved["probe"] is None or (present["probe"] is None and not changed):
+        if changed:
+            print(f"note: {file} was trained with other code: {because}", file=sys.stderr)
+        return
+    was, now = saved["probe"], present["probe"] or {}
+    for site in (*(s for s in was if s not in now), *now):
+        first, second = was.get(site), now.get(site)
+        if first is None or second is None or not same(first, second):
+            program, _, name = site.partition(" ")
+            raise ValueError(
+                f"checkpoint {file}: expected the {program} that it was trained with, whose site '{name}' has a "
+                f"log probability of {shown(first)} on an example, got {shown(second)}; {because}: undo that, or "
+                "train anew"
+            )
+
+
+def same(first: float, second: float) -> bool:
+    """Equal but for rounding."""
+    if not (math.isfinite(first) and math.isfinite(second)):
+        return str(first) == str(second)
+    return abs(first - second) <= TOLERANCE * max(1.0, abs(first))
+
+
+def shown(value: float | None) -> str:
+    """A log probability in words."""
+    return "none" if value is None else f"{value:.3f}"
+
+
+def with_weights(programs: nn.Module, weights: dict[str, Any]) -> Any:
+    """A copy of `elbo(model, guide)` with other weights, on the CPU, where all probes are taken."""
+    copied = copy.deepcopy(programs).cpu()
+    copied.load_state_dict(weights)
+    return copied
+
+
+def probe_of(model: Any, guide: Any) -> Probe | None:
+    """Log probability of each site on fixed images, latent ones at their means; None if that cannot be."""
+    try:
+        memory, x = example(model)
+        with alone(model, guide), AtMeans():
+            guide_trace = poutine.trace(guide).get_trace(memory, x)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(memory, x)
+            found: Probe = {}
+            for program, trace in (("guide", guide_trace), ("model", model_trace)):
+                trace.compute_log_prob()
+                for name, site in trace.nodes.items():
+                    if site["type"] == "sample" and not site_is_subsample(site):
+                        found[f"{program} {name}"] = float(site["log_prob_sum"])
+    except Exception:  # programs of other arguments, or of other images
+        return None
+    return found
+
+
+def likelihood_of(model: Any) -> str | None:
+    """The kind of distribution of the site `x`; None if that cannot be."""
+    try:
+        memory, _ = example(model)
+        with alone(model):
+            return type(innermost(poutine.trace(model).get_trace(memory).nodes["x"]["fn"])).__name__
+    except Exception:
+        return None
+
+
+@contextmanager
+def alone(*programs: Any) -> Iterator[None]:
+    """Programs run for a look at them: neither they nor Pyro's store of parameters are changed by it."""
+    with pyro.get_param_store().scope(), pyro.validation_enabled(False), undisturbed(*programs, seed=0):
+        yield
+
+
+def example(model: Any) -> tuple[Memory, Tensor]:
+    """Three entries and two images, the same wherever they are made."""
+    shape = model.networks.image_shape
+    device = next(iter(model.networks.parameters())).device
+    count = 5 * math.prod(shape)
+    images = (torch.arange(count, device=device) * 7919 % 101 < 20).float().reshape(5, *shape)
+    return Memory(images[:3]), images[3:]
+
+
+class AtMeans(Messenger):
+    """Latent sites at their means, or at the first value of their support."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
+            return
+        fn = msg["fn"]
+        if getattr(fn, "has_enumerate_support", False):
+            msg["value"] = fn.enumerate_support(expand=True)[0]
+        else:
+            try:
+                msg["value"] = fn.mean.expand(fn.batch_shape + fn.event_shape)
+            except NotImplementedError:  # drawn, with the same seed
+                return
+
+
+def sources_of(*modules: nn.Module) -> Sources:
+    """A digest of the source of every class of the modules, but for those of torch and Pyro."""
+    classes = {kind for module in modules for part in module.modules() for kind in type(part).__mro__}
+    ours = [kind for kind in classes if is_ours(kind)]
+    return {name_of(kind): digest_of(kind) for kind in sorted(ours, key=name_of)}
+
+
+def is_ours(thing: Any) -> bool:
+    """Whether a class or function belongs to the program, not to what it is written with."""
+    return (getattr(thing, "__module__", None) or "builtins").split(".")[0] not in OTHERS
+
+
+def name_of(thing: Any) -> str:
+    """Qualified name; a script that runs goes by its file."""
+    module = thing.__module__
+    if module == "__main__" and getattr(sys.modules[module], "__file__", None):
+        module = Path(str(sys.modules[module].__file__)).stem
+    return f"{module}.{thing.__qualname__}"
+
+
+@cache  # as it was at first: the file may be edited while its program runs
+def digest_of(thing: Any) -> str:
+    """Of the source of a class or function and of what it uses of its module, without comments; "" if unknown."""
+    try:
+        return hashlib.sha256("\n".join(sorted(set(_texts(thing, set())))).encode()).hexdigest()[:16]
+    except (OSError, TypeError, SyntaxError, KeyError):  # typed in, or built at run time
+        return ""
+
+
+def _texts(thing: Any, seen: set[str]) -> Iterator[str]:
+    """The source of a class or function, and of its program's functions and values that it names."""
+    module = sys.modules[thing.__module__]
+    yield name_of(thing)
+    todo = ast.parse(textwrap.dedent(inspect.getsource(thing))).body
+    defined = _definitions(module)
+    while todo:
+        node = todo.pop()
+        yield _text(node)
+        for name, value in _named(node, module):
+            if name in seen:
+                continue
+            seen.add(name)
+            if name in defined:
+                todo.append(defined[name])
+            elif (inspect.isfunction(value) or inspect.isclass(value)) and _is_users(value):
+                yield from _texts(value, seen)
+
+
+def _is_users(value: Any) -> bool:
+    # What this package's modules take from each other is judged by what comes of it: the probe. Of what is
+    # installed the version counts, not the source.
+    file = getattr(sys.modules.get(value.__module__), "__file__", None) or "site-packages"
+    return is_ours(value) and not value.__module__.startswith("vma_pyro.") and "site-packages" not in file
+
+
+def _definitions(module: ModuleType) -> dict[str, ast.stmt]:
+    """Functions, classes and values by name, as they stand in the module's source."""
+    found: dict[str, ast.stmt] = {}
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {
+                name.id: node for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
+            }
+    return found
+
+
+def _named(node: ast.AST, module: ModuleType) -> Iterator[tuple[str, Any]]:
+    """What a piece of source names: of the module itself, or of another one by its module."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name):
+            yield part.id, vars(module).get(part.id)
+        elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
+            other = vars(module).get(part.value.id)
+            if isinstance(other, ModuleType):
+                yield f"{part.value.id}.{part.attr}", getattr(other, part.attr, None)
+
+
+def _text(node: ast.AST) -> str:
+    """The source without comments, docstrings and layout."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.FunctionDef | ast.ClassDef):
+            first = part.body[0]
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                part.body = part.body[1:] or [ast.Pass()]
+    return ast.unparse(node)
