@@ -49,7 +49,7 @@ class ProgramConfig:
     site: str | None = None
     """The discrete site whose values some estimators choose; default: the first one with finite support."""
     batch_plates: tuple[str, ...] = ("data",)
-    """Plates whose elements are the datapoints."""
+    """Plates whose elements are the datapoints; none: all data is one, as with a latent that all share."""
     estimators: tuple[str, ...] = ()
     """Names of estimators; default: all."""
     seed: int = 0
@@ -110,18 +110,16 @@ def fitting(
         site: Any = tuple(finite) if name == "exact" and len(finite) > 1 else chosen
 
         def build(name: str, k: int, site: Any = site) -> Any:
-            elbo = make(name, k, site=site, max_plate_nesting=nesting)
-            if hasattr(elbo, "batch_plates"):
-                elbo.batch_plates = config.batch_plates
-            return elbo
+            return make(name, k, site=site, max_plate_nesting=nesting, batch_plates=config.batch_plates)
 
         try:
             # Whatever a program does not support shows in one draw.
-            evaluations_of(build(name, max(2, config.evaluations)), model, guide, args)
+            elbo = build(name, max(2, config.evaluations))
+            evaluations_of(elbo, model, guide, args, batch_plates=config.batch_plates)
             found |= matched(
                 [name], build, config.evaluations, model, guide, args, batch_plates=config.batch_plates
             )
-        except (ValueError, RuntimeError, IndexError, TypeError) as error:
+        except (ValueError, RuntimeError, NotImplementedError, IndexError, TypeError) as error:
             left_out[name] = str(error).splitlines()[0]
     if not found:
         raise ValueError(f"estimators: expected one that fits the program, none does: {left_out}")

@@ -323,10 +323,12 @@ def ordinary_decoder(masked):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_decoder_that_takes_no_new_dimension_is_enumerated_value_by_value(masked):
-    """Unbiased: |z| < 4.5 of 40 draws, in three groups."""
+    """Unbiased: |z| < 4.5 of 30 draws, in three groups."""
     model, guide, args, groups = ordinary_decoder(masked)
-    estimators = {name: make(name, 2, site="a") for name in ("vimco", "rloo", "vimco+common", "vimco+2z")}
-    options = {"groups": groups, "draws": 40, "reference_draws": 60, "show_progress": False}
+    estimators = {
+        name: make(name, 2, site="a") for name in (["vimco"] if masked else ["vimco", "rloo", "vimco+2z"])
+    }
+    options = {"groups": groups, "draws": 30, "reference_draws": 40, "show_progress": False}
     table = compare(model, guide, args, estimators=estimators, **options)
     for row in table.rows:
         assert row.reference == "discrete sites enumerated, value by value"
@@ -369,7 +371,7 @@ def numbered(x, q):
 )
 def test_what_cannot_be_enumerated_is_held_to_a_long_run_and_says_so(programs, why):
     q = torch.zeros(4, requires_grad=True)
-    options = {"groups": {"guide": [q]}, "draws": 20, "show_progress": False}
+    options = {"groups": {"guide": [q]}, "draws": 6, "show_progress": False}
     estimators = {"vimco": make("vimco", 2), "loo": make("loo", 2), "rloo": make("rloo", 2)}
     table = compare(*programs, (torch.ones(4), q), estimators=estimators, **options)
     assert table.of("vimco", "guide").reference == f"a long run of loo, K = 2 (not enumerated: {why})"
@@ -383,7 +385,7 @@ def test_what_cannot_be_enumerated_is_held_to_a_long_run_and_says_so(programs, w
 
 def test_the_caller_names_the_reference():
     model, guide, args = discrete()
-    options = {"estimators": {"vimco": make("vimco", 3, site="a")}, "draws": 20, "show_progress": False}
+    options = {"estimators": {"vimco": make("vimco", 3, site="a")}, "draws": 8, "show_progress": False}
 
     def reference(which):
         return compare(model, guide, args, reference=which, **options).of("vimco", "discrete guide")
@@ -405,11 +407,11 @@ def test_the_caller_names_the_reference():
 
 
 class Overstated(DistinctELBO):
-    """With 1.4 times the score part, which it calls unbiased."""
+    """With twice the score part, which it calls unbiased."""
 
     @staticmethod
     def _score_part(*args):
-        return 1.4 * DistinctELBO._score_part(*args)
+        return 2 * DistinctELBO._score_part(*args)
 
 
 def test_objectives_of_their_own_are_held_to_finite_sums_and_not_to_themselves():
@@ -420,7 +422,7 @@ def test_objectives_of_their_own_are_held_to_finite_sums_and_not_to_themselves()
     guide = Program(program, "guide", {"guide_a": values["guide_a"]})
     args = (torch.zeros(N, dtype=torch.long),)
     pyro.enable_validation(False)
-    estimators = {name: make(name, 3, site="a") for name in ("distinct", "exact", "vimco+common", "vimco+2z")}
+    estimators = {name: make(name, 3, site="a") for name in ("distinct", "exact")}
     estimators["overstated"] = Overstated(3, site="a", max_plate_nesting=1)
     table = compare(model, guide, args, estimators=estimators, draws=120, show_progress=False)
     for row in table.rows:
@@ -431,18 +433,29 @@ def test_objectives_of_their_own_are_held_to_finite_sums_and_not_to_themselves()
     assert table.of("overstated", "discrete guide").bias_z > 6
 
 
-def test_coupled_objectives_of_a_mixed_program_are_enumerated_with_their_draws():
-    """vimco+common is unbiased for its own bound, and not for that of independent particles. |z| < 4.5, > 5."""
-    model, guide, args = mixed()
+@pytest.mark.parametrize(("name", "options"), [("vimco+common", {"noise": "common"}), ("vimco+2z", {})])
+@pytest.mark.parametrize("by_value", [False, True])
+def test_coupled_objectives_are_enumerated_with_their_draws(name, options, by_value):
+    """20,000 trials, one a row: |z| < 4.5, and > 5 from the bound of independent particles."""
+    program, count = Mixed(), 20_000
     pyro.enable_validation(False)
-    options = {"draws": 150, "reference_draws": 200, "show_progress": False}
-    estimators = {"vimco+common": make("vimco+common", 2, site="a")}
-    table = compare(model, guide, args, estimators=estimators, **options)
-    assert {row.reference for row in table.rows} == {"discrete sites enumerated"}
-    assert max(row.bias_z for row in table.rows) < 4.5
-    independent = EnumeratedReference(2, sites=["a"], max_plate_nesting=1)
-    table = compare(model, guide, args, estimators=estimators, reference=independent, **options)
-    assert max(row.bias_z for row in table.rows) > 5
+    elbo = make(name, 2, site="a")
+    options = {**options, "draws_per_score": elbo.draws_per_score, "by_value": by_value, "max_plate_nesting": 1}
+
+    def gradients(objective):
+        p = rows(program.values, count)
+        loss = objective.differentiable_loss(program.model, program.guide, p, program.x.expand(count))
+        return torch.cat(torch.autograd.grad(loss, list(p.values())), 1)
+
+    def z_scores(got, want):
+        spread = ((got.var(0) + want.var(0)) / count).sqrt()
+        return ((got.mean(0) - want.mean(0)) / spread).abs().max()
+
+    got = gradients(elbo)
+    own = EnumeratedReference(2, sites=["a"], objective="iwae-coupled", **options)
+    assert z_scores(got, gradients(own)) < 4.5
+    independent = EnumeratedReference(2, sites=["a"], by_value=by_value, max_plate_nesting=1)
+    assert z_scores(got, gradients(independent)) > 5
 
 
 # Figures.
@@ -486,7 +499,7 @@ def test_what_is_undefined_is_a_dash_and_survives_json():
     plain = model.forward
     model.forward = lambda x: plain(x + single)
     groups = {**parameter_groups(model, guide, args), "single": [single]}
-    table = compare(model, guide, args, estimators=estimators, groups=groups, draws=10, show_progress=False)
+    table = compare(model, guide, args, estimators=estimators, groups=groups, draws=6, show_progress=False)
     row = table.of("exact", "discrete guide")
     undefined = ("bias_z", "relative_variance", "snr", "directional_snr", "cosine", "effective_samples")
     for name in undefined:
@@ -506,16 +519,16 @@ def test_what_is_undefined_is_a_dash_and_survives_json():
 
 
 def test_effective_samples_are_a_mean_over_many_draws():
-    """Two particles of a discrete program, by enumeration; 100 draws of 300 datapoints, to 2 %."""
+    """Two particles of a discrete program, by enumeration; 60 draws of 500 datapoints, to 2 %."""
     model, guide, args = discrete()
-    args = (torch.zeros(300, dtype=torch.long),)
+    args = (torch.zeros(500, dtype=torch.long),)
     program = Discrete()
     log_w, log_q = program.tables(rows(program.values, 1), torch.tensor([0]))
     w, q = log_w[0].exp(), log_q[0].exp()
     first, second = w[:, None], w[None, :]
     want = (q[:, None] * q[None, :] * (first + second) ** 2 / (first**2 + second**2)).sum().item()
     estimators = {"vimco": make("vimco", 2, site="a")}
-    table = compare(model, guide, args, estimators=estimators, draws=100, show_progress=False)
+    table = compare(model, guide, args, estimators=estimators, draws=60, show_progress=False)
     assert table.of("vimco", "model").effective_samples == pytest.approx(want, rel=0.02)
 
 
@@ -570,7 +583,7 @@ def test_a_hidden_markov_model_without_a_plate():
         (x, *p),
         estimators=estimators,
         groups=groups,
-        draws=60,
+        draws=30,
         batch_plates=(),
         show_progress=False,
     )
@@ -604,7 +617,7 @@ def test_a_latent_that_all_datapoints_share():
         (x, *p),
         estimators={name: make(name, 2, site="a", batch_plates=()) for name in ("vimco", "pyro-graph")},
         groups={"continuous guide": p[:1], "discrete guide": p[1:2], "model": p[2:]},
-        draws=40,
+        draws=15,
         batch_plates=(),
         show_progress=False,
     )

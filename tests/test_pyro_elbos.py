@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import FLOAT, _Fixed, log_normal, rows
+from programs import FLOAT, Fixed, log_normal, rows
 from pyro import poutine
 from pyro.distributions.testing.rejection_gamma import ShapeAugmentedGamma
 
@@ -92,7 +92,7 @@ def test_graph_by_enumeration(read, mask, K):
     if K == 1:
         values = {name: value[0] for name, value in values.items()}
     elbo = GraphELBO(num_particles=K, vectorize_particles=True, max_plate_nesting=1)
-    loss = elbo.differentiable_loss(model, _Fixed(values)(guide), p)
+    loss = elbo.differentiable_loss(model, Fixed(values)(guide), p)
     probability = log_q[outcomes].sum(0).exp()
     one = {name: value.clone().requires_grad_() for name, value in parameters().items()}
     log_q, log_w = table(one, masked=mask != "none")
@@ -322,7 +322,7 @@ def test_elements_of_a_sequential_plate_do_not_share_costs():
 
     p = torch.zeros(2, requires_grad=True)
     model, guide = programs(p)
-    fixed = _Fixed({"a0": torch.tensor(1.0), "a1": torch.tensor(1.0)})(guide)
+    fixed = Fixed({"a0": torch.tensor(1.0), "a1": torch.tensor(1.0)})(guide)
     loss = GraphELBO(max_plate_nesting=0).differentiable_loss(model, fixed)
     (gradient,) = torch.autograd.grad(loss, p)
     log_x = dist.Normal(torch.tensor([1.0, 11.0]), 1.0).log_prob(torch.zeros(2))

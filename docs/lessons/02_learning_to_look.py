@@ -101,7 +101,7 @@ def draw(number):
 #
 # There are five addresses, so four particles can hold $5^4 = 625$ combinations of them, and the expectation over
 # addresses is a sum (that over $z$ a mean of many draws). `compare` draws each estimator's gradient many times and
-# holds it against that. Common noise is another objective; its judge is a longer run of itself.
+# holds it against that. Common noise is another objective; its judge sums as well, with the noise shared.
 
 # %%
 guide = Guide()
@@ -121,7 +121,7 @@ for name in names:
 # standard errors), and their noise differs by a lot. The last one draws a single $\varepsilon$ per image and
 # gives it to all particles, *common noise*: then their weights differ because of the address alone, and it shows
 # more clearly which address was the better one. The bound becomes another one by that: the row has a
-# $G$ of its own, and that a run agrees with a longer one was to be expected. On Omniglot it trained worse than
+# $G$ of its own, of which it is an unbiased estimate as well. On Omniglot it trained worse than
 # VIMCO (`experiments/results/estimators.md`).
 #
 # ## The trap

@@ -141,7 +141,7 @@ class Judges:
         if objective == "iwae":
             K = elbo.num_particles
             baseline = reinforce if K == 1 else loo
-            if type(elbo) is MultiSampleELBO and elbo.pathwise is iwae and elbo.baseline is baseline:
+            if type(elbo) is MultiSampleELBO and elbo.pathwise == iwae and elbo.baseline is baseline:
                 baseline = vimco  # another one than its own
             if baseline is not vimco or K > 1:
                 judge = MultiSampleELBO(K, baseline=baseline, **options)
@@ -179,7 +179,7 @@ def one_line(error: Exception) -> str:
 def _kind(elbo: Any) -> Any:
     """What two estimators have the same judge by."""
     own = [getattr(elbo, name, None) for name in ("noise", "draws_per_score", "sites")]
-    plain = type(elbo) is MultiSampleELBO and elbo.pathwise is iwae
+    plain = type(elbo) is MultiSampleELBO and elbo.pathwise == iwae
     itself = isinstance(elbo, RLOO) or (plain and elbo.baseline in (loo, reinforce))
     K = 1 if judged_objective(elbo) == "elbo" else elbo.num_particles
     return (judged_objective(elbo), K, _vectorizes(elbo), itself, *own)

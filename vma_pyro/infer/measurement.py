@@ -161,7 +161,9 @@ class Measurement:
             num_particles=elbo.num_particles,
             objective=objective_of(elbo),
             claims_unbiased=getattr(elbo, "unbiased", True),
-            bias_z=math.nan if nothing and square == 0 else _bias_z(moments, reference, group),
+            bias_z=math.nan
+            if nothing and square == 0
+            else _bias_z(moments, reference, group, self._rounding(reference)),
             relative_variance=relative,
             snr=snr,
             directional_snr=directional,
@@ -216,6 +218,12 @@ class Measurement:
             self._references[id(judge.elbo)] = self._find_reference(judge)
         return self._references[id(judge.elbo)]
 
+    def _rounding(self, reference: Reference) -> float:
+        """What two exact gradients may differ by, in the precision of the parameters."""
+        length = max(G.square().sum().item() for G in reference.gradients.values()) ** 0.5
+        eps = max(torch.finfo(p.dtype).eps for group in self.groups.values() for p in group)
+        return max(1e-9, 100 * eps) * max(length, 1e-150)
+
     def _find_reference(self, judge: Judge) -> Reference:
         draws = 2 if judge.is_exact else self.reference_draws
         torch.manual_seed(self.seed + 1)
@@ -255,14 +263,13 @@ class Measurement:
             part.eval()
 
 
-def _bias_z(moments: Moments, reference: Reference, group: str) -> float:
-    """The largest |z-score| of mean g - G along the directions."""
+def _bias_z(moments: Moments, reference: Reference, group: str, rounding: float) -> float:
+    """The largest |z-score| of mean g - G along the directions; 0 where they differ by rounding alone."""
     G = reference.gradients[group]
     mean, error = moments.projections()
     difference = mean - reference.directions[group] @ G
     spread = (error + reference.errors[group]).sqrt()
-    noise_floor = 1e-9 * max(G.square().sum().item(), 1e-300) ** 0.5
-    z = torch.where(difference.abs() <= noise_floor, 0.0, difference.abs() / spread.clamp(min=1e-300))
+    z = torch.where(difference.abs() <= rounding, 0.0, difference.abs() / spread.clamp(min=1e-300))
     return z.max().item()
 
 

@@ -77,7 +77,8 @@ class GraphELBO(TraceGraph_ELBO):
         return super().loss(model, guide, *args, **kwargs)
 
     def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[Traces]:
-        yield from super()._get_traces(*_prepared(model, guide), args, kwargs)
+        model, guide = _prepared(model, guide)
+        yield from super()._get_traces(model, guide, args, kwargs)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Traces:
         return importance_traces(model, guide, args, kwargs, nesting=self.max_plate_nesting)
@@ -164,7 +165,8 @@ class EnumeratedELBO(TraceEnum_ELBO):
         return super().loss(model, config_enumerate(guide, "parallel"), *args, **kwargs)
 
     def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[Traces]:
-        yield from super()._get_traces(*_prepared(model, guide), args, kwargs)
+        model, guide = _prepared(model, guide)
+        yield from super()._get_traces(model, guide, args, kwargs)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Traces:
         nesting = self.max_plate_nesting
@@ -283,12 +285,12 @@ def _look(elbo: Any, model: Program, guide: Program, args: Any, kwargs: Any) -> 
     look.check(model, guide, args, kwargs, int(min(nesting, UNKNOWN_NESTING)))
 
 
-def _prepared(*programs: Program) -> tuple[Program, ...]:
+def _prepared(model: Program, guide: Program) -> tuple[Program, Program]:
     """Model and guide, with masks of distributions at their sites, and given values that cost the guide nothing.
 
     A value that was given to the guide was not drawn from q, so that log q of it belongs into no weight.
     """
-    model, guide = (_MaskAtSite()(program) for program in programs)
+    model, guide = _MaskAtSite()(model), _MaskAtSite()(guide)
     return model, _GivenCostsNothing()(guide)
 
 

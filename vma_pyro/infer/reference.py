@@ -18,6 +18,7 @@ from vma_pyro.infer.checks import is_reparameterised
 from vma_pyro.infer.estimator import Estimate, Estimator
 from vma_pyro.infer.handlers import ChooseValues, CommonNoise, decide, is_open, whole_support
 from vma_pyro.infer.log_weights import draw_particles
+from vma_pyro.infer.particles import Particles
 from vma_pyro.infer.plates import Program, is_random_subsample, sample_sites
 from vma_pyro.infer.running import run
 
@@ -116,11 +117,11 @@ class EnumeratedReference(Estimator):
         """One run for each joint value of the sites."""
         total = self._particles()
         noise = [CommonNoise(nesting)] if self.noise == "common" else []
-        columns = []
+        columns: list[list[Particles]] = []
         for size in [total] if self.vectorize_particles else [1] * total:
             earlier: dict[Any, Tensor] = {}
             sizes: dict[str, int] = {}
-            runs: list[Any] = []
+            runs: list[Particles] = []
             for values in _joint_values(self.sites, sizes):
                 runs.append(
                     draw_particles(
