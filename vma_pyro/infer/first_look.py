@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 import weakref
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,8 @@ class FirstLook:
         Raises:
             ValueError: a dimension that no plate declares; it names the site.
         """
+        if _is_recorded():  # what is recorded is run as well, and looked at then
+            return
         owner, how = _owner(model)
         guide_owner, guide_how = _owner(guide)
         key = (how, id(guide_owner), guide_how, nesting, _shapes((args, kwargs)))
@@ -55,6 +58,12 @@ class FirstLook:
 
 
 look = FirstLook()
+
+
+def _is_recorded() -> bool:
+    """Whether operations are being written down by `make_fx`, noise included."""
+    module = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return module is not None and module.get_proxy_mode() is not None
 
 
 def _owner(program: Program) -> tuple[Any, tuple[Any, ...]]:
