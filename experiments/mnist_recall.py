@@ -165,10 +165,15 @@ def main(config: RecallConfig) -> None:
     start = time.monotonic()
     config = config.resolved()
     images, unseen = (mnist.load(config.data_dir, split=split) for split in ("train", "test"))
-    for data, size in ((images, config.memory), *((unseen, size) for size in config.memories)):
+    for data, size, name in (
+        (images, config.memory, "memory"),
+        *((unseen, size, "memories") for size in config.memories),
+    ):
         # A bad one must not cost a training run.
-        RecallSampler(data.images, size=size, queries=min(size, config.queries), seed=0)
-    make(config.estimator, config.particles)
+        with script.option(name, instead_of="size"):
+            RecallSampler(data.images, size=size, queries=min(size, config.queries), seed=0)
+    with script.option("estimator", instead_of="name"), script.option("particles", instead_of="num_particles"):
+        make(config.estimator, config.particles)
     script.make_room(config.out, resume=config.resume, load=config.load)
     if config.load is None:
         (model, guide), facts = train(config, images)

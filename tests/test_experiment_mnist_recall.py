@@ -60,9 +60,9 @@ def test_trains_tests_and_loads(data, tmp_path):
         (["--tiny", "--load=a/none.pt", "--out=c"], "checkpoint: expected a file, found none at a/none.pt"),
         (
             ["--tiny", "--out=a", "--resume", "--no-copies"],
-            "resume: expected copies = True as in the checkpoint, got False",
+            "--resume: expected copies = True as in the checkpoint, got False",
         ),
-        (["--out=d", "--memories", "13"], "size: expected 1 to 12, the number of images, got 13"),
+        (["--out=d", "--memories", "13"], "--memories: expected 1 to 12, the number of images, got 13"),
     ):
         refused = run(*arguments, data=data, cwd=tmp_path)
         assert refused.stderr.splitlines()[-1] == f"error: {message}"

@@ -98,12 +98,14 @@ def model_of(
     augment: Augmentation | None = None if config.augment == "none" else config.augment
     shape: dict[str, Any] = {"classes": classes, "shots": shots, "queries": config.queries}
     held_out = EpisodeSampler(data.validation, **shape, seed=1)
+    with script.option("estimator", instead_of="name"), script.option("particles", instead_of="num_particles"):
+        elbo = make(config.estimator, config.particles)
     architecture = {"networks": "conv", "width": config.width, "latent_dim": config.latent_dim, "program": program}
     train = config.train if updates is None else trained.as_many(config.train, updates)
     shared = {n: getattr(config, n) for n in ("queries", "particles", "estimator", "augment")}
     return trained.train(
         architecture,
-        make(config.estimator, config.particles),
+        elbo,
         EpisodeSampler(data.train, **shape, seed=config.train.seed, augment=augment),
         config=train,
         folder=config.out / "models" / name,
