@@ -121,7 +121,7 @@ def test_figures_agree_with_a_plain_computation():
     pyro.enable_validation(False)
     elbo = MultiSampleELBO(2, baseline=loo, max_plate_nesting=1)
     table = compare(
-        model, guide, args, estimators={"loo": elbo}, draws=400, reference_draws=1000, show_progress=False
+        model, guide, args, estimators={"loo": elbo}, draws=400, reference_draws=300, show_progress=False
     )
     row = table.of("loo", "discrete guide")
     torch.manual_seed(7)
@@ -161,7 +161,8 @@ def test_what_claims_to_be_unbiased_is_held_to_its_own_objective():
     pyro.enable_validation(False)
     names = ["distinct", "vimco+common", "vimco+2z", "unordered-set", "wake-wake"]
     estimators = {name: make(name, 2, site="a") for name in names}
-    table = compare(model, guide, args, estimators=estimators, draws=60, show_progress=False)
+    options = {"draws": 60, "reference_draws": 80, "show_progress": False}
+    table = compare(model, guide, args, estimators=estimators, **options)
     for name in names:
         row = table.of(name, "continuous guide")
         if row.claims_unbiased:

@@ -335,7 +335,8 @@ def by_numpy(mean, a):
 def test_costs_that_forget_where_they_come_from_get_no_score(read):
     """TraceGraph_ELBO gives a score the costs whose tensors remember its site; others are lost without a word.
 
-    All outcomes of one datapoint are enumerated. Ours, RLOO and `pyro-graph` of this package, need no memory.
+    Numpy loses the score; an autograd function the gradient through it. All outcomes of one datapoint are
+    enumerated. `pyro-graph` of this package needs no memory.
     """
     x = torch.tensor([0.8], dtype=torch.float64)
 
@@ -350,22 +351,21 @@ def test_costs_that_forget_where_they_come_from_get_no_score(read):
             pyro.sample("a", dist.Categorical(logits=pyro.param("guide", INITIAL["guide"][0].clone())))
 
     def expected(elbo):
-        total = torch.zeros(S, dtype=torch.float64)
+        """Of the guide's and the model's parameters."""
+        total = torch.zeros(2, S, dtype=torch.float64)
         for a in range(S):
             pyro.clear_param_store()
             with drawing(torch.tensor([a])):
                 elbo.loss_and_grads(decoder, encoder)
-            gradient = pyro.get_param_store()._params["guide"].grad
-            probability = INITIAL["guide"][0].softmax(-1)[a]
-            total += 0 if gradient is None else probability * gradient
+            for i, name in enumerate(("guide", "mean")):
+                gradient = pyro.get_param_store()._params[name].grad
+                total[i] += 0 if gradient is None else INITIAL["guide"][0].softmax(-1)[a] * gradient
         return total
 
-    logits = INITIAL["guide"][0].clone().requires_grad_()
-    log_x = torch.stack(
-        [dist.Normal(read(INITIAL["mean"], torch.tensor([a])), 1.0).log_prob(x)[0] for a in range(S)]
-    )
+    logits, mean = INITIAL["guide"][0].clone().requires_grad_(), INITIAL["mean"].clone().requires_grad_()
+    log_x = torch.stack([dist.Normal(read(mean, torch.tensor([a])), 1.0).log_prob(x)[0] for a in range(S)])
     log_w = log_x - math.log(S) - logits.log_softmax(-1)
-    (want,) = torch.autograd.grad(-(logits.softmax(-1) * log_w).sum(), logits)
+    want = torch.stack(torch.autograd.grad(-(logits.softmax(-1) * log_w).sum(), (logits, mean)))
     torch.testing.assert_close(expected(GraphELBO(max_plate_nesting=1)), want, rtol=1e-10, atol=1e-12)
 
     theirs = expected(TraceGraph_ELBO(max_plate_nesting=1))
