@@ -58,4 +58,4 @@ def test_no_figure_has_changed(tmp_path):
     changed["figures"]["vimco: gradient"] *= 1.001
     (tmp_path / "changed.json").write_text(json.dumps(changed))
     result = run("bounds", "--updates", "1", "--against", "changed.json", "--output", "out", cwd=tmp_path)
-    assert result.stderr.splitlines()[-1].startswith("error: against: expected 'vimco: gradient' to be")
+    assert result.stderr.splitlines()[-1].startswith("error: --against: expected 'vimco: gradient' to be")

@@ -92,9 +92,8 @@ class Tempered(Model):
 
     temperature = 1.0
 
-    def forward(self, memory, x=None):
-        with pyro.poutine.scale(scale=self.temperature):
-            return super().forward(memory, x)
+    def likelihood(self, logits):
+        return super().likelihood(logits / self.temperature)
 
 
 @pytest.mark.parametrize(("temperatures", "replays"), [([1.0, 1.0, 0.5, 1.0, 0.5], 5), ([1, 2, 3, 4, 5], 3)])

@@ -59,7 +59,9 @@ def test_what_a_site_asks_for_is_served_or_refused(name):
             refused(found, site)
             continue
         own = getattr(honours, "baseline" if site == "a" else "pathwise", None)
-        assert torch.equal(found, plain) == (own is asked or (own is None and asked is iwae)), (asked, own)
+        same = own is asked or (own is None and asked is iwae)
+        same = same or (name == "nvil" and asked is reinforce)  # whose running mean is still zero
+        assert torch.equal(found, plain) == same, (asked, own)
 
 
 @pytest.mark.parametrize("asked", ["vimco", 3, {"baseline": vimco}])
@@ -139,9 +141,10 @@ class AtSite(poutine.messenger.Messenger):
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_an_auxiliary_discrete_site(name):
     def with_auxiliary(x):
-        guide(x)
         with pyro.plate("data", N):
             pyro.sample("c", dist.Bernoulli(0.4), infer={"is_auxiliary": True})
+            pyro.sample("a", dist.Categorical(logits=Q))
+            pyro.sample("z", dist.Normal(LOC, 1.0))
 
     refused(outcome(name, model, with_auxiliary), "c")
 

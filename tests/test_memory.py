@@ -51,6 +51,8 @@ def test_each_entry_is_encoded_once_per_update(lead, random_images):
     optimizer = torch.optim.Adam(loss_fn.parameters())
     memory, x = Memory(random_images(*lead)), random_images(B)
     entries = memory.entries.flatten(0, -4).shape[0]
+    loss_fn(memory, x)  # the first call has a look at the programs
+    networks.encoded = 0
     for update in range(1, 4):
         loss_fn(memory, x).backward()
         optimizer.step()
@@ -63,6 +65,8 @@ def test_heads_are_computed_of_reads_or_of_entries_whichever_are_fewer(lead, K, 
     networks = CountingNetworks()
     loss_fn = MultiSampleELBO(K, max_plate_nesting=1)(Model(networks), Guide(networks))
     memory, x = Memory(random_images(*lead)), random_images(B)
+    loss_fn(memory, x)  # the first call has a look at the programs
+    networks.headed = 0
     for update in range(1, 3):
         loss_fn(memory, x).backward()
         assert networks.headed == update * min(K * B, memory.entries.flatten(0, -4).shape[0])

@@ -67,6 +67,7 @@ def difference(ours: Contender, theirs: Contender, episode: Episode) -> dict[str
 
 def operations(who: Contender, episode: Episode) -> tuple[float, float]:
     """Floating-point operations forward, and of the whole update."""
+    who.loss(episode)  # at the first one an objective has a look at its programs
     with FlopCounterMode(display=False) as forward:
         loss = who.loss(episode)
     with FlopCounterMode(display=False) as backward:

@@ -30,8 +30,8 @@ from vma_pyro.evaluation.draws import (
     plate_dims,
     plates_of,
     trace_guide,
-    unmasked,
 )
+from vma_pyro.infer.masks import without_mask
 from vma_pyro.infer.plates import Layout, Site, sample_sites
 
 ADDRESS = "address"
@@ -176,7 +176,7 @@ def _expected(draws: Draws, log_weight: Tensor, kl: Float[Tensor, "*C K B"]) -> 
 
 def _log_choice(site: Site, layout: Layout) -> Float[Tensor, "*C K B"]:
     """log q of a choice at all of its values."""
-    return layout.per_datapoint(site, unmasked(site["fn"]).log_prob(site["value"]))
+    return layout.per_datapoint(site, without_mask(site["fn"]).log_prob(site["value"]))
 
 
 def _is_one_choice(site: Site) -> bool:

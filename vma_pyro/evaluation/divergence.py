@@ -9,7 +9,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Categorical
 
-from vma_pyro.evaluation.draws import Draws, plates_of, unmasked
+from vma_pyro.evaluation.draws import Draws, plates_of
+from vma_pyro.infer.masks import without_mask
 from vma_pyro.infer.plates import Site
 
 # How a KL was found: without any draw; in closed form given the draws of what comes before; from the draws of the
@@ -67,13 +68,13 @@ def divergence(q: Float[Tensor, "*any S"], log_ratio: Float[Tensor, "*any S"]) -
 
 def table_of(site: Site) -> Float[Tensor, "*batch S"]:
     """Log probability of drawing each value of a site with finite support; no mask changes that."""
-    fn = unmasked(site["fn"])
+    fn = without_mask(site["fn"])
     return _table(fn, fn)
 
 
 def support_of(site: Site) -> Tensor | None:
     """All values of a site [S, 1, ..., *event]; None where they cannot be listed."""
-    fn = unmasked(site["fn"])
+    fn = without_mask(site["fn"])
     if not getattr(fn, "has_enumerate_support", False):
         return None
     try:
@@ -98,4 +99,4 @@ def _in_bound(site: Site, of: Site) -> Float[Tensor, "*batch S"]:
     mask, scale = (
         mark.unsqueeze(-1) if isinstance(mark, Tensor) else mark for mark in (site["mask"], site["scale"])
     )
-    return scale_and_mask(_table(site["fn"], unmasked(of["fn"])), scale, mask)
+    return scale_and_mask(_table(site["fn"], without_mask(of["fn"])), scale, mask)

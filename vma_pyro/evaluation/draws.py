@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pyro import poutine
-from pyro.distributions import Delta, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch.distributions import Categorical
 from vma_pyro.evaluation.estimates import undisturbed
 from vma_pyro.infer.checks import check_nesting, check_same_latents, same_scale
 from vma_pyro.infer.log_weights import run
+from vma_pyro.infer.masks import check_same_power, without_mask
 from vma_pyro.infer.plates import PARTICLES, Layout, Program, Site, particle_plate, sample_sites
 
 BATCH_PLATES = ("data",)
@@ -198,10 +198,10 @@ def _side_by_side(
     own = _OwnDims()
     try:
         return run(around(own(program)), (memory, x), {}), own.dims
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        if not any(words in reason for words in ("converted to Scalar", "is ambiguous")):
+    except ValueError as error:
+        if not str(error).startswith("vectorize_particles:"):
             raise
+        reason = str(error.__cause__).partition("\n")[0]
         raise ValueError(
             f"site '{next(reversed(own.dims), None)}': expected all draws and datapoints side by side, but after "
             f"it the program asks for a single value ({reason}); use poutine.mask for sites under a condition"
@@ -232,13 +232,6 @@ def _check_shape(site: Site) -> None:
         )
 
 
-def unmasked(fn: Any) -> Any:
-    """What a distribution draws from: `fn.mask(...)` changes the weight of a draw, not its probability."""
-    while isinstance(fn, MaskedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
 class _OwnDims(Messenger):
     """Inside the plate of the draws: remembers the distributions as they are without it."""
 
@@ -261,19 +254,10 @@ def _without_given(guide_trace: poutine.Trace) -> poutine.Trace:
 
 def _check_pair(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
     """Model and guide draw the same sites, but for the base of an autoguide's values."""
-    for site in sample_sites(model_trace):
-        given = guide_trace.nodes.get(site["name"])
-        if given is not None and given["is_observed"] and not site["is_observed"]:
-            raise ValueError(
-                f"site '{site['name']}': expected latent in the guide as in the model, but its value is given "
-                "there; condition the model on it, too"
-            )
     check_same_latents(model_trace, guide_trace)
+    check_same_power(model_trace, guide_trace)
     for site in sample_sites(guide_trace):
-        if site["is_observed"]:
-            continue
-        if site["name"] not in model_trace:
-            _check_auxiliary(site, guide_trace)
+        if site["is_observed"] or site["name"] not in model_trace:
             continue
         own, most = (_number_of_values(trace.nodes[site["name"]]) for trace in (guide_trace, model_trace))
         if own and most and own > most:
@@ -284,22 +268,5 @@ def _check_pair(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
 
 def _number_of_values(site: Site) -> int | None:
     """Of a categorical site."""
-    fn = unmasked(site["fn"])
+    fn = without_mask(site["fn"])
     return fn.logits.shape[-1] if isinstance(fn, Categorical) else None
-
-
-def _check_auxiliary(site: Site, guide_trace: poutine.Trace) -> None:
-    """An auxiliary site is the base of values that follow from it; any other draw would make no bound."""
-    names = list(guide_trace.nodes)
-    later = [guide_trace.nodes[name] for name in names[names.index(site["name"]) + 1 :]]
-    if not site["fn"].has_rsample or not any(_is_delta(other.get("fn")) for other in later):
-        raise ValueError(
-            f"site '{site['name']}': expected in the model as in the guide, got it in the guide alone; an "
-            "auxiliary site that is not an autoguide's needs a distribution given the other latents in the model"
-        )
-
-
-def _is_delta(fn: Any) -> bool:
-    while hasattr(fn, "base_dist") and not isinstance(fn, Delta):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)

@@ -163,12 +163,16 @@ class Defended(TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """From q, or from the uniform distribution."""
         values = self.guide.enumerate_support(expand=False)
+        pick = torch.randint(len(values), self.batch_shape, device=values.device)
+        u = torch.rand(self.batch_shape, device=values.device)
+        lucky = u < self.share
+        # What q rules out gives way to another value; of the lucky ones u / share is uniform as well.
         number = self.number.expand(self.batch_shape)
-        rank = (torch.rand(self.batch_shape, device=values.device) * number).long().minimum(number - 1)
-        order = self.allowed.expand(-1, *self.batch_shape).int().argsort(dim=0, descending=True, stable=True)
-        pick = order.gather(0, rank[None])[0]
+        rank = (u / max(self.share, 1e-9) * number).long().minimum(number - 1)
+        allowed = self.allowed.expand(-1, *self.batch_shape)
+        order = allowed.int().argsort(dim=0, descending=True, stable=True)
+        pick = torch.where(allowed.gather(0, pick[None])[0], pick, order.gather(0, rank[None])[0])
         uniform = values.flatten(1, len(self.batch_shape))[:, 0][pick]  # [*batch, *event]
-        lucky = torch.rand(self.batch_shape, device=values.device) < self.share
         lucky = lucky.reshape(*lucky.shape, *(1 for _ in self.event_shape))
         return torch.where(lucky, uniform, self.guide.sample())
 
