@@ -275,13 +275,33 @@ def test_what_the_other_estimators_refuse(what, validation, kind):
             assert "\n" not in str(error.value)
 
 
-def test_a_value_of_probability_zero_is_refused_under_enumeration():
-    model, guide = two_sites(lambda mean, a: mean[torch.arange(len(mean)), a])
-    p = rows(parameters(), 2)
-    with torch.no_grad():
-        p["logits"][0, 1] = -math.inf
-    with pytest.raises(ValueError, match="^site 'a': expected a positive probability of every value"):
-        EnumeratedELBO(max_plate_nesting=1).differentiable_loss(model, guide, p)
+@pytest.mark.parametrize("of_model", [True, False])
+def test_a_value_of_probability_zero_counts_nothing_under_enumeration(of_model):
+    """Ruled out by the guide, and by the model as well or not: the sum over the other values, by hand."""
+    mask = torch.tensor([True, True, False, True])
+    q = torch.tensor([0.3, -0.2, 0.5, 0.1], **FLOAT, requires_grad=True)
+    means, x = torch.tensor([0.0, 1.0, 2.0, -1.0], **FLOAT), torch.tensor([0.3, 0.8], **FLOAT)
+
+    def ruled_out(logits):
+        return logits.masked_fill(~mask, -math.inf)
+
+    prior = ruled_out(torch.zeros(4, **FLOAT)) if of_model else torch.zeros(4, **FLOAT)
+
+    def model():
+        with pyro.plate("data", 2):
+            a = pyro.sample("a", dist.Categorical(logits=prior))
+            pyro.sample("x", dist.Normal(means[a], 1.0), obs=x)
+
+    def guide():
+        with pyro.plate("data", 2):
+            pyro.sample("a", dist.Categorical(logits=ruled_out(q)))
+
+    log_q, log_p = ruled_out(q).log_softmax(0)[mask], prior.log_softmax(0)[mask]
+    log_w = log_p + dist.Normal(means[mask], 1.0).log_prob(x[:, None]) - log_q
+    want = -(log_q.exp() * log_w).sum()
+    got = EnumeratedELBO(max_plate_nesting=1).differentiable_loss(model, guide)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got, q), torch.autograd.grad(want, q))
 
 
 def test_what_enumeration_cannot_run_is_told_in_one_line():

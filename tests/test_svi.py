@@ -58,7 +58,7 @@ MEMORY = ((torch.arange(2 * 784) % 3 == 0).float().reshape(2, 1, 28, 28), torch.
 
 
 @pytest.mark.parametrize("local", [True, False])
-@pytest.mark.parametrize("name", ["vimco", "rloo", "wake-wake", "vimco+dreg+resampled"])
+@pytest.mark.parametrize("name", ["vimco", "rloo", "wake-wake", "vimco+dreg+resampled", "pyro-graph"])
 def test_parameters_that_svi_would_not_train(local, name):
     with pyro.settings.context(module_local_params=local):
         with pytest.raises(ValueError, match="parameter 'layer|train 'layer") as error:

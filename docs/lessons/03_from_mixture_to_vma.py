@@ -99,7 +99,7 @@ for axes, key, title in zip(
     figure.subplots(1, 3), ("bound", "kl_address", "kl_z"), ("bound", "KL(a)", "KL(z)"), strict=True
 ):
     for name, lines in {"memory": diary, "no memory": vae_diary}.items():
-        axes.plot([line["update"] for line in lines], [line[key] for line in lines], label=name)
+        axes.plot([line["update"] for line in lines], [line.get(key, 0.0) for line in lines], label=name)
     axes.set(title=title, xlabel="updates", ylabel="nats per image")
 figure.axes[0].set_ylim(-250, -140)  # the first lines lie far below
 figure.axes[1].axhline(math.log(32), color="black", linestyle=":", label="log |M|")

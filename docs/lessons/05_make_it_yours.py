@@ -188,14 +188,18 @@ assert prior[::2].sum() < 0.1
 # else.
 
 # %%
-LINE = 'return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=observed)  # p(x | z, m_a)'
-CHECKS = ('            check_binary("x", x)\n', "        memory.check_binary()\n")
+LINE = "return dist.Bernoulli(logits=logits).to_event(3)"
+CHECKS = """        if memory is not None:
+            memory.check_binary()
+        if x is not None:
+            check_binary("x", x)
+"""
 
 
 def likelihood(distribution):
     """The edit: another distribution of x, and no more checks that it and the entries are binary."""
     line = LINE.replace("dist.Bernoulli(logits=logits)", distribution)
-    return {"model": [(LINE, line), *((check, "") for check in CHECKS)]}
+    return {"model": [(LINE, line), (CHECKS, "")]}
 
 
 def grey(characters):

@@ -31,6 +31,7 @@ from vma_pyro.infer.masks import check_same_power, without_mask
 from vma_pyro.infer.options import Options, check_options
 from vma_pyro.infer.plates import Layout, Program, Site, sample_sites
 from vma_pyro.infer.running import _is_about_shapes, run
+from vma_pyro.infer.svi import check_svi_trains
 
 UNKNOWN_NESTING = 1_000  # more than any program has
 
@@ -70,7 +71,9 @@ class GraphELBO(TraceGraph_ELBO):
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the bound; accumulates gradients in the parameters, of modules as well."""
-        return _backward(self.differentiable_loss(model, guide, *args, **kwargs), retain_graph=self.retain_graph)
+        loss = _backward(self.differentiable_loss(model, guide, *args, **kwargs), retain_graph=self.retain_graph)
+        check_svi_trains(model, guide)
+        return loss
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the bound, without gradients."""
@@ -143,7 +146,7 @@ class EnumeratedELBO(TraceEnum_ELBO):
     No score is needed, at |support| runs of the model. The guide itself needs no mark; the arguments are Pyro's.
 
     Raises:
-        ValueError: what `importance_traces` refuses; a value of probability zero under the guide.
+        ValueError: what `importance_traces` refuses.
     """
 
     objective = "elbo"
@@ -161,7 +164,9 @@ class EnumeratedELBO(TraceEnum_ELBO):
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the bound; accumulates gradients in the parameters, of modules as well."""
-        return _backward(self.differentiable_loss(model, guide, *args, **kwargs), retain_graph=self.retain_graph)
+        loss = _backward(self.differentiable_loss(model, guide, *args, **kwargs), retain_graph=self.retain_graph)
+        check_svi_trains(model, guide)
+        return loss
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the bound, without gradients."""
@@ -175,12 +180,6 @@ class EnumeratedELBO(TraceEnum_ELBO):
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Traces:
         nesting = self.max_plate_nesting
         model_trace, guide_trace = importance_traces(model, guide, args, kwargs, nesting=nesting, enumerated=True)
-        for site in sample_sites(guide_trace):
-            if site["infer"].get("_enumerate_dim") is not None and bool((site["log_prob"] == -torch.inf).any()):
-                raise ValueError(
-                    f"site '{site['name']}': expected a positive probability of every value, as Pyro multiplies "
-                    "it with its logarithm, got zero; use another estimator, such as 'sum-and-sample'"
-                )
         if is_validation_enabled():
             check_traceenum_requirements(model_trace, guide_trace)
         with _OneLine():
