@@ -435,3 +435,14 @@ class TestErrors:
             SelectedMemory(shared, torch.zeros(2, 3, dtype=torch.long))
         with pytest.raises(ValueError, match="^entries: expected a tensor of images .*, got a Memory"):
             LargeMemory.encode(model, guide, shared)
+
+
+@pytest.mark.parametrize(
+    ("lead", "labels"), [((3,), [0, 1, -1]), ((2, 3), [[0, 1, 0], [0, -7, 1]])], ids=["shared", "own"]
+)
+def test_labels_below_zero_are_padding_that_lacks_its_mask(lead, labels, random_images):
+    """Else its entries would be addressed like any others, and be in the mean of the keys."""
+    entries, labels = random_images(*lead), torch.tensor(labels)
+    with pytest.raises(ValueError, match="^memory.labels: expected 0 or more for every entry, got -[17]; [^\n]*mask"):
+        Memory(entries, labels)
+    Memory(entries, labels, mask=labels >= 0)

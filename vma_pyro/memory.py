@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vma_pyro.padding import centred, filled, stacked
-from vma_pyro.values import check_alike, check_binary, check_finite, looks_at
+from vma_pyro.values import check_alike, check_binary, check_finite, check_labels, looks_at
 
 
 class Encoder(Protocol):
@@ -53,8 +53,8 @@ class Memory:
         features: what the networks made of each entry, or None; see `encode`.
 
     Raises:
-        ValueError: no entries, wrong number of dimensions, labels or mask of another shape, a mask of another
-            type, NaN or infinity.
+        ValueError: no entries, wrong number of dimensions, labels below 0, labels or mask of another shape, a mask
+            of another type, NaN or infinity.
     """
 
     def __init__(
@@ -92,6 +92,8 @@ class Memory:
             )
         if mask is not None:
             self.entries = filled(self.entries, mask, event_dim)
+        if self.labels is not None:
+            check_labels("memory.labels", self.labels, mask)
         check_finite("memory.entries", self.entries)
 
     @staticmethod

@@ -51,6 +51,18 @@ def check_finite(name: str, values: Tensor) -> None:
             raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite of {values.numel()}")
 
 
+def check_labels(name: str, labels: Tensor, mask: Tensor | None) -> None:
+    """Refuse labels below 0 of what is not masked: they stand for padding, which would be taken for entries."""
+    if looks_at("labels", labels):
+        counted = labels if mask is None else labels[mask]
+        if bool((counted < 0).any()):
+            low = int(counted.min())
+            raise ValueError(
+                f"{name}: expected 0 or more for every entry, got {low}; padding needs a mask, Memory(entries, "
+                "labels, mask=labels >= 0)"
+            )
+
+
 def check_binary(name: str, images: Tensor, *, advice: str = "", inversion: bool = True) -> None:
     """Refuse images that a Bernoulli likelihood cannot score, with their range; warn of ink as 0.
 
