@@ -291,6 +291,24 @@ def test_a_latent_without_to_event_is_refused(K, nesting):
             elbo.differentiable_loss(program, lambda x: program(x, guide=True), X)
 
 
+@pytest.mark.parametrize("nesting", [1, None])
+@pytest.mark.parametrize("name", ["vimco", "rloo", "vimco+dreg", "wake-wake", "pyro-graph", "vimco+resampled"])
+def test_a_guide_without_squeeze_is_refused(name, nesting):
+    """A network's [N, 1] for [N], under a prior without dimensions, with as many particles as datapoints."""
+    network = torch.nn.Linear(1, 1)
+
+    def program(x, guide=False):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(network(x[:, None]), 0.5) if guide else dist.Normal(0.0, 1.0))
+            if not guide:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    elbo = make(name, len(X), max_plate_nesting=nesting)
+    with pytest.raises(ValueError, match="site 'z': expected one log probability per element") as error:
+        elbo.loss(program, lambda x: program(x, guide=True), X.float())
+    assert "\n" not in str(error.value)
+
+
 # 5. Sites under a condition.
 
 PARAMETERS = {"a": -0.2, "b": 0.7, "c": -0.4}

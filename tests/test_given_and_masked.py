@@ -124,6 +124,19 @@ def test_a_value_given_in_one_program_alone_is_refused(of_model, of_guide, messa
         assert "\n" not in str(error.value)
 
 
+def test_no_dreams_of_a_function_of_noise():
+    """An autoguide's Delta at a dreamed value: log q would be -inf, and its gradient zero."""
+    with pyro.settings.context(module_local_params=True):
+        guide = AutoNormal(plain)
+        guide(X)
+        with pytest.raises(ValueError, match="insomnia: expected 1 .no sleep. where site 'z' is a Delta"):
+            WakeWake(2, insomnia=0.5, max_plate_nesting=1).differentiable_loss(plain, guide, X)
+        for name in ("vimco+common", "wake-wake", "tvo", "vimco+dreg"):  # which have the noise itself
+            loss = make(name, 3).differentiable_loss(plain, guide, X)
+            gradients = torch.autograd.grad(loss, list(guide.parameters()))
+            assert all(g.abs().max() > 0 for g in gradients), name
+
+
 def test_no_dreams_of_a_given_value():
     pair = (
         pyro.condition(known_class, {"a": KNOWN}),
@@ -384,6 +397,47 @@ def test_autoguides_have_auxiliary_sites_that_latents_are_a_function_of(kind):
     difference = mean["vimco"][0] - mean["vimco+dreg"][0]
     assert (difference.abs() <= 4.5 * (mean["vimco"][1] + mean["vimco+dreg"][1]).sqrt()).all()
     assert mean["vimco"][0].abs().max() > 0.05
+
+
+def test_an_auxiliary_site_and_its_function_have_one_power():
+    """A masked Delta of an auxiliary draw that counts, and a Delta that comes before and is no function of it."""
+
+    def masked(x, guide=False, first=False):
+        with pyro.plate("data", N):
+            if guide and not first:
+                u = pyro.sample("u", dist.Normal(torch.zeros(N), 3.0), infer={"is_auxiliary": True})
+            with poutine.mask(mask=first):
+                z = pyro.sample(
+                    "z", dist.Delta(torch.zeros(N) if first else u) if guide else dist.Normal(0.0, 1.0)
+                )
+            if guide and first:
+                pyro.sample("u", dist.Normal(z, 3.0), infer={"is_auxiliary": True})
+            if not guide:
+                pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    for first, message in (
+        (False, "site 'u': expected the mask and scale of 'z'"),
+        (True, "site 'u': .* found too few"),
+    ):
+        for name in SAMPLED:
+            with pytest.raises(ValueError, match=message):
+                make(name, 2).loss(lambda x, f=first: masked(x, first=f), lambda x, f=first: masked(x, True, f), X)
+
+
+@pytest.mark.parametrize("name", ["wake-wake", "wake-wake-uncentred", "tvo"])
+def test_a_point_learns_nothing_where_samples_are_held_fixed(name):
+    place = torch.zeros(N, requires_grad=True)
+
+    def guide(x, learned="v"):
+        with pyro.plate("data", N):
+            v, log_density = (place, torch.zeros(N)) if learned == "v" else (torch.zeros(N), place)
+            pyro.sample("z", dist.Delta(v, log_density))
+
+    for learned in ("v", "log_density"):
+        with pytest.raises(
+            ValueError, match="site 'z': expected a density where samples are held fixed, got Delta"
+        ):
+            make(name, 3).differentiable_loss(plain, lambda x, w=learned: guide(x, w), X)
 
 
 def test_a_point_has_no_gate():

@@ -443,6 +443,8 @@ class TestErrors:
 def test_labels_below_zero_are_padding_that_lacks_its_mask(lead, labels, random_images):
     """Else its entries would be addressed like any others, and be in the mean of the keys."""
     entries, labels = random_images(*lead), torch.tensor(labels)
-    with pytest.raises(ValueError, match="^memory.labels: expected 0 or more for every entry, got -[17]; [^\n]*mask"):
+    with pytest.raises(
+        ValueError, match="^memory.labels: expected 0 or more for every entry, got -[17]; [^\n]*mask"
+    ):
         Memory(entries, labels)
     Memory(entries, labels, mask=labels >= 0)

@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.distributions import Delta, Unit
 from pyro.distributions.util import is_identically_zero
 
-from vma_pyro.infer.masks import score_of
+from vma_pyro.infer.masks import has_same_power, score_of
 from vma_pyro.infer.pathwise import PathwiseRule
 from vma_pyro.infer.plates import PARTICLES, Layout, Site, sample_sites
 
@@ -84,14 +84,22 @@ def _check_auxiliary(names: Sequence[str], shared: set[str], guide_trace: poutin
                 f"site '{name}': expected in the model as in the guide, even as an auxiliary one, as it is "
                 f"discrete: p/q is no weight without a reverse model r({name} | latents) in the model"
             )
-    functions: list[Site] = [guide_trace.nodes[name] for name in shared if is_point(guide_trace.nodes[name]["fn"])]
-    drawn = sum(site["value"].numel() for site in sites.values())
-    if drawn > sum(site["value"].numel() for site in functions):  # a simplex has one more than is drawn
-        name = names[0]
-        raise ValueError(
-            f"site '{name}': expected latents that are a function of all of this auxiliary site (Delta sites), "
-            f"found too few: p/q is no weight without a reverse model r({name} | latents) in the model"
-        )
+    order = list(guide_trace.nodes)
+    for name, site in sites.items():
+        later: list[Site] = [guide_trace.nodes[n] for n in order[order.index(name) :]]
+        functions = [s for s in later if s["name"] in shared and is_point(s["fn"])]
+        # A simplex has one value more than is drawn.
+        if sum(s["value"].numel() for s in sites.values()) > sum(s["value"].numel() for s in functions):
+            raise ValueError(
+                f"site '{name}': expected latents that are a function of all of this auxiliary site (Delta "
+                f"sites), found too few: p/q is no weight without a reverse model r({name} | latents) in the model"
+            )
+        for other in functions:
+            if not has_same_power(site, other):
+                raise ValueError(
+                    f"site '{name}': expected the mask and scale of '{other['name']}', which is a function of "
+                    "it, got others: p/q is no weight; put the same handlers around both"
+                )
 
 
 def is_point(fn: Any) -> bool:

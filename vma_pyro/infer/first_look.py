@@ -7,7 +7,7 @@ import sys
 import types
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -17,14 +17,15 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from vma_pyro.infer.checks import check_dimensions
-from vma_pyro.infer.plates import Layout, Program, Site, sample_sites
+from vma_pyro.infer.plates import Layout, Program, Site, drawn_by, sample_sites
 
 
 class FirstLook:
     """Refuses programs with undeclared dimensions, once for each pair of programs and shapes of their arguments.
 
     In a run of all particles such a dimension cannot be told from theirs where it has their size, and would be
-    averaged over in the same way, inside the logarithm.
+    averaged over in the same way, inside the logarithm. Data that programs hold themselves must keep their shape:
+    they are not seen among the arguments.
     """
 
     def __init__(self) -> None:
@@ -43,16 +44,16 @@ class FirstLook:
             return
         owner, how = _owner(model)
         guide_owner, guide_how = _owner(guide)
-        key = (how, id(guide_owner), guide_how, nesting, _shapes((args, kwargs)))
-        try:
-            known = self._known.setdefault(owner, set())
-        except TypeError:  # a callable without weak references is looked at each time
-            known = set()
+        known: set[Any] = set()
+        key: Any = None
+        with suppress(TypeError):  # a callable without weak references is looked at each time
+            key = (how, weakref.ref(guide_owner), guide_how, nesting, _shapes((args, kwargs)))
+            known = self._known.setdefault(owner, known)
         if key in known:
             return
-        sites = [site for trace in _traces(model, guide, args, kwargs) for site in sample_sites(trace)]
-        if not any(_is_decided(site) for site in sites):
-            for site in sites:
+        traces = _traces(model, guide, args, kwargs)
+        if traces and not any(_is_decided(site) for site in sample_sites(traces[0])):
+            for site in (site for trace in traces for site in sample_sites(trace)):
                 check_dimensions(site, Layout((), nesting), 1, {})
         known.add(key)
 
@@ -80,7 +81,7 @@ def _owner(program: Program) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _is_decided(site: Site) -> bool:
-    """Whether a handler has given a latent site values for several particles."""
+    """Whether a handler has given a latent site of the guide values for several particles."""
     batch = site["value"].dim() - site["fn"].event_dim
     return not site["is_observed"] and batch > len(site["fn"].batch_shape)
 
@@ -102,7 +103,8 @@ def _traces(
     try:
         with _undisturbed(model, guide), poutine.block():
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            replayed = poutine.replay(model, trace=drawn_by(guide_trace))
+            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
             traces = tuple(prune_subsample_sites(trace) for trace in (guide_trace, model_trace))
             for trace in traces:
                 trace.compute_log_prob()

@@ -117,9 +117,22 @@ class DetachValues(Messenger):
 
     def _pyro_sample(self, msg: Message) -> None:
         if msg["type"] == "sample" and is_open(msg):
+            _check_density(msg)
             with torch.no_grad():
                 value = msg["fn"](*msg["args"], **msg["kwargs"])
             decide(msg, _forgotten(msg, value))
+
+
+def _check_density(msg: Message) -> None:
+    """A point whose place is learned has no density that could learn it."""
+    base = msg["fn"]
+    while hasattr(base, "base_dist") and not isinstance(base, pyro.distributions.Delta):
+        base = base.base_dist
+    if isinstance(base, pyro.distributions.Delta) and (base.v.requires_grad or base.log_density.requires_grad):
+        raise ValueError(
+            f"site '{msg['name']}': expected a density where samples are held fixed, got Delta, whose parameters "
+            "would learn nothing; use an objective that differentiates through draws, such as MultiSampleELBO"
+        )
 
 
 def _forgotten(msg: Message, value: Tensor) -> Tensor:
@@ -227,6 +240,8 @@ class CommonNoise(Messenger):
         base = msg["fn"]
         while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
             base = base.base_dist  # Independent, masked, expanded
+        if isinstance(base, pyro.distributions.Delta):  # a function of other draws, without noise of its own
+            return
         if not is_location_scale(base):
             raise ValueError(
                 f"site '{msg['name']}': expected a location-scale family for common noise "

@@ -38,7 +38,7 @@ from vma_pyro.infer.masks import check_same_power, mask_of, score_of
 from vma_pyro.infer.options import Options
 from vma_pyro.infer.particles import Particles, SiteGate, SiteScore, concatenate
 from vma_pyro.infer.pathwise import PathwiseRule, iwae
-from vma_pyro.infer.plates import Layout, Program, Site, particle_plate, sample_sites
+from vma_pyro.infer.plates import Layout, Program, Site, drawn_by, particle_plate, sample_sites
 from vma_pyro.infer.running import run
 
 Handler = Callable[[Program], Program]
@@ -231,7 +231,7 @@ class _Run(NamedTuple):
         layout = self.layout.of_program(pruned_guide) if latents(pruned_guide) else self.layout
         gates = set_gates(pruned_guide, layout, gated)
         asked = Options()
-        model_trace = run(poutine.replay(asked(model), trace=_drawn(guide_trace)), args, kwargs, chosen=chosen)
+        model_trace = run(poutine.replay(asked(model), trace=drawn_by(guide_trace)), args, kwargs, chosen=chosen)
         subsamples = _subsamples(guide_trace, model_trace)
         model_trace = prune_subsample_sites(model_trace)
         layout = self.layout.of_program(pruned_guide, model_trace)
@@ -250,17 +250,6 @@ class _Run(NamedTuple):
         check_nesting(trace, self.layout.nesting + self.in_plate)
         if not self.linear:
             check_no_inner_subsampling(trace, self.layout)
-
-
-def _drawn(guide_trace: poutine.Trace) -> poutine.Trace:
-    """The sites whose values the model takes over; one whose value is given has it in the model as well."""
-    if not guide_trace.observation_nodes:
-        return guide_trace
-    drawn = poutine.Trace()
-    for name, site in guide_trace.nodes.items():
-        if site["type"] != "sample" or not site["is_observed"]:
-            drawn.add_node(name, **site)
-    return drawn
 
 
 def _subsamples(*traces: poutine.Trace) -> poutine.Trace:

@@ -105,6 +105,11 @@ def check_same_power(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> 
             )
 
 
+def has_same_power(a: Site, b: Site) -> bool:
+    """Whether two sites have the same mask and the same scale."""
+    return _same_mask(mask_of(a), mask_of(b)) and _same_scale(a["scale"], b["scale"])
+
+
 def _own_mask(fn: Any) -> Mask:
     if isinstance(fn, MaskedDistribution):
         base = _own_mask(fn.base_dist)

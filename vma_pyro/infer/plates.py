@@ -31,6 +31,17 @@ def sample_sites(trace: poutine.Trace) -> Iterable[Site]:
             yield site
 
 
+def drawn_by(guide_trace: poutine.Trace) -> poutine.Trace:
+    """The sites whose values the model takes over; one whose value is given has it in the model as well."""
+    if not guide_trace.observation_nodes:
+        return guide_trace
+    drawn = poutine.Trace()
+    for name, site in guide_trace.nodes.items():
+        if site["type"] != "sample" or not site["is_observed"]:
+            drawn.add_node(name, **site)
+    return drawn
+
+
 def is_random_subsample(site: Site) -> bool:
     """Whether a site draws which elements of its plate are seen; plates whose elements are given have one, too."""
     if not site_is_subsample(site):
@@ -60,9 +71,11 @@ class PlateNesting:
                 return nesting
         except (KeyError, TypeError):
             pass
+        from vma_pyro.infer.running import run  # which keeps errors to a line, and stands on this file
+
         with torch.random.fork_rng(), torch.no_grad(), poutine.block():
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            guide_trace = run(guide, args, kwargs)
+            model_trace = run(poutine.replay(model, trace=drawn_by(guide_trace)), args, kwargs)
         frames = (
             frame
             for trace in (model_trace, guide_trace)

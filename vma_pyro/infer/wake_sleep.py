@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.distributions import Unit
 from torch import nn
 
+from vma_pyro.infer.checks import is_point
 from vma_pyro.infer.estimator import Estimate, Estimator, RunOptions, finite, log_mean_exp, normalised, weighted
 from vma_pyro.infer.handlers import Defensive, DetachValues
 from vma_pyro.infer.log_weights import Handler, guide_log_prob
@@ -96,6 +97,12 @@ class WakeWake(Estimator):
                 f"insomnia: expected 1 (no sleep) where the value of site '{given}' is given, as dreams have "
                 f"another, got {self.insomnia:g}"
             )
+        for site in sample_sites(particles.draws[0]):
+            if is_point(site["fn"]):
+                raise ValueError(
+                    f"insomnia: expected 1 (no sleep) where site '{site['name']}' is a Delta, which gives a dream "
+                    f"no density, got {self.insomnia:g}"
+                )
         with torch.no_grad():
             dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
         if any(is_random_subsample(site) for site in dream.nodes.values()):
