@@ -70,7 +70,7 @@ def test_it_starts_at_the_weights_in_the_file(first, held_out, tmp_path):
 
 def test_the_published_model_is_the_word_for_it():
     networks = ConvNetworks(
-        **{k: v for k, v in trained.facts_of("pretrained").items() if k in ("width", "latent_dim")}
+        **{k: v for k, v in trained.facts_of("pretrained").items() if k in ("width", "latent_dim", "refinement")}
     )
     from vma_pyro.training.start import start_from
 

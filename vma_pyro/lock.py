@@ -134,7 +134,12 @@ def _check_free(path: Path, argument: str, folder: Path) -> None:
 
 
 def _refusal(path: Path, argument: str, folder: Path) -> BlockingIOError:
-    holder = " ".join(path.read_text().split()) if path.exists() else ""
+    holder = ""
+    for _ in range(50):  # who has taken it this very moment has not yet written his name
+        holder = " ".join(path.read_text().split()) if path.exists() else ""
+        if holder:
+            break
+        time.sleep(0.02)
     return BlockingIOError(
         f"{argument}: expected a folder that no other job uses, got {folder}, in use by "
         f"{holder or 'another process'}; wait for its end, stop it, or choose another folder"
