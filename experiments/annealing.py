@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,15 +18,16 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from vma_pyro import ConvNetworks, CosineSimilarity, Guide, Model
+from common import alike, folder, kept, plots, protocols, results
+from common.several import SeveralConfig, small
+from common.train import as_many
+from vma_pyro import ConvNetworks, CosineSimilarity, Guide, Model, cli, models
+from vma_pyro._system.record import read_metrics
 from vma_pyro.data import Episode, EpisodeSampler, NestedEpisodes, Split, load_split
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import Estimate, TwoPhase
 from vma_pyro.infer import make
-from vma_pyro.jobs import alike, kept, plots, protocols, results, script, trained
-from vma_pyro.jobs.several import SeveralConfig, small
-from vma_pyro.jobs.trained import Pair, on
-from vma_pyro.record import read_metrics
+from vma_pyro.models import Pair, on
 from vma_pyro.training import TrainConfig, device_of, fit
 
 
@@ -102,8 +102,8 @@ def train(config: AnnealingConfig, name: str, data: Split, start: float) -> tupl
     model, guide = Model(networks), Guide(networks, similarity=tempered)
     if config.load is not None:
         path = config.load / "models" / name / "checkpoint.pt"
-        trained.read_weights((model, guide), path)
-        return (model, guide), {"loaded_from": str(path), **trained.facts_of(path)}
+        models.read_weights((model, guide), path)
+        return (model, guide), {"loaded_from": str(path), **models.facts_of(path)}
     shape: dict[str, Any] = {"classes": config.classes, "shots": config.shots, "queries": config.queries}
     turned: Any = None if config.augment == "none" else config.augment
     episodes = EpisodeSampler(data.train, **shape, seed=config.train.seed, augment=turned)
@@ -115,7 +115,7 @@ def train(config: AnnealingConfig, name: str, data: Split, start: float) -> tupl
         make(config.estimator, config.particles),
         Falling(episodes, tempered, start, (config.train.updates or 0) // 2),
         # As many updates for both; a temperature that changes cannot be recorded.
-        config=replace(trained.as_many(config.train, config.train.updates or 0), capture=False),
+        config=replace(as_many(config.train, config.train.updates or 0), capture=False),
         folder=config.out / "models" / name,
         validation=[held_out.sample() for _ in range(4)],
         identity={key: getattr(config, key) for key in shared} | {"temperature": start},
@@ -123,7 +123,7 @@ def train(config: AnnealingConfig, name: str, data: Split, start: float) -> tupl
         label=name,
     )
     if result.interrupted:
-        raise script.Stopped(result.interrupted, result.updates)
+        raise cli.Stopped(result.interrupted, result.updates)
     return (model, guide), {"updates": result.updates, "training_seconds": round(result.seconds, 1)}
 
 
@@ -145,7 +145,7 @@ def main(config: AnnealingConfig) -> None:
     device = device_of(config.train)
     data = load_split(config.data, config.data_dir)
     nested = NestedEpisodes(data.test, images=config.images, seed=0)
-    script.begin(config, load=config.load)
+    folder.begin(config, load=config.load)
     training: dict[str, dict[str, Any]] = {}
     rows, scores = [], []
     pairs: dict[str, Pair] = {}
@@ -199,10 +199,5 @@ def write(content: dict[str, Any], config: AnnealingConfig) -> None:
     results.write(config.out, content, "No annealing needed", parts)
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    script.run(main, AnnealingConfig, __doc__, arguments)
-
-
 if __name__ == "__main__":
-    cli()
+    cli.run(main, AnnealingConfig, __doc__)

@@ -17,10 +17,11 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from common import alike, folder, kept, plots, protocols, results
+from common.several import SeveralConfig, model_of, small
+from vma_pyro import cli, models
 from vma_pyro.data import NestedEpisodes, load_split
 from vma_pyro.evaluation import Estimate, TwoPhase
-from vma_pyro.jobs import alike, kept, plots, protocols, results, script, trained
-from vma_pyro.jobs.several import SeveralConfig, model_of, small
 from vma_pyro.training import TrainConfig, device_of
 
 
@@ -50,7 +51,7 @@ class AugmentationConfig(SeveralConfig):
 
 
 def score(
-    pair: trained.Pair, nested: NestedEpisodes, config: AugmentationConfig, device: torch.device
+    pair: models.Pair, nested: NestedEpisodes, config: AugmentationConfig, device: torch.device
 ) -> dict[str, Any]:
     """NLL of every target under every memory, and the accuracy of every task."""
 
@@ -76,10 +77,10 @@ def main(config: AugmentationConfig) -> None:
     device = device_of(config.train)
     data = load_split(config.data, config.data_dir)
     nested = NestedEpisodes(data.test, images=config.images, seed=0)
-    script.begin(config, load=config.load)
+    folder.begin(config, load=config.load)
     training: dict[str, Any] = {}
     updates: int | None = None  # of the first, for both
-    pairs: dict[str, trained.Pair] = {}
+    pairs: dict[str, models.Pair] = {}
     example = next(nested.episodes(1, 1)).to(device)
     rows = []
     for mine in (replace(config, augment="none"), config):
@@ -87,9 +88,9 @@ def main(config: AugmentationConfig) -> None:
         shape: dict[str, Any] = {"classes": config.classes, "shots": config.shots}
         pair, training[kind] = model_of(mine, name, data, **shape, updates=updates)
         updates = updates or training[kind].get("updates")
-        pairs[kind] = trained.on(device, pair)
+        pairs[kind] = models.on(device, pair)
         alike.check((pairs["none"], pair), (training["none"], training[kind]), example, but_for="augment")
-        todo = partial(score, trained.on(device, pair), nested, config, device)
+        todo = partial(score, models.on(device, pair), nested, config, device)
         rows.append({"augment": kind, **kept.once(config, f"{name}-scores", todo)})
     head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
     write({**head, "rows": compared(rows)}, config)
@@ -151,10 +152,5 @@ def shown(cell: dict[str, Any], *, first: bool) -> str:
     return str(nll) if first else f"{nll} ({more.mean:+.2f} ± {more.se:.2f})"
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    script.run(main, AugmentationConfig, __doc__, arguments)
-
-
 if __name__ == "__main__":
-    cli()
+    cli.run(main, AugmentationConfig, __doc__)

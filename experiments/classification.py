@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +16,12 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from vma_pyro import pretrained
+from common import folder, kept, plots, protocols, results
+from common.protocols import Subject, TestConfig, subject_of
+from paper import published
+from vma_pyro import cli, models, pretrained
 from vma_pyro.data import NestedEpisodes
 from vma_pyro.evaluation import Estimate
-from vma_pyro.jobs import kept, plots, protocols, published, results, script, trained
-from vma_pyro.jobs.protocols import Subject, TestConfig, subject_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def episodes_of(subject: Subject, config: ClassificationConfig, task: Task) -> N
     )
 
 
-def score(subject: Subject, soft: trained.Pair | None, config: ClassificationConfig, task: Task) -> dict[str, Any]:
+def score(subject: Subject, soft: models.Pair | None, config: ClassificationConfig, task: Task) -> dict[str, Any]:
     """Share of targets classified right."""
     nested = episodes_of(subject, config, task)
     pair = soft if task.by == "attention" else subject.pair
@@ -103,19 +103,19 @@ def main(config: ClassificationConfig) -> None:
     """Score every task, write."""
     start = time.monotonic()
     config = config.resolved()
-    soft = None if config.soft is None else trained.load(config.soft, program=("soft", "soft-guided"))
+    soft = None if config.soft is None else models.load(config.soft, program=("soft", "soft-guided"))
     subject = subject_of(config)
     training = {"hard": subject.facts}
     if config.soft is not None and soft is not None:
-        soft = trained.on(subject.device, soft)
-        training["soft"] = {"loaded_from": str(config.soft), **trained.facts_of(config.soft)}
+        soft = models.on(subject.device, soft)
+        training["soft"] = {"loaded_from": str(config.soft), **models.facts_of(config.soft)}
     largest = max(Counter(subject.test.alphabets).values())
     if max(config.ways) > largest:
         raise ValueError(
             f"ways: expected at most {largest}, the classes of the largest alphabet, got {config.ways}"
         )
     files = [pretrained.file_of(path) for path in (config.load, config.soft) if path is not None]
-    script.begin(config, load=config.load, files=files)
+    folder.begin(config, load=config.load, files=files)
     rows = []
     for task in tqdm(tasks(config), desc="tasks", unit="task"):
         name = "-".join(map(str, task)).replace(" ", "_")
@@ -173,10 +173,5 @@ def percent(estimate: Estimate) -> str:
     return f"{100 * estimate.mean:.1f} ± {100 * estimate.se:.1f}"
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    script.run(main, ClassificationConfig, __doc__, arguments)
-
-
 if __name__ == "__main__":
-    cli()
+    cli.run(main, ClassificationConfig, __doc__)

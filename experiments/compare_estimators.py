@@ -12,16 +12,13 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Sequence
 from functools import partial
 
 import pyro
 import torch
 
-from vma_pyro import lock
-from vma_pyro.atomic import write_text
-from vma_pyro.jobs import plots, script
-from vma_pyro.laboratory import (
+from common import plots
+from laboratory import (
     Findings,
     LaboratoryConfig,
     Training,
@@ -35,7 +32,10 @@ from vma_pyro.laboratory import (
     train_all,
     train_finalists,
 )
-from vma_pyro.record import command
+from vma_pyro import cli
+from vma_pyro._system import lock
+from vma_pyro._system.atomic import write_text
+from vma_pyro._system.record import command
 from vma_pyro.training import keep_freed_memory
 
 
@@ -97,10 +97,5 @@ def name_of(run: Training) -> str:
     return run.label + final
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    script.run(main, LaboratoryConfig, __doc__, arguments)
-
-
 if __name__ == "__main__":
-    cli()
+    cli.run(main, LaboratoryConfig, __doc__)

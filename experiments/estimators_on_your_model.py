@@ -14,20 +14,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyro
 
-from vma_pyro import lock
-from vma_pyro.atomic import write_text
+from vma_pyro import cli
+from vma_pyro._system import lock
+from vma_pyro._system.atomic import write_text
 from vma_pyro.infer import ESTIMATORS, compare, make
-from vma_pyro.infer.compare import evaluations_of, matched
-from vma_pyro.infer.plates import PlateNesting
-from vma_pyro.infer.reference import guide_sites
-from vma_pyro.jobs import script
+from vma_pyro.infer.comparison.compare import evaluations_of, matched
+from vma_pyro.infer.comparison.reference import guide_sites
+from vma_pyro.infer.engine.plates import PlateNesting
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ class ProgramConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""
-        script.check_sizes(self, "evaluations", "draws")
-        script.check_seed(self)
+        cli.check_sizes(self, "evaluations", "draws")
+        cli.check_seed(self)
 
 
 def find(option: str, path: str) -> Any:
@@ -152,10 +151,5 @@ def main(config: ProgramConfig) -> None:
     print(page)
 
 
-def cli(options: Sequence[str] | None = None) -> None:
-    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    script.run(main, ProgramConfig, __doc__, options)
-
-
 if __name__ == "__main__":
-    cli()
+    cli.run(main, ProgramConfig, __doc__)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,13 +19,16 @@ import torch
 import tyro
 from pyro.infer.elbo import ELBO
 
-from vma_pyro.atomic import write_text
+from common import alike, few_shot, folder, plots, rehearsal
+from common.train import as_many, freeze_all_but, train_pair
+from paper import report
+from vma_pyro import cli, models
+from vma_pyro._system.atomic import write_text
+from vma_pyro._system.ranks import Ranks
+from vma_pyro._system.record import command, read_metrics, tensorboard_writer
 from vma_pyro.data import EpisodeSampler, Split, load_split
 from vma_pyro.data.episodes import Augmentation
 from vma_pyro.infer import make
-from vma_pyro.jobs import alike, few_shot, plots, rehearsal, report, script, trained
-from vma_pyro.ranks import Ranks
-from vma_pyro.record import command, read_metrics, tensorboard_writer
 from vma_pyro.training import TrainConfig, check_shares, device_of
 from vma_pyro.training.start import start_from
 
@@ -102,13 +104,13 @@ class FewShotConfig:
         if self.tiny:
             return self.small().resolved()
         source = self.load or self.init
-        loaded = {} if source is None else trained.facts_of(source)
+        loaded = {} if source is None else models.facts_of(source)
         data = self.data or loaded.get("data", "glyphs")
         if data not in PRESETS:
             option = "load" if self.load else "init"
             raise ValueError(f"{option}: expected a model of {', '.join(PRESETS)}, got one of {data}")
         preset = PRESETS[data]
-        if self.load == trained.PRETRAINED:  # a look at it, in less than a minute
+        if self.load == models.PRETRAINED:  # a look at it, in less than a minute
             preset = preset._replace(eval_images=200, eval_samples=50, eval_queries=500)
         unlimited = self.train.updates is None and self.train.minutes is None
         return replace(
@@ -164,7 +166,7 @@ def objective(config: FewShotConfig, *, memory: bool = True) -> ELBO:
 
 def objective_of(config: FewShotConfig, particles: int) -> ELBO:
     """The estimator with so many particles."""
-    with script.option("estimator", instead_of="name"), script.option("particles", instead_of="num_particles"):
+    with cli.option("estimator", instead_of="name"), cli.option("particles", instead_of="num_particles"):
         return make(config.estimator, particles)
 
 
@@ -189,15 +191,15 @@ def architecture_of(config: FewShotConfig, *, memory: bool) -> dict[str, Any]:
 
 def train(
     config: FewShotConfig, data: Split, folder: Path, *, memory: bool, updates: int | None = None
-) -> tuple[trained.Pair, dict[str, Any]]:
+) -> tuple[models.Pair, dict[str, Any]]:
     """Train one of the two models, or go on with it; without memory for as many updates as the other one."""
     episodes, held_out = samplers(config, data)
     only = {} if config.train_only == "all" or not memory else {"train_only": config.train_only}
-    return trained.train(
+    return train_pair(
         architecture_of(config, memory=memory),
         objective(config, memory=memory),
         episodes,
-        config=config.train if updates is None else trained.as_many(config.train, updates),
+        config=config.train if updates is None else as_many(config.train, updates),
         folder=folder,
         data=str(config.data),
         validation=[held_out.sample() for _ in range(8)],
@@ -218,20 +220,20 @@ def main(config: FewShotConfig) -> None:
     data = ranks.in_turn(lambda: load_split(str(config.data), config.data_dir))  # the first one downloads
     rehearse(config, data)
     if ranks.rank == 0:
-        script.make_room(config.out, resume=config.resume, load=config.load)
+        folder.make_room(config.out, resume=config.resume, load=config.load)
     ranks.wait()
     device = device_of(config.train)
     training: dict[str, Any] = {}
     if config.load is None:
         pair, training["memory"] = train(config, data, config.out, memory=True)
     else:
-        pair = trained.load(config.load, program="memory")
+        pair = models.load(config.load, program="memory")
     if ranks.rank > 0:
         if config.load is None:
             memoryless_pair(config, data, training)
         return
     print("scoring the memory model on unseen classes ...")
-    job = Job(config, data, trained.on(device, pair), device, start, training)
+    job = Job(config, data, models.on(device, pair), device, start, training)
     job.score()
     # The memory model's report is on disk before its pictures are drawn, and before the memoryless one starts.
     job.write()
@@ -239,7 +241,7 @@ def main(config: FewShotConfig) -> None:
     memoryless = memoryless_pair(config, data, training)
     if memoryless is not None:
         print("scoring the memoryless model on unseen classes ...")
-        job.compare(trained.on(device, memoryless))
+        job.compare(models.on(device, memoryless))
         job.write()
     print((config.out / "report.md").read_text())
 
@@ -260,7 +262,7 @@ class Job:
         self,
         config: FewShotConfig,
         data: Split,
-        pair: trained.Pair,
+        pair: models.Pair,
         device: torch.device,
         start: float,
         training: dict[str, Any],
@@ -276,7 +278,7 @@ class Job:
         """The memory model."""
         self.scores = few_shot.score(*self.pair, self.data.test, self.protocol, device=self.device)
 
-    def compare(self, memoryless: trained.Pair) -> None:
+    def compare(self, memoryless: models.Pair) -> None:
         """The memoryless model; what the memory gains over it, where both were trained alike."""
         test, protocol, device = self.data.test, self.protocol, self.device
         self.memoryless = few_shot.memoryless_nll(memoryless, test, protocol, device=device)
@@ -290,7 +292,7 @@ class Job:
     def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """About the training of both models, here or elsewhere."""
         if self.config.load is not None:
-            return trained.facts_of(self.config.load), trained.facts_of(beside(self.config.load))
+            return models.facts_of(self.config.load), models.facts_of(beside(self.config.load))
         return self.training["memory"], self.training["memoryless"]
 
     def draw(self) -> None:
@@ -342,7 +344,7 @@ def memoryless_pair(config: FewShotConfig, data: Split, training: dict[str, Any]
         return None
     if config.load is not None:
         path = beside(config.load)
-        return trained.load(path, program="memoryless") if path.exists() else None
+        return models.load(path, program="memoryless") if path.exists() else None
     pair, training["memoryless"] = train(
         config, data, config.out / "memoryless", memory=False, updates=training["memory"]["updates"]
     )
@@ -368,29 +370,29 @@ def rehearse(config: FewShotConfig, data: Split) -> None:
             raise ValueError(f"resume: expected no load beside it, as nothing is trained, got {config.load}")
         if config.init is not None:
             raise ValueError(f"init: expected no load beside it, as nothing is trained, got {config.init}")
-        pair = trained.load(config.load, program="memory")
+        pair = models.load(config.load, program="memory")
         memoryless = memoryless_pair(config, data, {})
     else:
         rehearsal.check_weights_fit(architecture_of(config, memory=True), device)
         with torch.random.fork_rng(devices=[]):
-            pair, memoryless = (trained.build(architecture_of(config, memory=memory)) for memory in (True, False))
+            pair, memoryless = (models.build(architecture_of(config, memory=memory)) for memory in (True, False))
         if config.init is not None:
-            start_from(config.init, trained.as_one(pair))
+            start_from(config.init, models.as_one(pair))
         if config.train_only != "all":
-            trained.freeze_all_but(pair, config.train_only)
+            freeze_all_but(pair, config.train_only)
         samplers(config, data)
         few = samplers(replace(config, queries=min(4, config.queries)), data)[0].sample()
         elbo, sizes = partial(objective_of, config), {"particles": config.particles, "queries": config.queries}
         with rehearsal.on_two_images():
-            rehearsal.check_update_fits(trained.on(device, pair), elbo, few, **sizes, device=device)
+            rehearsal.check_update_fits(models.on(device, pair), elbo, few, **sizes, device=device)
     with tempfile.TemporaryDirectory() as folder, rehearsal.on_two_images():
         two = replace(config, eval_images=2, eval_samples=2, eval_queries=2, out=Path(folder))
-        job = Job(two, data, trained.on(device, pair), device, time.monotonic(), {})
+        job = Job(two, data, models.on(device, pair), device, time.monotonic(), {})
         job.score()
         rehearsal.check_scores(job.pair, job.scores, data.test, job.protocol, device)
         job.draw()
         if config.memoryless and memoryless is not None:
-            few_shot.memoryless_nll(trained.on(device, memoryless), data.test, job.protocol, device=device)
+            few_shot.memoryless_nll(models.on(device, memoryless), data.test, job.protocol, device=device)
 
 
 def check(config: FewShotConfig) -> None:
@@ -405,15 +407,10 @@ def check(config: FewShotConfig) -> None:
         "eval_samples",
         "eval_queries",
     )
-    script.check_sizes(config, *sizes)
-    script.check_sizes(config, "refinement", least=0)
-    script.check_factor(config, "width")
-
-
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    script.run(main, FewShotConfig, __doc__, arguments)
+    cli.check_sizes(config, *sizes)
+    cli.check_sizes(config, "refinement", least=0)
+    cli.check_factor(config, "width")
 
 
 if __name__ == "__main__":
-    cli()
+    cli.run(main, FewShotConfig, __doc__)

@@ -19,10 +19,12 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 
+from common import folder, kept, plots, protocols, results
+from common.several import SeveralConfig, model_of, small
+from paper import published
+from vma_pyro import cli, models
 from vma_pyro.data import NestedEpisodes, load_split
 from vma_pyro.evaluation import Estimate, kl_report
-from vma_pyro.jobs import kept, plots, protocols, published, results, script, trained
-from vma_pyro.jobs.several import SeveralConfig, model_of, small
 from vma_pyro.training import TrainConfig, device_of
 
 
@@ -49,7 +51,7 @@ class SplitConfig(SeveralConfig):
 
 
 def score(
-    pair: trained.Pair, nested: NestedEpisodes, config: SplitConfig, device: torch.device, shots: int
+    pair: models.Pair, nested: NestedEpisodes, config: SplitConfig, device: torch.device, shots: int
 ) -> dict[str, Any]:
     """The bound of the targets taken apart, nats per image."""
 
@@ -82,13 +84,13 @@ def main(config: SplitConfig) -> None:
     device = device_of(config.train)
     data = load_split(config.data, config.data_dir)
     nested = NestedEpisodes(data.test, images=config.images, seed=0)
-    script.begin(config, load=config.load)
+    folder.begin(config, load=config.load)
     training, rows = {}, []
     for shots in config.shots:
         name = f"{shots}_examples"
         mine = as_many_targets(config, config.classes * (data.train.images.shape[1] - shots))
         pair, training[name] = model_of(mine, name, data, classes=config.classes, shots=shots)
-        todo = partial(score, trained.on(device, pair), nested, config, device, shots)
+        todo = partial(score, models.on(device, pair), nested, config, device, shots)
         rows.append(kept.once(config, name, todo))
     head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
     write({**head, "rows": rows}, config)
@@ -142,10 +144,5 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     plots.save(figure, path)
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    script.run(main, SplitConfig, __doc__, arguments)
-
-
 if __name__ == "__main__":
-    cli()
+    cli.run(main, SplitConfig, __doc__)

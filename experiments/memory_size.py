@@ -19,11 +19,11 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from vma_pyro import pretrained
+from common import folder, kept, plots, protocols, results
+from common.protocols import TINY, TestConfig, subject_of
+from vma_pyro import cli, models, pretrained
 from vma_pyro.data import Characters, NestedEpisodes, omniglot
 from vma_pyro.evaluation import Estimate, TwoPhase
-from vma_pyro.jobs import kept, plots, protocols, results, script, trained
-from vma_pyro.jobs.protocols import TINY, TestConfig, subject_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def cells(config: SizeConfig, models: Collection[str], tests: Mapping[str, Chara
     return [c for c in found if c.classes <= len(tests[c.test]) and c.shots < tests[c.test].images.shape[1]]
 
 
-def compared_with(config: SizeConfig) -> dict[str, tuple[Path, trained.Pair]]:
+def compared_with(config: SizeConfig) -> dict[str, tuple[Path, models.Pair]]:
     """The other models by name, with their files."""
     wanted: list[tuple[str, Path | None, Any]] = [
         ("soft", config.soft, ("soft", "soft-guided")),
@@ -92,11 +92,11 @@ def compared_with(config: SizeConfig) -> dict[str, tuple[Path, trained.Pair]]:
     names = ["hard", *(name for name, path, _ in wanted if path is not None)]
     if len(set(names)) < len(names) or "" in names:
         raise ValueError(f"also: expected checkpoints in folders of different names, got {', '.join(names)}")
-    return {name: (path, trained.load(path, program=kind)) for name, path, kind in wanted if path is not None}
+    return {name: (path, models.load(path, program=kind)) for name, path, kind in wanted if path is not None}
 
 
 def score(
-    pair: trained.Pair, nested: NestedEpisodes, config: SizeConfig, device: torch.device, cell: Cell
+    pair: models.Pair, nested: NestedEpisodes, config: SizeConfig, device: torch.device, cell: Cell
 ) -> dict[str, Any]:
     """NLL of every target, nats: with few samples, and of the first of them with many."""
     found = protocols.nll(
@@ -117,14 +117,14 @@ def main(config: SizeConfig) -> None:
     pairs = {"hard": subject.pair}
     training = {"hard": subject.facts}
     for name, (path, pair) in others.items():
-        pairs[name] = trained.on(subject.device, pair)
-        training[name] = {"loaded_from": str(path), **trained.facts_of(path)}
+        pairs[name] = models.on(subject.device, pair)
+        training[name] = {"loaded_from": str(path), **models.facts_of(path)}
     tests = {"all alphabets": subject.test}
     if set(omniglot.TEST_5) <= set(subject.test.alphabets):
         tests = {"five alphabets": subject.test.of_alphabets(omniglot.TEST_5), **tests}
     nested = {n: NestedEpisodes(c, images=config.images, seed=config.seed) for n, c in tests.items()}
     files = [pretrained.file_of(path) for path in (config.load, *(path for path, _ in others.values()))]
-    script.begin(config, load=config.load, files=files)
+    folder.begin(config, load=config.load, files=files)
     found = []
     for cell in tqdm(cells(config, pairs, tests), desc="sizes", unit="size"):
         name = "-".join(map(str, cell)).replace(" ", "_")
@@ -210,10 +210,5 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], config: SizeConfig) -> None
     plots.save(figure, path)
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    script.run(main, SizeConfig, __doc__, arguments)
-
-
 if __name__ == "__main__":
-    cli()
+    cli.run(main, SizeConfig, __doc__)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,15 +20,15 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from vma_pyro import Guide, Memory, MLPNetworks, Model
+from common import folder, kept, plots, results
+from common.few_shot import generate, pixels
+from common.several import SeveralConfig, model_of, small
+from vma_pyro import Guide, Memory, MLPNetworks, Model, cli, models
 from vma_pyro.data import Characters, Episode, EpisodeSampler, LabelledImages, Split, load_split, mnist
 from vma_pyro.data.episodes import as_images
 from vma_pyro.evaluation import Estimate, kl_report
 from vma_pyro.infer import make
-from vma_pyro.jobs import kept, plots, results, script, trained
-from vma_pyro.jobs.few_shot import generate, pixels
-from vma_pyro.jobs.several import SeveralConfig, model_of, small
-from vma_pyro.jobs.trained import Pair, on
+from vma_pyro.models import Pair, on
 from vma_pyro.program import Program
 from vma_pyro.training import TrainConfig, device_of, fit
 
@@ -144,8 +143,8 @@ def mixture(
         facts = train_mixture(config, kind, pair, memory, targets, held_out)
     else:
         path = config.load / "models" / kind / "checkpoint.pt"
-        trained.read_weights(pair, path)
-        facts = {"loaded_from": str(path), **trained.facts_of(path)}
+        models.read_weights(pair, path)
+        facts = {"loaded_from": str(path), **models.facts_of(path)}
     pair, components = on(device, pair), components.to(device)
     todo = partial(taken_apart, config, kind, pair, components, memory.to(device), test)
     return facts, kept.once(config, kind, todo)
@@ -169,7 +168,7 @@ def train_mixture(
         label=KINDS[kind],
     )
     if result.interrupted:
-        raise script.Stopped(result.interrupted, result.updates)
+        raise cli.Stopped(result.interrupted, result.updates)
     return {"updates": result.updates, "training_seconds": round(result.seconds, 1)}
 
 
@@ -249,7 +248,7 @@ def main(config: MixtureConfig) -> None:
         ),
         "omniglot": characters,
     }
-    script.begin(config, load=config.load)
+    folder.begin(config, load=config.load)
     training: dict[str, Any] = {}
     mixtures, comparison = [], []
     for kind in KINDS:
@@ -295,10 +294,5 @@ def write(content: dict[str, Any], config: MixtureConfig) -> None:
     results.write(config.out, content, "A memory as the components of a mixture", parts)
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    script.run(main, MixtureConfig, __doc__, arguments)
-
-
 if __name__ == "__main__":
-    cli()
+    cli.run(main, MixtureConfig, __doc__)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,11 +16,13 @@ from typing import Annotated, Any
 import tyro
 from torch import nn
 
+from common import folder, plots, results
+from common.train import train_pair
+from vma_pyro import cli, models
+from vma_pyro._system.record import read_metrics
 from vma_pyro.data import LabelledImages, RecallSampler, mnist
 from vma_pyro.evaluation import Estimate, kl_report
 from vma_pyro.infer import make
-from vma_pyro.jobs import plots, results, script, trained
-from vma_pyro.record import read_metrics
 from vma_pyro.training import TrainConfig, device_of
 
 HELD_OUT = 5000  # of the training images, for validation
@@ -64,7 +65,7 @@ class RecallConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""
-        script.check_sizes(self, "memory", "queries", "particles", "memories", "eval_images", "eval_samples")
+        cli.check_sizes(self, "memory", "queries", "particles", "memories", "eval_images", "eval_samples")
 
     def resolved(self) -> RecallConfig:
         """The same configuration with its defaults filled in."""
@@ -84,13 +85,13 @@ def architecture_of(config: RecallConfig) -> dict[str, Any]:
     return {"networks": "mlp", "latent_dim": 32, "copies": config.copies, "program": "memory"}
 
 
-def train(config: RecallConfig, images: LabelledImages) -> tuple[trained.Pair, dict[str, Any]]:
+def train(config: RecallConfig, images: LabelledImages) -> tuple[models.Pair, dict[str, Any]]:
     """Train, or go on."""
     shuffled = images.shuffled(seed=0).images
     seen, held_out = shuffled[:-HELD_OUT], shuffled[-HELD_OUT:]
     shape = {"size": config.memory, "queries": config.queries}
     validation = RecallSampler(held_out, **shape, seed=1)
-    return trained.train(
+    return train_pair(
         architecture_of(config),
         make(config.estimator, config.particles),
         RecallSampler(seen, **shape, seed=config.train.seed),
@@ -170,15 +171,15 @@ def main(config: RecallConfig) -> None:
         *((unseen, size, "memories") for size in config.memories),
     ):
         # A bad one must not cost a training run.
-        with script.option(name, instead_of="size"):
+        with cli.option(name, instead_of="size"):
             RecallSampler(data.images, size=size, queries=min(size, config.queries), seed=0)
-    with script.option("estimator", instead_of="name"), script.option("particles", instead_of="num_particles"):
+    with cli.option("estimator", instead_of="name"), cli.option("particles", instead_of="num_particles"):
         make(config.estimator, config.particles)
-    script.make_room(config.out, resume=config.resume, load=config.load)
+    folder.make_room(config.out, resume=config.resume, load=config.load)
     if config.load is None:
         (model, guide), facts = train(config, images)
     else:
-        model, guide = trained.load(config.load, program="memory")
+        model, guide = models.load(config.load, program="memory")
         facts = {"loaded_from": str(config.load)}
     device = device_of(config.train)
     model, guide = model.to(device), guide.to(device)
@@ -192,10 +193,5 @@ def main(config: RecallConfig) -> None:
     write(content, config)
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    script.run(main, RecallConfig, __doc__, arguments)
-
-
 if __name__ == "__main__":
-    cli()
+    cli.run(main, RecallConfig, __doc__)

@@ -8,7 +8,6 @@ validation alphabets: the test alphabets choose nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,12 +15,13 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from vma_pyro import checkpoint, lock, pretrained
-from vma_pyro.atomic import write_text
+from common import protocols, results
+from common.protocols import TINY, Samples
+from vma_pyro import cli, models, pretrained
+from vma_pyro._system import checkpoint, lock
+from vma_pyro._system.atomic import write_text
+from vma_pyro._system.record import command
 from vma_pyro.data import Characters, NestedEpisodes, load_split
-from vma_pyro.jobs import protocols, results, script, trained
-from vma_pyro.jobs.protocols import TINY, Samples
-from vma_pyro.record import command
 from vma_pyro.training import device_of_name
 
 MOST_BYTES = 8 * 2**20
@@ -53,14 +53,14 @@ class PublishConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""
-        script.check_sizes(self, "shots", "images")
+        cli.check_sizes(self, "shots", "images")
 
     def resolved(self) -> PublishConfig:
         """The same configuration; tiny if wanted."""
         return replace(self, shots=(1,), images=5, samples=TINY) if self.tiny else self
 
 
-def nll(pair: trained.Pair, of: Characters, shots: int, config: PublishConfig, device: torch.device) -> Any:
+def nll(pair: models.Pair, of: Characters, shots: int, config: PublishConfig, device: torch.device) -> Any:
     """With one class in memory, nats per image."""
     nested = NestedEpisodes(of, images=config.images, seed=0)
     found = protocols.nll(
@@ -70,7 +70,7 @@ def nll(pair: trained.Pair, of: Characters, shots: int, config: PublishConfig, d
 
 
 def accuracy(
-    pair: trained.Pair, of: Characters, task: tuple[int, int], config: PublishConfig, device: torch.device
+    pair: models.Pair, of: Characters, task: tuple[int, int], config: PublishConfig, device: torch.device
 ) -> Any:
     """By q(a | x), among all test classes."""
     ways, shots = task
@@ -84,9 +84,9 @@ def main(config: PublishConfig) -> None:
     """Compare, measure, write."""
     config = config.resolved()
     lock.take(config.out / config.name, argument="out")  # from the comparison until both files are written
-    facts = trained.facts_of(config.load)
+    facts = models.facts_of(config.load)
     device = device_of_name(config.accelerator)
-    pair = trained.on(device, trained.load(config.load, program="memory"))
+    pair = models.on(device, models.load(config.load, program="memory"))
     data = load_split(str(facts.get("data")), config.data_dir)
     validation = nll(pair, data.validation, 1, config, device)
     card = config.out / f"{config.name}.json"
@@ -118,25 +118,18 @@ def main(config: PublishConfig) -> None:
     print(results.to_json(content))
 
 
-def publish(
-    path: Path, pair: trained.Pair, architecture: dict[str, Any], data: str, facts: dict[str, Any]
-) -> None:
+def publish(path: Path, pair: models.Pair, architecture: dict[str, Any], data: str, facts: dict[str, Any]) -> None:
     """Write the weights.
 
     Raises:
         ValueError: they are too large to come with the package.
     """
-    size = sum(p.numel() * p.element_size() for p in trained.as_one(pair).parameters())
+    size = sum(p.numel() * p.element_size() for p in models.as_one(pair).parameters())
     if size > MOST_BYTES:
         raise ValueError(f"load: expected at most {MOST_BYTES} bytes of weights, got {size}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    trained.save(path, tuple(module.cpu() for module in pair), architecture, data=data, training=facts)  # type: ignore[arg-type]
-
-
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    script.run(main, PublishConfig, __doc__, arguments)
+    models.save(path, tuple(module.cpu() for module in pair), architecture, data=data, training=facts)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
-    cli()
+    cli.run(main, PublishConfig, __doc__)

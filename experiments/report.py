@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vma_pyro import lock
-from vma_pyro.atomic import write_text
-from vma_pyro.jobs import results, script
-from vma_pyro.jobs.claims import Claim, claims
-from vma_pyro.jobs.identities import Identity, identities
+from common import results
+from paper.claims import Claim, claims
+from paper.identities import Identity, identities
+from vma_pyro import cli
+from vma_pyro._system import lock
+from vma_pyro._system.atomic import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- report: start -->", "<!-- report: end -->"
@@ -176,10 +177,5 @@ def main(config: ReportConfig) -> None:
         raise ValueError(f"identities: expected all to hold, got {len(violated)} violated")
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    script.run(main, ReportConfig, __doc__, arguments)
-
-
 if __name__ == "__main__":
-    cli()
+    cli.run(main, ReportConfig, __doc__)

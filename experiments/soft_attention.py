@@ -19,10 +19,11 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 
+from common import alike, folder, kept, plots, protocols, results
+from common.several import SeveralConfig, model_of, small
+from vma_pyro import cli, models
 from vma_pyro.data import NestedEpisodes, load_split
 from vma_pyro.evaluation import Estimate, TwoPhase
-from vma_pyro.jobs import alike, kept, plots, protocols, results, script, trained
-from vma_pyro.jobs.several import SeveralConfig, model_of, small
 from vma_pyro.training import TrainConfig, device_of
 
 PROGRAMS = {
@@ -63,7 +64,7 @@ class SoftConfig(SeveralConfig):
 
 
 def score(
-    name: str, pair: trained.Pair, nested: NestedEpisodes, config: SoftConfig, device: torch.device
+    name: str, pair: models.Pair, nested: NestedEpisodes, config: SoftConfig, device: torch.device
 ) -> dict[str, Any]:
     """NLL of every target under every memory, and the accuracy of every task."""
     nlls, accuracies = [], []
@@ -93,20 +94,20 @@ def main(config: SoftConfig) -> None:
     device = device_of(config.train)
     data = load_split(config.data, config.data_dir)
     nested = NestedEpisodes(data.test, images=config.images, seed=0)
-    script.begin(config, load=config.load)
+    folder.begin(config, load=config.load)
     training: dict[str, Any] = {}
     nlls, accuracies = [], []
     updates: int | None = None  # of the first, for all
-    pairs: dict[str, trained.Pair] = {}
+    pairs: dict[str, models.Pair] = {}
     example = next(nested.episodes(1, 1)).to(device)
     for name, program in PROGRAMS.items():
         key = name.replace(", ", "_").replace(" ", "_").replace("-", "_")
         shape: dict[str, Any] = {"classes": config.train_classes, "shots": config.train_shots}
         pair, training[name] = model_of(config, key, data, **shape, program=program, updates=updates)
         updates = updates or training[name].get("updates")
-        pairs[name] = trained.on(device, pair)
+        pairs[name] = models.on(device, pair)
         alike.check((pairs["hard"], pair), (training["hard"], training[name]), example)
-        found = kept.once(config, key, partial(score, name, trained.on(device, pair), nested, config, device))
+        found = kept.once(config, key, partial(score, name, models.on(device, pair), nested, config, device))
         nlls += found["nll"]
         accuracies += found["accuracy"]
     head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
@@ -195,10 +196,5 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], config: SoftConfig) -> None
     plots.save(figure, path)
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    script.run(main, SoftConfig, __doc__, arguments)
-
-
 if __name__ == "__main__":
-    cli()
+    cli.run(main, SoftConfig, __doc__)

@@ -9,7 +9,7 @@ targets in every cell. Writes results.json, report.md and a picture.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,12 @@ from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from vma_pyro import pretrained
+from common import folder, kept, plots, protocols, results
+from common.protocols import TINY, Subject, TestConfig, subject_of
+from paper import published
+from vma_pyro import cli, pretrained
 from vma_pyro.data import Episode, NestedEpisodes
 from vma_pyro.evaluation import Estimate, TwoPhase
-from vma_pyro.jobs import kept, plots, protocols, published, results, script
-from vma_pyro.jobs.protocols import TINY, Subject, TestConfig, subject_of
 
 WAYS = {
     "shots per class": "As many entries as classes x shots; the target's class is among them",
@@ -99,7 +100,7 @@ def main(config: TableConfig) -> None:
     config = config.resolved()
     subject = subject_of(config)
     nested = NestedEpisodes(subject.test, images=config.images, seed=config.seed)
-    script.begin(config, load=config.load, files=[pretrained.file_of(config.load)])
+    folder.begin(config, load=config.load, files=[pretrained.file_of(config.load)])
     rows = []
     for memories in tqdm(all_memories(config), desc="memories", unit="memory"):
         name = "-".join(map(str, memories[:3])).replace(" ", "_").replace(",", "")
@@ -166,10 +167,5 @@ def draw(path: Path, rows: list[dict[str, Any]], config: TableConfig) -> None:
     plots.save_lines(path, lines, x="shots per class", y="NLL, nats per image", log=True, dashed="VMA")
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    script.run(main, TableConfig, __doc__, arguments)
-
-
 if __name__ == "__main__":
-    cli()
+    cli.run(main, TableConfig, __doc__)

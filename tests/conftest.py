@@ -86,11 +86,11 @@ def data_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory):
     """Folder with a small untrained model of each program, as checkpoints of Omniglot."""
-    from vma_pyro.jobs import trained
+    from vma_pyro import models
 
     folder = tmp_path_factory.mktemp("untrained")
-    for program in trained.PROGRAMS:
+    for program in models.PROGRAMS:
         architecture = {"networks": "conv", "width": 0.1, "latent_dim": 4, "program": program}
         with torch.random.fork_rng(), pyro.settings.context(module_local_params=True):
-            trained.save(folder / f"{program}.pt", trained.build(architecture), architecture, data="omniglot")
+            models.save(folder / f"{program}.pt", models.build(architecture), architecture, data="omniglot")
     return folder

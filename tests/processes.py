@@ -10,7 +10,7 @@ from pathlib import Path
 
 # Only imported: a process that has used several threads cannot be forked, so no test runs in this one.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pyro", "lightning.fabric", "matplotlib.figure", "tyro", "vma_pyro.laboratory"])
+SERVER.set_forkserver_preload(["pyro", "lightning.fabric", "matplotlib.figure", "tyro", "laboratory"])
 LIMIT = 300  # seconds
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import processes
 
@@ -54,3 +55,10 @@ def module(script):
     sys.modules[script] = found  # dataclasses look their module up
     spec.loader.exec_module(found)
     return found
+
+
+def call(found, *arguments):
+    """A script that is loaded as a module, run in this process with command-line arguments."""
+    from vma_pyro import cli
+
+    cli.run(found.main, get_type_hints(found.main)["config"], None, arguments)

@@ -8,14 +8,15 @@ from pathlib import Path
 import pyro.distributions as dist
 import pytest
 import torch
-from scripts import module
+from scripts import call, module
 from torch import nn
 
-from vma_pyro import Guide, MLPNetworks, Model
-from vma_pyro.baselines import MemorylessGuide, MemorylessModel, SoftAttentionGuide, SoftAttentionModel
+from common import alike
+from common.train import as_many
+from vma_pyro import Guide, MLPNetworks, Model, models
+from vma_pyro.comparisons import MemorylessGuide, MemorylessModel, SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import MultiSampleELBO
-from vma_pyro.jobs import alike, trained
 from vma_pyro.training import TrainConfig, fit
 
 EPISODE = EpisodeSampler(glyphs.load(classes=12, examples=6), classes=3, shots=2, queries=4, seed=0).sample()
@@ -144,7 +145,7 @@ def test_as_many_updates_whatever_the_clock_and_validation_say(tmp_path):
     hurried = TrainConfig(minutes=1e-9, patience=1, learning_rate=1e-30, validate_every=1, accelerator="cpu")
     sampler = EpisodeSampler(glyphs.load(classes=12, examples=6), classes=3, shots=2, queries=4, seed=0)
     options = {"validation": [EPISODE], "show_progress": False}
-    exact, patient = trained.as_many(hurried, 7), replace(hurried, updates=9, minutes=9)
+    exact, patient = as_many(hurried, 7), replace(hurried, updates=9, minutes=9)
     for config, updates, early in ((exact, 7, False), (patient, 2, True)):
         result = fit(
             *pair(), MultiSampleELBO(3), sampler, config=config, folder=tmp_path / str(updates), **options
@@ -157,8 +158,8 @@ def test_after_other_training_the_report_says_why_there_is_no_gain(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     architecture = {"networks": "conv", "width": 0.1, "latent_dim": 4, "program": "memory"}
     facts = {"updates": 60_000}
-    trained.save("first.pt", trained.build(architecture), architecture, data="glyphs", training=facts)
-    module("few_shot").cli(["--tiny", "--accelerator=cpu", "--init=first.pt"])
+    models.save("first.pt", models.build(architecture), architecture, data="glyphs", training=facts)
+    call(module("few_shot"), "--tiny", "--accelerator=cpu", "--init=first.pt")
     why = "updates: expected as many for both models, got 60,000 + 2 and 2"
     assert f"note: no gain over no memory is reported; {why}" in capsys.readouterr().out
     results = json.loads(Path("runs/few_shot/results.json").read_text())

@@ -7,9 +7,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import FLOAT
 from pyro.poutine.messenger import Messenger
 
+from programs import FLOAT
 from vma_pyro.infer import (
     ESTIMATORS,
     RLOO,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from vma_pyro import checkpoint
+from vma_pyro._system import checkpoint
 from vma_pyro.data.records import read_npz, write_npz
 
 
@@ -103,7 +103,7 @@ def test_flipped_bytes_of_prepared_data_are_refused_or_change_nothing(tmp_path):
 
 SAVES = """
 import sys, torch
-from vma_pyro import checkpoint
+from vma_pyro._system import checkpoint
 
 for update in range(10**9):
     checkpoint.save("c.pt", {"update": update, "weights": torch.full((2_000_000,), float(update))})

@@ -8,9 +8,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import SUBSAMPLING, Discrete, Mixed, rows
 from torch import nn
 
+from programs import SUBSAMPLING, Discrete, Mixed, rows
 from vma_pyro.infer import (
     ESTIMATORS,
     RLOO,
@@ -29,7 +29,7 @@ from vma_pyro.infer import (
     reinforce,
     vimco,
 )
-from vma_pyro.infer.measurement import Moments
+from vma_pyro.infer.comparison.measurement import Moments
 
 N = 6
 

@@ -17,6 +17,7 @@ import processes
 import pyro
 import pytest
 import torch
+from scripts import call
 
 from vma_pyro import Memory
 from vma_pyro.demo.connection import Connection
@@ -445,4 +446,4 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "vma_pyro.demo.connection", raising=False)
     with pytest.raises(SystemExit, match="^error: uvicorn: not installed; run `uv run --extra demo"):
-        __main__.cli([])
+        call(__main__)

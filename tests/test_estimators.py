@@ -13,11 +13,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import SUBSAMPLING, Discrete, Mixed, S, log_normal, rows
 from pyro.infer.elbo import ELBO
 from torch import nn
 
 import vma_pyro.infer
+from programs import SUBSAMPLING, Discrete, Mixed, S, log_normal, rows
 from vma_pyro.infer import (
     ESTIMATORS,
     CriticELBO,
@@ -29,7 +29,7 @@ from vma_pyro.infer import (
     chosen_site,
     pathwise,
 )
-from vma_pyro.infer.chosen_site import ChosenSiteELBO
+from vma_pyro.infer.estimators.chosen_site import ChosenSiteELBO
 
 K = 3
 TRIALS = 200_000

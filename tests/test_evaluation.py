@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vma_pyro import Guide, Memory, MLPNetworks, Model
-from vma_pyro.baselines import MemorylessGuide, MemorylessModel
+from vma_pyro.comparisons import MemorylessGuide, MemorylessModel
 from vma_pyro.evaluation import (
     Estimate,
     TwoPhase,

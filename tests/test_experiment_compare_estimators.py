@@ -6,7 +6,7 @@ from pathlib import Path
 import processes
 import pytest
 
-from vma_pyro.laboratory import Quality, Training
+from laboratory import Quality, Training
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "compare_estimators.py"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import processes
 import pytest
+from scripts import call
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "experiments" / "estimators_on_your_model.py"
@@ -86,7 +87,7 @@ def test_bad_input_in_one_line(options, message, tmp_path, monkeypatch):
     sys.modules[spec.name] = script  # dataclasses look their module up
     spec.loader.exec_module(script)
     with pytest.raises(SystemExit) as ended:
-        script.cli(["--out", str(tmp_path), *options])
+        call(script, "--out", str(tmp_path), *options)
     line = str(ended.value)
     assert line.startswith("error: ")
     assert "\n" not in line

@@ -14,10 +14,11 @@ from pathlib import Path
 import processes
 import pytest
 import torch
+from scripts import call
 
-from vma_pyro import checkpoint
+from vma_pyro._system import checkpoint
+from vma_pyro._system.record import read_metrics
 from vma_pyro.data.records import write_npz
-from vma_pyro.record import read_metrics
 from vma_pyro.training import TrainConfig
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "few_shot.py"
@@ -325,7 +326,7 @@ class TestOneLineErrors:
     def test_bad_options_are_refused_before_anything_happens(self, tmp_path, option, message, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         with pytest.raises(SystemExit) as caught:  # in this process, which has imported everything
-            load_script(monkeypatch).cli([*TINY, "--updates=2", option])
+            call(load_script(monkeypatch), *TINY, "--updates=2", option)
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
         assert os.listdir(tmp_path) == []
@@ -344,7 +345,7 @@ class TestOneLineErrors:
     )
     def test_values_that_the_command_line_itself_refuses(self, monkeypatch, capsys, option, message):
         with pytest.raises(SystemExit) as caught:
-            load_script(monkeypatch).cli([*TINY, option])
+            call(load_script(monkeypatch), *TINY, option)
         output = capsys.readouterr().err
         assert caught.value.code == 2
         assert message in output
@@ -381,7 +382,7 @@ class TestOneLineErrors:
         script = load_script(monkeypatch)
         monkeypatch.setattr(os, "access", lambda path, mode: False)
         with pytest.raises(SystemExit, match="^error: --out: expected a folder that can be written, got "):
-            script.cli(["--updates=2", f"--out={tmp_path / 'out'}"])
+            call(script, "--updates=2", f"--out={tmp_path / 'out'}")
 
 
 def test_help_explains_every_option(monkeypatch):

@@ -9,9 +9,8 @@ import processes
 import pytest
 import torch
 
-from vma_pyro import MLPNetworks
+from vma_pyro import MLPNetworks, models
 from vma_pyro.data import RecallSampler
-from vma_pyro.jobs import trained
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "mnist_recall.py"
 
@@ -49,7 +48,7 @@ def test_trains_tests_and_loads(data, tmp_path):
     assert (tmp_path / "a" / "a.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "a" / "report.md").read_text()
     assert f"`{content['command']}`" in page
-    assert trained.facts_of(tmp_path / "a" / "model.pt")["copies"] is True
+    assert models.facts_of(tmp_path / "a" / "model.pt")["copies"] is True
 
     loaded = run("--tiny", "--load=a/model.pt", "--out=b", data=data, cwd=tmp_path)
     assert loaded.returncode == 0, loaded.stderr

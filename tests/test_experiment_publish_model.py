@@ -6,7 +6,7 @@ import pytest
 import torch
 from scripts import refusal, run
 
-from vma_pyro.jobs import trained
+from vma_pyro import models
 from vma_pyro.pretrained import path_of
 
 
@@ -20,7 +20,7 @@ def test_publishes_once_and_then_only_what_is_better(data_folder, untrained, tmp
     assert set(card["accuracy"]) == {"5-way 1-shot", "5-way 5-shot"}  # there are 18 test classes
     assert card["nll"]["1"]["n"] == 5
     ours, theirs = (
-        trained.as_one(trained.load(path)).state_dict()
+        models.as_one(models.load(path)).state_dict()
         for path in (tmp_path / "models" / "omniglot.pt", untrained / "memory.pt")
     )
     assert ours.keys() == theirs.keys()

@@ -6,8 +6,8 @@ import math
 import pytest
 from scripts import PNG, refusal, run
 
-from vma_pyro.jobs.claims import CLAIMS, claims
-from vma_pyro.jobs.identities import identities
+from paper.claims import CLAIMS, claims
+from paper.identities import identities
 
 
 def figure(mean, se=0.1, n=100):

@@ -5,7 +5,7 @@ import shutil
 
 from scripts import is_estimate, refusal, results, run
 
-from vma_pyro import checkpoint
+from vma_pyro._system import checkpoint
 
 
 def test_every_cell_and_going_on(data_folder, untrained, tmp_path):

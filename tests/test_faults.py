@@ -10,7 +10,8 @@ import torch
 from pyro.nn import PyroParam
 from torch import nn
 
-from vma_pyro import Guide, MLPNetworks, Model, checkpoint
+from vma_pyro import Guide, MLPNetworks, Model
+from vma_pyro._system import checkpoint
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import MultiSampleELBO
 from vma_pyro.training import TrainConfig, fit

@@ -7,11 +7,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import FLOAT, Fixed, log_normal, rows
 from pyro import poutine
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import nn
 
+from programs import FLOAT, Fixed, log_normal, rows
 from vma_pyro.infer import (
     RLOO,
     ExactELBO,

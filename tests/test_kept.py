@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vma_pyro.jobs import kept
+from common import kept
 from vma_pyro.training import TrainConfig
 
 

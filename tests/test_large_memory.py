@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-import vma_pyro.large_memory
+import vma_pyro.memory.index
 from vma_pyro import (
     CosineSimilarity,
     Guide,
@@ -24,7 +24,7 @@ B, S = 3, 11
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(vma_pyro.large_memory, "CHUNK", 4)  # three chunks, the last one shorter
+    monkeypatch.setattr(vma_pyro.memory.index, "CHUNK", 4)  # three chunks, the last one shorter
 
 
 def build(similarity=None, learned=False):
@@ -243,6 +243,6 @@ class TestRefusals:
         (tmp_path / "memory.pt").write_bytes(whole[: len(whole) // 2])
         with pytest.raises(ValueError, match=r"expected a whole checkpoint, got a damaged file$"):
             LargeMemory.load(tmp_path / "memory.pt")
-        vma_pyro.large_memory.checkpoint.save(tmp_path / "other.pt", {"weights": {}})
+        vma_pyro.memory.index.checkpoint.save(tmp_path / "other.pt", {"weights": {}})
         with pytest.raises(ValueError, match=r"expected a large memory, got another kind of checkpoint$"):
             LargeMemory.load(tmp_path / "other.pt")

@@ -9,7 +9,8 @@ import processes
 import pytest
 import torch
 
-from vma_pyro import Guide, MLPNetworks, Model, lock
+from vma_pyro import Guide, MLPNetworks, Model
+from vma_pyro._system import lock
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import MultiSampleELBO
 from vma_pyro.training import TrainConfig, fit
@@ -18,7 +19,7 @@ FEW_SHOT = Path(__file__).parents[1] / "experiments" / "few_shot.py"
 HOLDER = """
 import sys, time
 from pathlib import Path
-from vma_pyro import lock
+from vma_pyro._system import lock
 
 name, folder = sys.argv[1:]
 while not Path("go").exists():

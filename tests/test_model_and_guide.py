@@ -26,7 +26,7 @@ from vma_pyro import (
     MLPNetworks,
     Model,
 )
-from vma_pyro.baselines import MemorylessGuide, MemorylessModel
+from vma_pyro.comparisons import MemorylessGuide, MemorylessModel
 from vma_pyro.infer import MultiSampleELBO, log_weights, log_weights_given, loo
 
 B, S, K = 3, 5, 4

@@ -8,11 +8,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import Mixed, rows
 from pyro import poutine
 from pyro.infer import SVI, config_enumerate
 from torch import nn
 
+from programs import Mixed, rows
 from vma_pyro.infer import ESTIMATORS, MultiSampleELBO, log_weights, loo, reinforce, vimco, vimco_geometric
 
 B, C = 5, 3

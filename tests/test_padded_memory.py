@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from vma_pyro import ConvNetworks, Guide, InnerProduct, LargeMemory, LearnedAddress, Memory, MLPNetworks, Model
-from vma_pyro.baselines import SoftAttentionGuide, SoftAttentionModel
+from vma_pyro._system.ranks import Ranks
+from vma_pyro.comparisons import SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.data import Episode
 from vma_pyro.evaluation import (
     address_posterior,
@@ -24,8 +25,7 @@ from vma_pyro.evaluation import (
     split_bound,
 )
 from vma_pyro.infer import ESTIMATORS, MultiSampleELBO, make
-from vma_pyro.ranks import Ranks
-from vma_pyro.selected_memory import SelectedMemory
+from vma_pyro.memory.selected import SelectedMemory
 from vma_pyro.training.processes import share_of
 
 SIZES, S = (1, 2, 4, 6), 6

@@ -4,16 +4,15 @@ import math
 
 import torch
 
-from vma_pyro import Guide, Model, load_pretrained, pretrained
+from vma_pyro import Guide, Model, load_pretrained, models, pretrained
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.evaluation import classify, kl_report
-from vma_pyro.jobs import trained
 
 
 def test_its_card():
     card = pretrained.card("omniglot")
     assert card["name"] == "omniglot"
-    known = trained.facts_of(trained.PRETRAINED)
+    known = models.facts_of(models.PRETRAINED)
     assert {name: known[name] for name in card["training"]} == card["training"]
     assert card["training"]["data"] == "omniglot"
     assert card["training"]["updates"] > 0

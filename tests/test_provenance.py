@@ -8,10 +8,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from vma_pyro import Guide, MLPNetworks, Model, checkpoint
+from vma_pyro import Guide, MLPNetworks, Model, models
+from vma_pyro._system import checkpoint
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import MultiSampleELBO
-from vma_pyro.jobs import trained
 from vma_pyro.training import TrainConfig, fit
 from vma_pyro.training.provenance import probe_of, sources_of
 
@@ -139,28 +139,28 @@ def edited(monkeypatch, kind):
 @pytest.mark.parametrize("program", ["memory", "memoryless", "soft"])
 @pytest.mark.parametrize("kind", ["normal", "flipped"])
 def test_trained_weights_are_not_loaded_into_another_likelihood(program, kind, untrained, monkeypatch):
-    trained.load(str(untrained / f"{program}.pt"))
+    models.load(str(untrained / f"{program}.pt"))
     edited(monkeypatch, kind)
     with pytest.raises(
         ValueError, match="expected the model that it was trained with, whose site 'x' has a log prob"
     ):
-        trained.load(untrained / f"{program}.pt")
+        models.load(untrained / f"{program}.pt")
 
 
 def test_another_guide_is_named(untrained, monkeypatch):
     monkeypatch.setattr("vma_pyro.guide.CosineSimilarity.embed", lambda self, keys, centre: keys - centre)
     with pytest.raises(ValueError, match="expected the guide that it was trained with, whose site 'address' has"):
-        trained.load(untrained / "memory.pt")
+        models.load(untrained / "memory.pt")
 
 
 def test_a_file_of_before_is_loaded_and_says_what_it_cannot_know(untrained, tmp_path, monkeypatch, capsys):
     content = checkpoint.load(untrained / "memory.pt")
     del content["program"]
     checkpoint.save(tmp_path / "old.pt", content)
-    trained.load(tmp_path / "old.pt")
+    models.load(tmp_path / "old.pt")
     assert capsys.readouterr().err == ""
     edited(monkeypatch, "normal")
-    trained.load(tmp_path / "old.pt")
+    models.load(tmp_path / "old.pt")
     assert capsys.readouterr().err == (
         f"note: {tmp_path / 'old.pt'} does not say which likelihood it was trained with; here it is Normal\n"
     )

@@ -7,12 +7,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import FLOAT, Fixed, log_normal, rows
 from pyro import poutine
 from pyro.distributions.testing.rejection_gamma import RejectionGamma
 
+from programs import FLOAT, Fixed, log_normal, rows
 from vma_pyro.infer import EnumeratedELBO, GraphELBO, loo
-from vma_pyro.infer.pyro_elbos import importance_traces
+from vma_pyro.infer.estimators.pyro_elbos import importance_traces
 
 X = torch.tensor(0.8, **FLOAT)
 TRIALS = 60_000

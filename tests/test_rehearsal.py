@@ -7,12 +7,12 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from scripts import module
+from scripts import call, module
 
-from vma_pyro import Model
+from common import plots, rehearsal, results
+from vma_pyro import Model, models
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import make
-from vma_pyro.jobs import plots, rehearsal, results, trained
 from vma_pyro.training import footprint
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ EPISODES = EpisodeSampler(glyphs.load(classes=12), classes=8, shots=2, queries=1
 
 
 def pair():
-    return trained.build({"networks": "conv", "width": 0.1, "latent_dim": 4, "program": "memory"})
+    return models.build({"networks": "conv", "width": 0.1, "latent_dim": 4, "program": "memory"})
 
 
 def peak_of(k, queries, estimator):
@@ -98,7 +98,7 @@ def edited(monkeypatch, likelihood):
 
 def run(monkeypatch, tmp_path, *options):
     monkeypatch.chdir(tmp_path)
-    module("few_shot").cli([*TINY, *options])
+    call(module("few_shot"), *TINY, *options)
 
 
 def test_a_likelihood_without_a_mean_has_figures_and_no_picture(monkeypatch, tmp_path, capsys):

@@ -6,10 +6,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import FLOAT, log_normal
 
+from programs import FLOAT, log_normal
 from vma_pyro.infer import RelaxedELBO
-from vma_pyro.infer.relaxed import SoftCategorical
+from vma_pyro.infer.estimators.relaxed import SoftCategorical
 
 X, B = torch.tensor([0.4, -1.0], **FLOAT), 2
 PADDED = torch.tensor([0.2, -0.1, -math.inf], **FLOAT)

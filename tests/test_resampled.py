@@ -8,9 +8,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import Discrete, Mixed, rows
 from pyro import poutine
 
+from programs import Discrete, Mixed, rows
 from vma_pyro import ConvNetworks, Guide, Memory, Model
 from vma_pyro.infer import (
     MultiSampleELBO,

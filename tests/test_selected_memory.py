@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vma_pyro import ConvNetworks, Guide, Memory, MLPNetworks, Model
-from vma_pyro.baselines import SoftAttentionGuide, SoftAttentionModel
+from vma_pyro.comparisons import SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.evaluation import (
     classify,
     classify_by_attention,
@@ -14,7 +14,7 @@ from vma_pyro.evaluation import (
     kl_report,
     log_likelihood,
 )
-from vma_pyro.selected_memory import SelectedMemory, bank_of
+from vma_pyro.memory.selected import SelectedMemory, bank_of
 
 NETWORKS = {
     "conv": lambda: ConvNetworks(3, width=0.1),
@@ -80,7 +80,7 @@ def test_each_entry_of_the_bank_is_encoded_once_for_the_same_networks(monkeypatc
 
 def test_in_chunks(monkeypatch):
     networks, selected, own, x = setting("mlp")
-    monkeypatch.setattr("vma_pyro.selected_memory.ENTRIES_PER_CHUNK", 4)
+    monkeypatch.setattr("vma_pyro.memory.selected.ENTRIES_PER_CHUNK", 4)
     torch.testing.assert_close(classify(Guide(networks), selected, x), classify(Guide(networks), own, x))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from two_processes import ENTRIES, addressed, episodes, gradients
 
-from vma_pyro.ranks import Ranks
+from vma_pyro._system.ranks import Ranks
 from vma_pyro.training.processes import share_of
 
 HERE = Path(__file__).parent

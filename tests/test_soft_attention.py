@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 
 from vma_pyro import ConvNetworks, Memory, MLPNetworks
-from vma_pyro.baselines import SoftAttentionGuide, SoftAttentionModel
+from vma_pyro.comparisons import SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.evaluation import classify_by_attention, log_likelihood
 from vma_pyro.infer import MultiSampleELBO
 

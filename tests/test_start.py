@@ -6,12 +6,13 @@ import signal
 import pytest
 import torch
 
-from vma_pyro import ConvNetworks, Guide, Model, checkpoint
+from common.train import train_pair
+from vma_pyro import ConvNetworks, Guide, Model, cli, models
+from vma_pyro._system import checkpoint
+from vma_pyro._system.record import read_metrics
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.evaluation import log_likelihood
 from vma_pyro.infer import MultiSampleELBO
-from vma_pyro.jobs import trained
-from vma_pyro.record import read_metrics
 from vma_pyro.training import TrainConfig
 from vma_pyro.training.start import start_from
 
@@ -37,14 +38,14 @@ def first(tmp_path_factory):
     folder = tmp_path_factory.mktemp("first")
     torch.manual_seed(7)
     with torch.random.fork_rng():
-        pair = trained.build(SHAPE)
+        pair = models.build(SHAPE)
     facts = {"updates": 60_000, "training_seconds": 5.0}
-    trained.save(folder / "model.pt", pair, SHAPE, data="glyphs", training=facts)
+    models.save(folder / "model.pt", pair, SHAPE, data="glyphs", training=facts)
     return folder / "model.pt"
 
 
 def train_on(init, folder, held_out, *, config=STEPS, architecture=SHAPE, **options):
-    return trained.train(
+    return train_pair(
         architecture,
         ELBO,
         sampler(0),
@@ -61,7 +62,7 @@ def test_it_starts_at_the_weights_in_the_file(first, held_out, tmp_path):
     for number, init in enumerate((first, str(first))):
         (model, guide), facts = train_on(init, str(tmp_path / str(number)), held_out)
         e = held_out[0]
-        nll = -log_likelihood(*trained.load(first), e.memory, e.x, num_samples=2).mean().item()
+        nll = -log_likelihood(*models.load(first), e.memory, e.x, num_samples=2).mean().item()
         assert facts["validation_nll_before"] == pytest.approx(nll, rel=1e-12)
         start = read_metrics(tmp_path / str(number) / "metrics.jsonl")[0]
         assert (start["update"], start["validation_nll"]) == (0, facts["validation_nll_before"])
@@ -70,24 +71,24 @@ def test_it_starts_at_the_weights_in_the_file(first, held_out, tmp_path):
 
 def test_the_published_model_is_the_word_for_it():
     networks = ConvNetworks(
-        **{k: v for k, v in trained.facts_of("pretrained").items() if k in ("width", "latent_dim", "refinement")}
+        **{k: v for k, v in models.facts_of("pretrained").items() if k in ("width", "latent_dim", "refinement")}
     )
     from vma_pyro.training.start import start_from
 
     pair = Model(networks), Guide(networks)
     start_from("pretrained", ELBO(*pair))
-    expected = trained.as_one(trained.load("pretrained")).state_dict()
-    found = trained.as_one(pair).state_dict()
+    expected = models.as_one(models.load("pretrained")).state_dict()
+    found = models.as_one(pair).state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_cycles_are_counted(first, held_out, tmp_path):
     _, facts = train_on(first, tmp_path / "second", held_out)
-    assert trained.updates_of(facts) == "60,000 + 4"
+    assert models.updates_of(facts) == "60,000 + 4"
     for name in ("model.pt", "checkpoint.pt"):
-        assert trained.updates_of(trained.facts_of(tmp_path / "second" / name)) == "60,000 + 4"
+        assert models.updates_of(models.facts_of(tmp_path / "second" / name)) == "60,000 + 4"
         _, facts = train_on(tmp_path / "second" / name, tmp_path / f"third-{name}", held_out)
-        assert trained.updates_of(facts) == "60,000 + 4 + 4"
+        assert models.updates_of(facts) == "60,000 + 4 + 4"
         assert [cycle["updates"] for cycle in facts["cycles"]] == [60_000, 4]
 
 
@@ -103,11 +104,11 @@ def test_interrupted_and_resumed_is_the_uninterrupted_one(first, held_out, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(EpisodeSampler, "sample", sample)
-        with pytest.raises(trained.Stopped):
+        with pytest.raises(cli.Stopped):
             train_on(first, tmp_path / "parts", held_out)
     parts, again = train_on(first, tmp_path / "parts", held_out, resume=True)
-    expected = trained.as_one(whole).state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in trained.as_one(parts).state_dict().items())
+    expected = models.as_one(whole).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in models.as_one(parts).state_dict().items())
     assert {**again, "training_seconds": 0} == {**facts, "training_seconds": 0}
 
 
@@ -118,7 +119,7 @@ def test_a_refinement_starts_without_effect(first, held_out, tmp_path):
     networks = ConvNetworks(4, width=0.1, refinement=4)
     refined = Model(networks), Guide(networks)
     start_from(first, ELBO(*refined))
-    plain, e = trained.load(first), held_out[0]
+    plain, e = models.load(first), held_out[0]
     options = {"num_samples": 3}
     assert torch.equal(*(log_likelihood(*pair, e.memory, e.x, **options) for pair in (plain, refined)))
     _, facts = train_on(first, tmp_path, held_out, architecture=REFINED)
@@ -128,7 +129,7 @@ def test_a_refinement_starts_without_effect(first, held_out, tmp_path):
 
 def test_train_only_leaves_everything_else_as_it_is(first, held_out, tmp_path):
     pair, _ = train_on(first, tmp_path, held_out, architecture=REFINED, only="refinement")
-    before = trained.as_one(trained.load(first)).state_dict()
+    before = models.as_one(models.load(first)).state_dict()
     after = checkpoint.load(tmp_path / "checkpoint.pt")["module"]  # at the last update, whatever validation kept
     assert all(torch.equal(after[name], value) for name, value in before.items())
     new = [name for name in after if "refinement" in name and name.endswith("to_correction.bias")]

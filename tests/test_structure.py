@@ -1,101 +1,106 @@
 """The house keeps its shape: imports point one way, and every experiment is run by a test."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Each layer may import those after it.
-LAYERS = [
+# Each room may import those after it; `infer` knows Pyro only, and the package no experiment.
+ROOMS = [
     {"demo"},
-    {"report", "identities", "rehearsal"},
-    {"claims", "alike"},
-    {"several"},
-    {"protocols"},
-    {"few_shot", "laboratory", "trained"},
+    {"cli"},
+    {"models"},
     {"training"},
-    {"evaluation", "plots", "script", "results"},
-    {"lock"},
-    {"record"},
-    {"large_memory"},
-    {"fingerprint"},
-    {"model", "guide", "baselines", "data", "infer"},
-    {
-        "memory",
-        "padding",
-        "selected_memory",
-        "values",
-        "refinement",
-        "networks",
-        "program",
-        "pretrained",
-        "published",
-        "checkpoint",
-        "allocator",
-        "atomic",
-        "kept",
-        "ranks",
-    },
+    {"pretrained", "evaluation"},
+    {"comparisons", "data"},
+    {"model", "guide"},
+    {"program"},
+    {"networks", "refinement"},
+    {"memory"},
+    {"infer"},
+    {"_system"},
 ]
-
-
-def part_of(module):
-    """What a module counts as: its subpackage, or in `jobs` itself; the package as the model."""
-    parts = [part for part in module.split(".")[1:] if part != "jobs"]
-    return parts[0] if parts else "model"
-
-
-def layer(module):
-    """Number of its layer."""
-    return next(i for i, names in enumerate(LAYERS) if part_of(module) in names)
+# Within `infer`, and among what the experiments share.
+FLOORS = {
+    "vma_pyro.infer": [{"comparison"}, {"estimators"}, {"engine"}],
+    "": [{"paper"}, {"laboratory"}, {"common"}, {"vma_pyro"}],
+}
 
 
 def imports(path):
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
-            if node.module in ("vma_pyro", "vma_pyro.jobs"):
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
 
 def modules():
-    for path in (ROOT / "vma_pyro").rglob("*.py"):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        if name != "vma_pyro":
-            yield name, path
+    for root in (ROOT, ROOT / "experiments"):
+        for folder in ("vma_pyro",) if root == ROOT else ("common", "laboratory", "paper"):
+            for path in (root / folder).rglob("*.py"):
+                yield ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"), path
+
+
+def check(levels, prefix, name, path):
+    """Nothing above is imported."""
+
+    def level(module):
+        part = module.removeprefix(prefix).lstrip(".").split(".")[0]
+        return next((i for i, names in enumerate(levels) if part in names), None)
+
+    for imported in imports(path):
+        if imported.startswith(prefix) and level(name) is not None and level(imported) is not None:
+            assert level(imported) >= level(name), f"{name} imports {imported}"
 
 
 def test_imports_point_one_way():
-    known = {name for names in LAYERS for name in names}
     for name, path in modules():
-        for imported in imports(path):
-            if imported.startswith("vma_pyro.") and part_of(imported) in known:
-                same_part = part_of(imported) == part_of(name)
-                assert same_part or layer(imported) >= layer(name), f"{name} imports {imported}"
+        check(ROOMS, "vma_pyro", name, path)
+        for prefix, floors in FLOORS.items():
+            if name.startswith(prefix):
+                check(floors, prefix, name, path)
 
 
-def test_every_module_has_a_layer():
-    assert {part_of(name) for name, _ in modules()} == {name for names in LAYERS for name in names}
+def test_every_room_has_its_place():
+    known = {part for rooms in ROOMS for part in rooms}
+    found = {name.split(".")[1] for name, _ in modules() if name.startswith("vma_pyro.")}
+    assert found == known
+
+
+def test_the_package_knows_no_experiment():
+    for name, path in modules():
+        if name.startswith("vma_pyro"):
+            assert not {i.split(".")[0] for i in imports(path)} & {"common", "paper", "laboratory"}, name
 
 
 def test_inference_knows_sites_but_not_our_classes():
+    allowed = ("vma_pyro.infer", "vma_pyro._system")
     for name, path in modules():
         if name.startswith("vma_pyro.infer"):
-            ours = {i for i in imports(path) if i.startswith("vma_pyro") and not i.startswith("vma_pyro.infer")}
-            assert not ours, name
+            assert all(i.startswith(allowed) for i in imports(path) if i.startswith("vma_pyro")), name
 
 
 def test_networks_know_no_pyro_and_only_training_knows_fabric():
     for name, path in modules():
         found = set(imports(path))
-        if name == "vma_pyro.networks":
+        if name.startswith("vma_pyro.memory.memory"):
             assert not any(i.startswith("pyro") for i in found)
         if not name.startswith("vma_pyro.training"):
             assert not any(i.startswith("lightning") for i in found), name
+
+
+@pytest.mark.parametrize("statement", ["import vma_pyro", "import vma_pyro; vma_pyro.load_pretrained()"])
+def test_a_model_is_loaded_without_what_only_training_and_pages_need(statement):
+    heavy = "tyro", "matplotlib", "fastapi", "lightning_fabric", "lightning", "torchvision"
+    code = f"import sys; {statement}; print(*sorted(set({heavy}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_every_experiment_is_run_by_a_test():

@@ -16,12 +16,13 @@ import pytest
 import torch
 from torch import nn
 
-from vma_pyro import Guide, MLPNetworks, Model, checkpoint
-from vma_pyro.baselines import MemorylessGuide, MemorylessModel
+from common.plots import save_training
+from vma_pyro import Guide, MLPNetworks, Model
+from vma_pyro._system import checkpoint
+from vma_pyro._system.record import Recorder, read_metrics
+from vma_pyro.comparisons import MemorylessGuide, MemorylessModel
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import MultiSampleELBO, vimco
-from vma_pyro.jobs.plots import save_training
-from vma_pyro.record import Recorder, read_metrics
 from vma_pyro.training import TrainConfig, fit, learning_rate
 
 CONFIG = TrainConfig(
@@ -384,7 +385,7 @@ class TestErrors:
 FAULTS = """
 import resource
 import torch
-from vma_pyro.allocator import keep_freed_memory
+from vma_pyro._system.allocator import keep_freed_memory
 
 kept = keep_freed_memory()
 for update in range(30):

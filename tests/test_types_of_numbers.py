@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vma_pyro import ConvNetworks, Guide, InnerProduct, LargeMemory, LearnedAddress, Memory, MLPNetworks, Model
-from vma_pyro.baselines import MemorylessGuide, MemorylessModel, SoftAttentionGuide, SoftAttentionModel
+from vma_pyro.comparisons import MemorylessGuide, MemorylessModel, SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.evaluation import classify, kl_report, large_log_likelihood, log_likelihood
 from vma_pyro.infer import MultiSampleELBO, log_weights, make
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vma_pyro import Guide, Memory, MLPNetworks, Model
-from vma_pyro.baselines import SoftAttentionModel
+from vma_pyro.comparisons import SoftAttentionModel
 from vma_pyro.data import Characters, GreyCharacters, LabelledImages, RecallSampler, glyphs, mnist, omniglot
 from vma_pyro.data.records import write_npz
 from vma_pyro.evaluation import address_posterior, classify
@@ -158,7 +158,7 @@ class TestEntriesOfABinaryModel:
     def test_are_looked_at_once(self, entries, x, monkeypatch):
         model, guide = programs()
         seen = []
-        monkeypatch.setattr("vma_pyro.memory.check_binary", lambda name, *_, **__: seen.append(name))
+        monkeypatch.setattr("vma_pyro.memory.memory.check_binary", lambda name, *_, **__: seen.append(name))
         memory = Memory(entries)
         for _ in range(3):
             MultiSampleELBO(2)(model, guide)(memory, x)

@@ -88,8 +88,8 @@ class Operations(TorchDispatchMode):
 @pytest.fixture
 def apple(monkeypatch):
     """The CPU as a device without float64."""
-    monkeypatch.setattr("vma_pyro.infer.double.WITHOUT_FLOAT64", {"cpu"})
-    monkeypatch.setattr("vma_pyro.memory._distinct", lambda entries: (entries, None))  # as on any GPU
+    monkeypatch.setattr("vma_pyro._system.double.WITHOUT_FLOAT64", {"cpu"})
+    monkeypatch.setattr("vma_pyro.memory.memory._distinct", lambda entries: (entries, None))  # as on any GPU
     host = Host()
     with Calls(host), Operations(host):
         yield

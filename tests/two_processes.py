@@ -8,12 +8,13 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
-from vma_pyro import Guide, LargeMemory, LearnedAddress, MLPNetworks, Model, checkpoint
+from vma_pyro import Guide, LargeMemory, LearnedAddress, MLPNetworks, Model
+from vma_pyro._system import checkpoint
+from vma_pyro._system.ranks import Ranks
+from vma_pyro._system.record import read_metrics
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.evaluation import large_log_likelihood
 from vma_pyro.infer import MultiSampleELBO
-from vma_pyro.ranks import Ranks
-from vma_pyro.record import read_metrics
 from vma_pyro.training import TrainConfig, fit
 from vma_pyro.training.processes import share_of
 from vma_pyro.training.run import Run

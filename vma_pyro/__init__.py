@@ -16,8 +16,8 @@ A memory is a tensor of entries; an address is a sample site; everything else fo
 from torch import nn
 
 from vma_pyro.guide import CosineSimilarity, Guide, InnerProduct
-from vma_pyro.large_memory import LargeMemory
 from vma_pyro.memory import Memory
+from vma_pyro.memory.index import LargeMemory
 from vma_pyro.model import LearnedAddress, Model, UniformAddress
 from vma_pyro.networks import ConvNetworks, MLPNetworks, Networks
 
@@ -56,7 +56,9 @@ def load_pretrained(name: str = "omniglot") -> tuple[nn.Module, nn.Module]:
         model, guide = load_pretrained("omniglot")
         images = model(memory, num_images=8)
     """
-    from vma_pyro import pretrained  # with the training loop, which nothing else here needs
-    from vma_pyro.jobs import trained
+    from vma_pyro import (
+        models,
+        pretrained,  # with the training loop, which nothing else here needs
+    )
 
-    return trained.load(pretrained.path_of(name), program="memory")
+    return models.load(pretrained.path_of(name), program="memory")

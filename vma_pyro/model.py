@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vma_pyro.memory import Memory
+from vma_pyro.memory.checks import check_binary
 from vma_pyro.networks import Networks, at_least_32_bits, dtype_of
 from vma_pyro.program import Program
-from vma_pyro.values import check_binary
 
 
 class Model(Program):

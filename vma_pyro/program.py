@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from vma_pyro.memory import Memory
-from vma_pyro.values import looks_at
+from vma_pyro.memory.checks import looks_at
 
 
 class Program(PyroModule):

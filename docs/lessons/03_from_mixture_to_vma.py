@@ -21,12 +21,12 @@ from matplotlib.figure import Figure
 from pictures import keep, rows_of
 
 from vma_pyro import ConvNetworks, Guide, Memory, Model
-from vma_pyro.baselines import MemorylessGuide, MemorylessModel, SoftAttentionGuide, SoftAttentionModel
+from vma_pyro._system.record import read_metrics
+from vma_pyro.comparisons import MemorylessGuide, MemorylessModel, SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.data import EpisodeSampler, NestedEpisodes, glyphs
 from vma_pyro.evaluation import address_posterior, classify, kl_report, log_likelihood
 from vma_pyro.guide import CosineSimilarity
 from vma_pyro.infer import MultiSampleELBO, vimco
-from vma_pyro.record import read_metrics
 from vma_pyro.training import TrainConfig, fit
 
 pyro.settings.set(module_local_params=True)  # parameters live in the modules

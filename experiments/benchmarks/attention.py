@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import matplotlib
 import torch
-from page import cli, device_of, machine, table, write
+from page import device_of, machine, run, table, write
 from timing import Spread, ratio, take_turns
 from torch import nn
 from update import captured_updates, episodes, updates_with
 
 from vma_pyro import ConvNetworks, Guide, Model
-from vma_pyro.baselines import SoftAttentionGuide, SoftAttentionModel
+from vma_pyro.comparisons import SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.data import Episode
 from vma_pyro.infer import MultiSampleELBO, fit_slope
 
@@ -135,4 +135,4 @@ def main(config: AttentionConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli(main, AttentionConfig, __doc__)
+    run(main, AttentionConfig, __doc__)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from page import cli, machine, table, write
+from page import machine, run, table, write
 
 from vma_pyro import ConvNetworks, Guide, MLPNetworks, Model
 from vma_pyro.data import Episode, EpisodeSampler, glyphs
@@ -113,4 +113,4 @@ def main(config: BoundsConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli(main, BoundsConfig, __doc__)
+    run(main, BoundsConfig, __doc__)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from page import cli, device_of, machine, table, write
+from page import device_of, machine, run, table, write
 from timing import Spread, ratio, take_turns
 from update import episodes, updates_with
 
 from vma_pyro import ConvNetworks, Guide, Model
 from vma_pyro.data import Episode
 from vma_pyro.infer import ESTIMATORS, make
-from vma_pyro.infer.compare import evaluations_of
+from vma_pyro.infer.comparison.compare import evaluations_of
 
 JUDGE = "vimco"
 
@@ -91,4 +91,4 @@ def main(config: EstimatorsConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli(main, EstimatorsConfig, __doc__)
+    run(main, EstimatorsConfig, __doc__)

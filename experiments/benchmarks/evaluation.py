@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from page import cli, device_of, machine, table, write
+from page import device_of, machine, run, table, write
 from pyro import poutine
 from timing import peak_memory
 
-from vma_pyro import ConvNetworks, Guide, Memory, Model, checkpoint
+from vma_pyro import ConvNetworks, Guide, Memory, Model
+from vma_pyro._system import checkpoint
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.evaluation import log_likelihood, undisturbed
 from vma_pyro.infer import MultiSampleELBO, log_weights
@@ -173,4 +174,4 @@ def main(config: EvaluationConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli(main, EvaluationConfig, __doc__)
+    run(main, EvaluationConfig, __doc__)

@@ -14,7 +14,7 @@ from typing import Any
 
 import matplotlib
 import torch
-from page import cli, machine, table, write
+from page import machine, run, table, write
 from timing import Spread, peak_so_far, take_turns
 from update import captured_updates, episodes
 
@@ -215,4 +215,4 @@ def main(config: MemoryConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli(main, MemoryConfig, __doc__)
+    run(main, MemoryConfig, __doc__)

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from vma_pyro.atomic import write_text
-from vma_pyro.jobs import script
-from vma_pyro.record import command
+from vma_pyro import cli
+from vma_pyro._system.atomic import write_text
+from vma_pyro._system.record import command
 from vma_pyro.training import keep_freed_memory
 
 
@@ -54,10 +54,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
 def set_up() -> None:
     """As the experiments do it."""
     keep_freed_memory()
-    script.set_up()
+    cli.set_up()
 
 
-def cli(main: Any, config: Any, description: str | None) -> None:
+def run(main: Any, config: Any, description: str | None) -> None:
     """Run with command-line arguments; bad input ends in one line, not in a traceback."""
     set_up()
-    script.run(main, config, description)
+    cli.run(main, config, description)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from contenders import EVERY, HAND, OURS, OWN, PUBLIC, REENCODING, SIZE, Contender, K, contenders
-from page import cli, device_of, machine, write
+from page import device_of, machine, run, write
 from step_page import page, picture
 from timing import Spread, peak_memory, rates, ratio, take_turns
 from torch.utils.flop_counter import FlopCounterMode
@@ -144,4 +144,4 @@ def main(config: StepConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli(main, StepConfig, __doc__)
+    run(main, StepConfig, __doc__)

@@ -12,7 +12,7 @@ from vma_pyro.data.episodes import Episode, as_images
 from vma_pyro.data.records import Characters
 from vma_pyro.data.workers import of_this_worker
 from vma_pyro.memory import Memory
-from vma_pyro.selected_memory import SelectedMemory, bank_of
+from vma_pyro.memory.selected import SelectedMemory, bank_of
 
 MOST_ENTRIES = 80_000  # of the memories of one part
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vma_pyro.atomic import write_atomically
-from vma_pyro.values import MOST_INK
+from vma_pyro._system.atomic import write_atomically
+from vma_pyro.memory.checks import MOST_INK
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from vma_pyro import cli, models
 from vma_pyro.data import glyphs, omniglot
-from vma_pyro.jobs import script, trained
 
 if TYPE_CHECKING:
     from vma_pyro.demo.messages import Bank
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 class DemoConfig:
     """Draw a character and watch where the model looks it up."""
 
-    load: Path = trained.PRETRAINED
+    load: Path = models.PRETRAINED
     """A model: `pretrained`, or a checkpoint of your own."""
     data: Literal["glyphs", "omniglot"] = "glyphs"
     """Where the tiles come from: made by a program, or Omniglot's evaluation alphabets as well."""
@@ -41,7 +40,7 @@ def main(config: DemoConfig) -> None:
         ) from error
     if not 0 <= config.port < 2**16:
         raise ValueError(f"port: expected 0 to 65535, got {config.port}")
-    pair = trained.load(config.load, program="memory")
+    pair = models.load(config.load, program="memory")
     app = create_app(Engine(*pair), banks(config), about=about(config.load))
     try:
         listening = socket.create_server(("127.0.0.1", config.port))
@@ -63,15 +62,10 @@ def banks(config: DemoConfig) -> list[Bank]:
 
 def about(path: Path) -> str:
     """A line on a model, from what its file says of itself."""
-    facts = trained.facts_of(path)
+    facts = models.facts_of(path)
     known = {name: facts[name] for name in ("data", "classes", "shots", "updates") if name in facts}
     return f"{path}: " + ", ".join(f"{name} {value}" for name, value in known.items())
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run with command-line arguments; bad input ends in one line, not in a traceback."""
-    script.run(main, DemoConfig, __doc__, arguments)
-
-
 if __name__ == "__main__":
-    cli()
+    cli.run(main, DemoConfig, __doc__)

@@ -31,8 +31,8 @@ from vma_pyro.evaluation.draws import (
     plates_of,
     trace_guide,
 )
-from vma_pyro.infer.masks import without_mask
-from vma_pyro.infer.plates import Layout, Site, sample_sites
+from vma_pyro.infer.engine.masks import without_mask
+from vma_pyro.infer.engine.plates import Layout, Site, sample_sites
 
 ADDRESS = "address"
 

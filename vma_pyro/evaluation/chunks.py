@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vma_pyro.infer import log_weights, log_weights_given
 from vma_pyro.memory import Memory
-from vma_pyro.values import check_finite
+from vma_pyro.memory.checks import check_finite
 
 # Decoder evaluations per chunk: bounds the memory of an evaluation at a few hundred MB for the paper's networks.
 READS_PER_CHUNK = 2048

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from vma_pyro.evaluation.draws import Draws, plates_of
-from vma_pyro.infer.masks import without_mask
-from vma_pyro.infer.plates import Site
+from vma_pyro.infer.engine.masks import without_mask
+from vma_pyro.infer.engine.plates import Site
 
 # How a KL was found: without any draw; in closed form given the draws of what comes before; from the draws of the
 # site itself.

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from vma_pyro.evaluation.estimates import undisturbed
-from vma_pyro.infer.checks import check_nesting, check_same_latents, same_scale
-from vma_pyro.infer.log_weights import run
-from vma_pyro.infer.masks import check_same_power, without_mask
-from vma_pyro.infer.plates import PARTICLES, Layout, Program, Site, particle_plate, sample_sites
+from vma_pyro.infer.engine.checks import check_nesting, check_same_latents, same_scale
+from vma_pyro.infer.engine.log_weights import run
+from vma_pyro.infer.engine.masks import check_same_power, without_mask
+from vma_pyro.infer.engine.plates import PARTICLES, Layout, Program, Site, particle_plate, sample_sites
 
 BATCH_PLATES = ("data",)
 

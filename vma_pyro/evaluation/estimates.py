@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
 
-from vma_pyro.infer.double import in_double
+from vma_pyro._system.double import in_double
 
 
 class Estimate(NamedTuple):

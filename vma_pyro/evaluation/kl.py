@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from vma_pyro._system.double import in_double, widest_float
 from vma_pyro.evaluation.chunks import check, datapoint_chunks, is_shared, labels_of, weight_chunks
 from vma_pyro.evaluation.draws import nesting_of
 from vma_pyro.evaluation.estimates import Estimate, undisturbed
 from vma_pyro.evaluation.split import NO_SITES, Split, joined, split_bound, split_in_chunks
-from vma_pyro.infer.double import in_double, widest_float
 
 __all__ = ["KLReport", "Split", "kl_report", "split_bound"]
 

@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vma_pyro._system.double import in_double
 from vma_pyro.evaluation.chunks import READS_PER_CHUNK, check
 from vma_pyro.evaluation.estimates import log_sum, undisturbed
 from vma_pyro.evaluation.likelihood import log_likelihood
 from vma_pyro.guide import Guide
 from vma_pyro.infer import log_weights_given
-from vma_pyro.infer.double import in_double
-from vma_pyro.large_memory import Addresses, LargeMemory
 from vma_pyro.memory import Memory
+from vma_pyro.memory.index import Addresses, LargeMemory
 from vma_pyro.model import Model
 
 IMAGES_PER_CHUNK = 64

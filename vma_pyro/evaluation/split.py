@@ -15,7 +15,7 @@ from vma_pyro.evaluation.address import ADDRESS, Lookup, address_probs, given_ad
 from vma_pyro.evaluation.chunks import sample_chunks
 from vma_pyro.evaluation.divergence import EXACT, MEAN, SAMPLED, kl_of_site
 from vma_pyro.evaluation.draws import Draws, draw, nesting_of
-from vma_pyro.infer.plates import sample_sites
+from vma_pyro.infer.engine.plates import sample_sites
 
 NO_SITES: Mapping[str, Any] = MappingProxyType({})
 

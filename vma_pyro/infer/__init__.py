@@ -40,7 +40,16 @@ Traceback (most recent call last):
 ValueError: num_particles: expected at least 2 for baseline 'mean_of_the_others', got 1
 """
 
-from vma_pyro.infer.baselines import (
+from vma_pyro.infer.comparison.compare import compare, evaluations_of, matched
+from vma_pyro.infer.comparison.groups import parameter_groups
+from vma_pyro.infer.comparison.reference import EnumeratedReference
+from vma_pyro.infer.comparison.table import Comparison, Row, fit_slope
+from vma_pyro.infer.engine.estimator import Estimate, Estimator
+from vma_pyro.infer.engine.handlers import CommonNoise
+from vma_pyro.infer.engine.log_weights import draw_particles, log_weights, log_weights_given
+from vma_pyro.infer.engine.particles import Particles
+from vma_pyro.infer.engine.pathwise import PathwiseRule, dreg, iwae, stl
+from vma_pyro.infer.estimators.baselines import (
     OVIS,
     OVISMonteCarlo,
     leave_one_out_logsumexp,
@@ -50,26 +59,17 @@ from vma_pyro.infer.baselines import (
     vimco,
     vimco_geometric,
 )
-from vma_pyro.infer.chosen_site import DistinctELBO, ExactELBO, SumAndSampleELBO, UnorderedSetELBO
-from vma_pyro.infer.compare import compare, evaluations_of, matched
-from vma_pyro.infer.comparison import Comparison, Row, fit_slope
-from vma_pyro.infer.critic import CriticELBO
-from vma_pyro.infer.estimator import Estimate, Estimator
-from vma_pyro.infer.groups import parameter_groups
-from vma_pyro.infer.handlers import CommonNoise
-from vma_pyro.infer.learned_baseline import NVIL, LearnedBaseline
-from vma_pyro.infer.log_weights import draw_particles, log_weights, log_weights_given
-from vma_pyro.infer.multi_sample import MultiSampleELBO
-from vma_pyro.infer.particles import Particles
-from vma_pyro.infer.pathwise import PathwiseRule, dreg, iwae, stl
-from vma_pyro.infer.pyro_elbos import EnumeratedELBO, GraphELBO
-from vma_pyro.infer.reference import EnumeratedReference
-from vma_pyro.infer.registry import ESTIMATORS, make
-from vma_pyro.infer.relaxed import RelaxedELBO
-from vma_pyro.infer.resampled import ResampledELBO
-from vma_pyro.infer.rloo import RLOO
-from vma_pyro.infer.thermodynamic import ThermodynamicELBO
-from vma_pyro.infer.wake_sleep import WakeWake
+from vma_pyro.infer.estimators.chosen_site import DistinctELBO, ExactELBO, SumAndSampleELBO, UnorderedSetELBO
+from vma_pyro.infer.estimators.critic import CriticELBO
+from vma_pyro.infer.estimators.learned_baseline import NVIL, LearnedBaseline
+from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
+from vma_pyro.infer.estimators.pyro_elbos import EnumeratedELBO, GraphELBO
+from vma_pyro.infer.estimators.registry import ESTIMATORS, make
+from vma_pyro.infer.estimators.relaxed import RelaxedELBO
+from vma_pyro.infer.estimators.resampled import ResampledELBO
+from vma_pyro.infer.estimators.rloo import RLOO
+from vma_pyro.infer.estimators.thermodynamic import ThermodynamicELBO
+from vma_pyro.infer.estimators.wake_sleep import WakeWake
 
 __all__ = [
     "ESTIMATORS",

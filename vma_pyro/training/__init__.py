@@ -4,7 +4,7 @@ A run is a function of its configuration: stopped at any moment and resumed, it 
 uninterrupted one, bit for bit on a CPU (with a budget in updates; one in minutes depends on the clock).
 """
 
-from vma_pyro.allocator import keep_freed_memory
+from vma_pyro._system.allocator import keep_freed_memory
 from vma_pyro.training.config import TrainConfig, device_of, device_of_name, learning_rate
 from vma_pyro.training.loop import FitResult, fit
 from vma_pyro.training.processes import check_shares

@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vma_pyro.memory import Memory
-from vma_pyro.values import check_binary, unchecked
+from vma_pyro.memory.checks import check_binary, unchecked
 
 TOLERANCE = 1e-6  # of loss and gradient, relative; they are expected to be equal
 WAIT = 200  # updates before one is recorded, which takes seconds

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 from pyro.infer.elbo import ELBO
 from torch import nn
 
-from vma_pyro.allocator import keep_freed_memory
+from vma_pyro._system.allocator import keep_freed_memory
+from vma_pyro._system.lock import holding
+from vma_pyro._system.ranks import Ranks
+from vma_pyro._system.record import Recorder
 from vma_pyro.data import Episode
 from vma_pyro.data.episodes import Episodes
-from vma_pyro.lock import holding
-from vma_pyro.ranks import Ranks
-from vma_pyro.record import Recorder
 from vma_pyro.training.config import TrainConfig, identity_of, learning_rate
 from vma_pyro.training.processes import share_of
 from vma_pyro.training.run import Run

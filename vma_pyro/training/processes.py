@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from vma_pyro._system.ranks import Ranks
 from vma_pyro.data import Episode
-from vma_pyro.ranks import Ranks
 from vma_pyro.training.config import TrainConfig, device_of
 
 

@@ -13,13 +13,13 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from vma_pyro import checkpoint
+from vma_pyro._system import checkpoint
+from vma_pyro._system.double import widest_float
+from vma_pyro._system.ranks import Ranks
+from vma_pyro._system.record import Recorder
 from vma_pyro.data import Episode
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import log_likelihood, split_bound, undisturbed
-from vma_pyro.infer.double import widest_float
-from vma_pyro.ranks import Ranks
-from vma_pyro.record import Recorder
 from vma_pyro.training.captured import Captured
 from vma_pyro.training.config import BUDGET, TrainConfig, check_identity, differences
 from vma_pyro.training.faults import check_params, fault_of

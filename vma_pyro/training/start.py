@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vma_pyro import checkpoint, pretrained
+from vma_pyro import pretrained
+from vma_pyro._system import checkpoint
 from vma_pyro.training.provenance import check_weights
 
 

@@ -1,0 +1,197 @@
+"""Scores over nested episodes: the same targets under memories of every size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+import tyro
+from torch import Tensor
+
+from vma_pyro import cli, models
+from vma_pyro.data import Characters, Episode, load_split
+from vma_pyro.evaluation import (
+    Estimate,
+    TwoPhase,
+    classify,
+    classify_by_attention,
+    classify_by_likelihood,
+    log_likelihood,
+)
+from vma_pyro.models import Pair
+from vma_pyro.training import device_of_name
+
+Episodes = Callable[[int | None], Iterator[Episode]]  # all, or only the first so many targets
+
+
+@dataclass(frozen=True)
+class Samples:
+    """How much goes into a likelihood: few samples for all targets, many for the first of them."""
+
+    few: int = 10
+    """Importance samples per target."""
+    many: int = 1000
+    """Importance samples per corrected target; what the figures are for."""
+    corrected: int = 200
+    """Targets that get many samples; the others' figures are corrected by the mean difference."""
+
+    def __post_init__(self) -> None:
+        """Refuse to measure nothing."""
+        for name in ("few", "many", "corrected"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+    def about(self, images: int) -> str:
+        """How the NLL of so many images is measured, for a report."""
+        corrected = min(self.corrected, images)
+        return (
+            f"NLL: nats per image, an upper bound, over {images} test images of classes that training never saw, "
+            f"each with a memory of its own that does not hold it; {self.few} importance samples for all images, "
+            f"and {self.many} for {corrected} of them, by whose mean difference the mean of all is corrected; "
+            "± is one standard error."
+        )
+
+
+TINY = Samples(few=2, many=3, corrected=2)
+
+
+@dataclass(frozen=True)
+class TestConfig:
+    """Options of every experiment that tests a trained model."""
+
+    load: Path = models.PRETRAINED
+    """Checkpoint of the model, or the word pretrained."""
+    data_dir: Path | None = None
+    """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder."""
+    out: Path = Path("runs/test")
+    """Folder for the results. An earlier run in it is moved aside, never overwritten."""
+    resume: bool = False
+    """Go on with the run in the folder `out`."""
+    samples: Annotated[Samples, tyro.conf.OmitArgPrefixes] = field(default_factory=Samples)
+    """Importance samples."""
+    seed: int = 0
+    """Of targets and memories."""
+    accelerator: str = "auto"
+    """cpu, cuda, mps (an Apple GPU), or auto, the first of cuda, mps and cpu there is."""
+    tiny: bool = False
+    """Everything once, as small as it gets, to see that it runs."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing, those of each experiment among them."""
+        sizes = ("classes", "shots", "all_classes", "all_shots", "examples", "images", "ways", "likelihood_images")
+        cli.check_sizes(self, *(name for name in (*sizes, "draws") if hasattr(self, name)))
+        cli.check_seed(self)
+
+
+class Subject(NamedTuple):
+    """A trained model to be tested.
+
+    Attributes:
+        pair: model and guide, on the device.
+        facts: what its file says of it: the data, the architecture; and where it was.
+        test: classes that it has never seen.
+        device: to test it on.
+    """
+
+    pair: Pair
+    facts: dict[str, Any]
+    test: Characters
+    device: torch.device
+
+
+def subject_of(config: TestConfig) -> Subject:
+    """Load the model and its test classes.
+
+    Raises:
+        ValueError, OSError: no such model or data, a damaged file.
+    """
+    device = device_of_name(config.accelerator)
+    pair = models.on(device, models.load(config.load, program="memory"))
+    facts = models.facts_of(config.load)
+    test = load_split(str(facts.get("data")), config.data_dir).test
+    return Subject(pair, {"loaded_from": str(config.load), **facts}, test, device)
+
+
+def nll(
+    pair: Pair,
+    episodes: Episodes,
+    samples: Samples,
+    *,
+    device: torch.device,
+    address: Literal["sampled", "exact"] = "sampled",
+) -> TwoPhase:
+    """Minus the importance-weighted bound of the targets, nats per image.
+
+    Args:
+        pair: model and guide.
+        episodes: the targets under their memories.
+        samples: how many. With the address summed exactly, `many` is the number of decoder evaluations: as many
+            samples of z for each address as fit into it, at least one.
+        device: where model and guide live.
+        address: of the corrected targets; see `log_likelihood`.
+    """
+
+    cheap = scored(pair, episodes(None), samples.few, device=device)
+    return TwoPhase(cheap, scored(pair, episodes(samples.corrected), samples.many, device=device, address=address))
+
+
+def scored(
+    pair: Pair,
+    episodes: Iterator[Episode],
+    number: int,
+    *,
+    device: torch.device,
+    address: Literal["sampled", "exact"] = "sampled",
+) -> Tensor:
+    """Minus the importance-weighted bound of every target, nats [N].
+
+    Args:
+        pair: model and guide.
+        episodes: the targets under their memories.
+        number: of importance samples, or of decoder evaluations with the address summed exactly.
+        device: where model and guide live.
+        address: see `log_likelihood`.
+    """
+    bounds = []
+    for episode in episodes:
+        e = episode.to(device)
+        each = number if address == "sampled" else max(1, number // e.memory.size)
+        bounds.append(log_likelihood(*pair, e.memory, e.x, num_samples=each, address=address))
+    return -torch.cat(bounds).cpu()
+
+
+def accuracy(
+    pair: Pair,
+    episodes: Episodes,
+    *,
+    device: torch.device,
+    by: Literal["guide", "likelihood", "attention"] = "guide",
+    num_samples: int = 10,
+    first: int | None = None,
+) -> Estimate:
+    """Share of targets whose most probable class is theirs.
+
+    Args:
+        pair: model and guide.
+        episodes: the targets under their memories.
+        device: where model and guide live.
+        by: `classify`, `classify_by_likelihood` or `classify_by_attention`.
+        num_samples: of z; for the guide none are needed.
+        first: only so many targets.
+    """
+    model, guide = pair
+    options: dict[str, Any] = {"num_samples": num_samples}
+    right = []
+    for episode in episodes(first):
+        e = episode.to(device)
+        if by == "guide":
+            probs = classify(guide, e.memory, e.x)
+        elif by == "likelihood":
+            probs = classify_by_likelihood(model, guide, e.memory, e.x, **options)
+        else:
+            probs = classify_by_attention(model, guide, e.memory, e.x, **options)
+        right.append(probs.argmax(-1) == e.labels)
+    return Estimate.of(torch.cat(right))

@@ -1,0 +1,142 @@
+"""The job in small before the job: what would fail after hours of training fails in a second before it."""
+
+from __future__ import annotations
+
+import math
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.infer.elbo import ELBO
+
+from common import few_shot
+from vma_pyro import models
+from vma_pyro.data import Characters, Episode
+from vma_pyro.training.faults import check_params, fault_of
+from vma_pyro.training.footprint import COPIES, available, bytes_of_update
+
+GB = 1e9
+
+
+@contextmanager
+def on_two_images() -> Iterator[None]:
+    """Say in one line what a program cannot do."""
+    try:
+        yield
+    except FloatingPointError:
+        raise
+    except Exception as error:
+        told = (str(error).strip().splitlines() or [""])[0]
+        if isinstance(error, ValueError | OSError) and re.match(r"[\w. ']+: expected ", told):
+            raise
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"rehearsal: expected the job to run on two images, got {type(error).__name__} ({told}) in line "
+            f"{where.lineno} of {where.filename}"
+        ) from error
+
+
+def check_weights_fit(architecture: dict[str, Any], device: torch.device) -> None:
+    """Refuse networks that do not fit into memory, before they are made.
+
+    Raises:
+        ValueError: which size is too large.
+    """
+    if weights_of(architecture) <= (free := available(device)):
+        return
+    small = {"width": 0.1, "latent_dim": 2, "refinement": 0}
+    others = [name for name in small if name in architecture]
+    # The one that has to become smaller for the rest to fit.
+    name = next((n for n in others if weights_of({**architecture, n: small[n]}) <= free), others[0])
+    raise ValueError(
+        f"{name}: expected networks whose weights and their gradients fit into {free / GB:.1f} GB, got "
+        f"{weights_of(architecture) / GB:.1f} GB with {architecture[name]}; lower it"
+    )
+
+
+def weights_of(architecture: dict[str, Any]) -> float:
+    """Bytes of all copies of the weights that training has; infinite beyond what can be counted."""
+    try:
+        with torch.device("meta"):
+            model = models.as_one(models.build(architecture))
+    except (RuntimeError, OverflowError, ValueError) as error:
+        if isinstance(error, ValueError) and not isinstance(error.__cause__, TypeError):
+            raise
+        return math.inf  # torch cannot even count them
+    return float(COPIES * sum(p.numel() * p.element_size() for p in model.parameters()))
+
+
+def check_update_fits(
+    pair: models.Pair,
+    elbo: Callable[[int], ELBO],
+    few: Episode,
+    *,
+    particles: int,
+    queries: int,
+    device: torch.device,
+) -> None:
+    """Try an update with few particles and images, and refuse one that does not fit into memory.
+
+    Args:
+        pair: model and guide, on the device.
+        elbo: the objective with so many particles.
+        few: four images (or fewer) with their memory.
+        particles, queries: K and the images of an update in training.
+        device: where to train.
+
+    Raises:
+        ValueError: too many particles or images; a parameter that is nobody's.
+    """
+    few = few.to(device)
+    check_params(*pair, few.memory, few.x, parameters=models.as_one(pair).parameters())
+
+    def first(n: int) -> Episode:
+        return Episode(few.memory.datapoints(slice(n)), few.x[:n], few.labels[:n])
+
+    needed = bytes_of_update(*pair, elbo, first, particles=particles, queries=queries, device=device)
+    free = available(device)
+    if needed > free:
+        name, now = max(("queries", queries), ("particles", particles), key=lambda item: item[1])
+        raise ValueError(
+            f"{name}: expected an update that fits into the {free / GB:.1f} GB there are, got one of about "
+            f"{needed / GB:.1f} GB with {particles} particles for each of {queries} images; lower {name} to "
+            f"{max(1, int(now * 0.9 * free / needed))} or less"
+        )
+
+
+def check_images_fit(protocol: few_shot.Protocol) -> None:
+    """Refuse more test images than fit into memory, each with a memory of its own.
+
+    Raises:
+        ValueError: too many.
+    """
+    free = available(torch.device("cpu"))
+    each = 4 * 28 * 28 * (1 + max(protocol.classes * protocol.shots, *few_shot.SHOTS))
+    if protocol.images * each > free:
+        raise ValueError(
+            f"eval_images: expected at most {int(free / each)}, which fit into the {free / GB:.1f} GB there are, "
+            f"got {protocol.images}"
+        )
+
+
+def check_scores(
+    pair: models.Pair,
+    scores: few_shot.FewShotScores,
+    characters: Characters,
+    protocol: few_shot.Protocol,
+    device: torch.device,
+) -> None:
+    """Refuse a model whose likelihoods are no numbers, by the site that they come from.
+
+    Raises:
+        FloatingPointError: such a site.
+    """
+    if all(bool(values.isfinite().all()) for values in scores.nll_of_images.values()):
+        return
+    e = few_shot.shared_episode(characters, protocol).to(device)
+    parameters = [p for p in models.as_one(pair).parameters() if p.requires_grad]
+    fault = fault_of(*pair, e.memory, e.x, parameters=parameters, noise=None)
+    raise FloatingPointError(fault or "site 'x': expected a log probability, got NaN or infinity")

@@ -1,0 +1,118 @@
+"""Several models trained alike, to be compared: what they have in common, and one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from common.protocols import TINY, Samples
+from common.train import as_many, train_pair
+from vma_pyro import cli, models
+from vma_pyro.data import EpisodeSampler, Split
+from vma_pyro.data.episodes import Augmentation
+from vma_pyro.infer import make
+from vma_pyro.training import TrainConfig
+
+
+@dataclass(frozen=True)
+class SeveralConfig:
+    """Options of every experiment that trains several models."""
+
+    data: Literal["glyphs", "omniglot", "omniglot-45"] = "omniglot"
+    """Procedural glyphs, Omniglot's canonical split, or 45 of its alphabets against 5."""
+    data_dir: Path | None = None
+    """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder."""
+    out: Path = Path("runs/several")
+    """Folder for the results. An earlier run in it is moved aside, never overwritten."""
+    load: Path | None = None
+    """Folder of an earlier run, whose models are tested again, without training."""
+    resume: bool = False
+    """Go on with the run in the folder `out`."""
+    width: float = 0.33
+    """Factor on the paper's 48 and 64 maps per convolution."""
+    latent_dim: int = 64
+    """Dimension of z."""
+    queries: int = 64
+    """Images per update."""
+    particles: int = 4
+    """K of the multi-sample bound."""
+    estimator: str = "vimco"
+    """Gradient estimator, a name in `vma_pyro.infer.ESTIMATORS`."""
+    augment: Literal["none", "rotations", "rotations+flips"] = "rotations"
+    """Turned training images as classes of their own; the test classes are never turned."""
+    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
+    """Training of each model."""
+    samples: Annotated[Samples, tyro.conf.OmitArgPrefixes] = field(default_factory=Samples)
+    """Importance samples of the tests."""
+    images: int = 2000
+    """Test images, the same for all models and memories."""
+    tiny: bool = False
+    """Everything once, as small as it gets, to see that it runs."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing, those of each experiment among them."""
+        names = ("latent_dim", "queries", "particles", "images")
+        more = ("classes", "shots", "test_shots", "train_classes", "train_shots", "draws", "entries")
+        cli.check_sizes(self, *names, *(name for name in more if hasattr(self, name)))
+        cli.check_factor(self, "width")
+
+
+def small(config: SeveralConfig) -> dict[str, Any]:
+    """What makes any of them tiny."""
+    steps = replace(config.train, updates=2, minutes=None, log_every=1, validate_every=2, validation_samples=1)
+    return {"width": 0.1, "latent_dim": 4, "queries": 4, "train": steps, "images": 4, "samples": TINY}
+
+
+def model_of(
+    config: SeveralConfig,
+    name: str,
+    data: Split,
+    *,
+    classes: int,
+    shots: int,
+    program: str = "memory",
+    updates: int | None = None,
+) -> tuple[models.Pair, dict[str, Any]]:
+    """Train one of the models, go on with it, or load it; it is left in `models/NAME` of the run's folder.
+
+    Args:
+        config: what all of them share.
+        name: of this one.
+        data: to train and validate on.
+        classes, shots: of the training memory.
+        program: see `models.build`.
+        updates: exactly so many, as another model has made that this one is compared with; by default the budget.
+
+    Returns:
+        Model and guide, and facts about the training.
+
+    Raises:
+        Stopped: told to, with a checkpoint left.
+        ValueError, OSError, FloatingPointError: see `training.fit`.
+    """
+    if config.load is not None:
+        path = config.load / "models" / name / "model.pt"
+        return models.load(path, program=program), {"loaded_from": str(path), **models.facts_of(path)}
+    augment: Augmentation | None = None if config.augment == "none" else config.augment
+    shape: dict[str, Any] = {"classes": classes, "shots": shots, "queries": config.queries}
+    held_out = EpisodeSampler(data.validation, **shape, seed=1)
+    with cli.option("estimator", instead_of="name"), cli.option("particles", instead_of="num_particles"):
+        elbo = make(config.estimator, config.particles)
+    architecture = {"networks": "conv", "width": config.width, "latent_dim": config.latent_dim, "program": program}
+    train = config.train if updates is None else as_many(config.train, updates)
+    shared = {n: getattr(config, n) for n in ("queries", "particles", "estimator", "augment")}
+    return train_pair(
+        architecture,
+        elbo,
+        EpisodeSampler(data.train, **shape, seed=config.train.seed, augment=augment),
+        config=train,
+        folder=config.out / "models" / name,
+        data=config.data,
+        validation=[held_out.sample() for _ in range(4)],
+        identity=shared | {"classes": classes, "shots": shots},
+        resume=config.resume,
+        label=name,
+    )

@@ -1,0 +1,1 @@
+"""The paper's claims and figures, beside what was measured here."""

@@ -1,0 +1,1 @@
+"""Measure estimators on a program: bias, variance, signal-to-noise ratio and cost."""

@@ -1,0 +1,286 @@
+"""Drawing gradients, and holding them to a reference."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer.elbo import ELBO
+from torch import Tensor
+
+from vma_pyro.infer.comparison.groups import Groups
+from vma_pyro.infer.comparison.judges import REFUSALS, Judge, Judges, objective_of
+from vma_pyro.infer.comparison.programs import Programs
+from vma_pyro.infer.comparison.table import Row
+from vma_pyro.infer.engine.estimator import Estimator
+
+RANDOM_DIRECTIONS = 16
+WEIGHT_DRAWS = 100  # for the effective sample size: at most
+
+
+class Moments:
+    """Running mean and variance of gradients, and their parts along given directions."""
+
+    def __init__(self, size: int, directions: Tensor | None) -> None:
+        self.count = 0
+        self.mean = torch.zeros(size, dtype=torch.float64)
+        self.squares = torch.zeros(size, dtype=torch.float64)
+        self.directions = directions  # [D, size], of length one; the first is the reference's
+        self.along: list[Tensor] = []
+        self.lengths: list[float] = []  # squared
+
+    def add(self, g: Tensor) -> None:
+        """One more gradient."""
+        self.count += 1
+        difference = g - self.mean
+        self.mean += difference / self.count
+        self.squares += difference * (g - self.mean)
+        if self.directions is not None:
+            self.along.append(self.directions @ g)
+            self.lengths.append(g.square().sum().item())
+
+    def variance(self) -> float:
+        """Sum over components of the variance."""
+        return self.squares.sum().item() / (self.count - 1)
+
+    def projections(self) -> tuple[Tensor, Tensor]:
+        """Mean along each direction, and its squared standard error."""
+        along = torch.stack(self.along)
+        return along.mean(0), along.var(0) / self.count
+
+    def is_zero(self) -> bool:
+        """Whether all gradients were exactly zero: nothing here is trained."""
+        return not self.mean.any() and not self.squares.any()
+
+    def directional_snr(self, reference_error: float) -> float:
+        """sqrt(E g_par^2 / E g_perp^2), parts along and across the first direction.
+
+        A mean over draws of the ratio |g_par| / |g_perp| is ruled by the few draws whose part across is nearly
+        nothing; the two mean squares are each without bias. A reference that was sampled points a little aside,
+        which puts part of the square along into the square across: to first order the square along times the
+        reference's squared relative error, which is taken out again.
+        """
+        if len(self.mean) < 2:
+            return math.nan
+        along = torch.stack(self.along)[:, 0].square().mean().item()
+        across = sum(self.lengths) / self.count - along - along * reference_error**2
+        if across <= 1e-12 * along:
+            return math.inf
+        return math.sqrt(along / across)
+
+
+class Reference(NamedTuple):
+    """A reference gradient by group of parameters.
+
+    Attributes:
+        judge: whose it is.
+        gradients: G.
+        directions: of length one, that of G and random ones [D, parameters].
+        errors: squared standard errors of G along them [D].
+        relative_errors: standard error of G as a whole over |G|; 0 where it is exact.
+    """
+
+    judge: Judge
+    gradients: dict[str, Tensor]
+    directions: dict[str, Tensor]
+    errors: dict[str, Tensor]
+    relative_errors: dict[str, float]
+
+
+class Measurement:
+    """Draws gradients; references are found once for each objective and K."""
+
+    def __init__(
+        self,
+        programs: Programs,
+        groups: Groups,
+        draws: int,
+        reference_draws: int,
+        seed: int,
+        reference: str | ELBO | None = None,
+    ) -> None:
+        self.programs, self.groups, self.draws, self.seed = programs, groups, draws, seed
+        self.reference_draws = reference_draws
+        programs.measure(groups)
+        self.judges = Judges(programs, copy.deepcopy(reference), reference_draws)
+        self._references: dict[int, Reference] = {}
+        self._effective: dict[tuple[int, bool], float] = {}
+
+    def rows_of(self, name: str, elbo: Any, warm_up: int) -> list[Row]:
+        """One row per group."""
+        elbo = copy.deepcopy(elbo)  # what it learns here stays here
+        self._train_learned_parts(elbo, warm_up)
+        reference = self._reference(elbo)
+        torch.manual_seed(self.seed)
+        moments = {g: Moments(len(reference.gradients[g]), reference.directions[g]) for g in self.groups}
+        milliseconds = self._draw_all(elbo, self.draws, moments)
+        evaluations = self.programs.evaluations(elbo)
+        ess = self._effective_samples(elbo)
+        return [
+            self._row(name, elbo, group, moments[group], reference, ess, evaluations, milliseconds)
+            for group in self.groups
+        ]
+
+    def _row(
+        self,
+        name: str,
+        elbo: Any,
+        group: str,
+        moments: Moments,
+        reference: Reference,
+        ess: float,
+        evaluations: float,
+        milliseconds: float,
+    ) -> Row:
+        G, judge = reference.gradients[group], reference.judge
+        error = reference.relative_errors[group]
+        square = G.square().sum().item()
+        variance = moments.variance()
+        # The mean of n draws has the variance's n-th part in its squared length.
+        signal = max(0.0, moments.mean.square().sum().item() - variance / moments.count)
+        # What is held to the gradient of another objective has another length: compare it with itself.
+        length = square if _same_objective(elbo, judge) else signal
+        if variance < 1e-18 * max(square, signal):  # rounding
+            variance = 0.0
+        relative = variance / length if length > 0 else math.nan
+        nothing = moments.is_zero()
+        if nothing:
+            snr = directional = cosine = relative = math.nan
+        else:
+            snr = math.sqrt(signal / variance) if variance > 0 else math.inf
+            directional = moments.directional_snr(error) if square > 0 else math.nan
+            similarity = torch.nn.functional.cosine_similarity(moments.mean, G, dim=0).item()
+            cosine = similarity if square > 0 else math.nan
+        return Row(
+            estimator=name,
+            group=group,
+            num_particles=elbo.num_particles,
+            objective=objective_of(elbo),
+            claims_unbiased=getattr(elbo, "unbiased", True),
+            bias_z=math.nan
+            if nothing and square == 0
+            else _bias_z(moments, reference, group, self._rounding(reference)),
+            relative_variance=relative,
+            snr=snr,
+            directional_snr=directional,
+            cosine=cosine,
+            effective_samples=ess,
+            evaluations=evaluations,
+            milliseconds=milliseconds,
+            variance_time=relative * milliseconds,
+            variance_evaluations=relative * evaluations,
+            draws=self.draws,
+            reference=judge.how,
+            reference_error=error,
+        )
+
+    def _draw_all(self, elbo: Any, draws: int, moments: Mapping[str, Moments]) -> float:
+        """Gradients into moments; returns the median time in milliseconds."""
+        seconds = []
+        for _ in range(draws):
+            start = time.perf_counter()
+            gradients = self.programs.gradients(elbo)
+            seconds.append(time.perf_counter() - start)
+            remaining = iter(gradients)
+            for name, group in self.groups.items():
+                parts = [next(remaining).flatten() for _ in group]
+                moments[name].add(torch.cat(parts).cpu().double())
+        return 1000 * sorted(seconds)[draws // 2]
+
+    def _effective_samples(self, elbo: Any) -> float:
+        """Over as many draws as there are gradients, up to 100; the same for all estimators with the same K."""
+        K, vectorize = elbo.num_particles, getattr(elbo, "vectorize_particles", True)
+        if K == 1 or objective_of(elbo) == "exact":
+            return math.nan
+        key = (K, vectorize)
+        if key not in self._effective:
+            torch.manual_seed(self.seed + 2)
+            try:
+                found = [self._effective_draw(K, vectorize) for _ in range(min(self.draws, WEIGHT_DRAWS))]
+                self._effective[key] = torch.stack(found).nanmean().item()
+            except REFUSALS:  # programs that only Pyro's own can run
+                self._effective[key] = math.nan
+        return self._effective[key]
+
+    def _effective_draw(self, num_particles: int, vectorize: bool) -> Tensor:
+        log_w = self.programs.weights(num_particles, vectorize=vectorize)  # [K, B]
+        return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
+
+    def _reference(self, elbo: Any) -> Reference:
+        judge = self.judges.of(elbo)
+        if judge.is_own:
+            return self._find_reference(judge)
+        if id(judge.elbo) not in self._references:
+            self._references[id(judge.elbo)] = self._find_reference(judge)
+        return self._references[id(judge.elbo)]
+
+    def _rounding(self, reference: Reference) -> float:
+        """What two exact gradients may differ by, in the precision of the parameters."""
+        length = max(G.square().sum().item() for G in reference.gradients.values()) ** 0.5
+        eps = max(torch.finfo(p.dtype).eps for group in self.groups.values() for p in group)
+        return max(1e-9, 100 * eps) * max(length, 1e-150)
+
+    def _find_reference(self, judge: Judge) -> Reference:
+        draws = 2 if judge.is_exact else self.reference_draws
+        torch.manual_seed(self.seed + 1)
+        sizes = {name: sum(p.numel() for p in group) for name, group in self.groups.items()}
+        first = {name: Moments(size, None) for name, size in sizes.items()}
+        self._draw_all(judge.elbo, draws, first)
+        gradients = {name: moments.mean for name, moments in first.items()}
+        directions = {name: self._directions(G) for name, G in gradients.items()}
+        # Along each direction the error is taken from a second, shorter run: the directions depend on the first.
+        second = {name: Moments(size, directions[name]) for name, size in sizes.items()}
+        self._draw_all(judge.elbo, max(2, draws // 4), second)
+        errors = {name: m.projections()[1] * m.count / draws for name, m in second.items()}
+        relative = {name: 0.0 if judge.is_exact else _relative_error(m) for name, m in first.items()}
+        return Reference(judge, gradients, directions, errors, relative)
+
+    def _directions(self, G: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        random = torch.randn(RANDOM_DIRECTIONS, len(G), generator=generator, dtype=torch.float64)
+        directions = torch.cat([G[None], random])
+        return torch.nn.functional.normalize(directions, dim=1)
+
+    def _train_learned_parts(self, elbo: Any, warm_up: int) -> None:
+        """Baselines and critics learn on the same data before they are measured, and then stay as they are."""
+        parts = elbo.learned_parts() if isinstance(elbo, Estimator) else {}
+        if not parts:
+            return
+        parameters = [p for part in parts.values() for p in part.parameters()]
+        optimizer = torch.optim.Adam(parameters, 1e-2) if parameters else None
+        for _ in range(warm_up):
+            loss = self.programs.loss(elbo)
+            if optimizer is not None:
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                for p, g in zip(parameters, gradients, strict=True):
+                    p.grad = g
+                optimizer.step()
+        for part in parts.values():
+            part.eval()
+
+
+def _bias_z(moments: Moments, reference: Reference, group: str, rounding: float) -> float:
+    """The largest |z-score| of mean g - G along the directions; 0 where they differ by rounding alone."""
+    G = reference.gradients[group]
+    mean, error = moments.projections()
+    difference = mean - reference.directions[group] @ G
+    spread = (error + reference.errors[group]).sqrt()
+    z = torch.where(difference.abs() <= rounding, 0.0, difference.abs() / spread.clamp(min=1e-300))
+    return z.max().item()
+
+
+def _relative_error(moments: Moments) -> float:
+    """Standard error of the mean over its length; NaN where the mean is nothing."""
+    length = moments.mean.square().sum().item()
+    return math.sqrt(moments.variance() / moments.count / length) if length > 0 else math.nan
+
+
+def _same_objective(elbo: Any, judge: Judge) -> bool:
+    """Whether the reference is the gradient of the estimator's own objective."""
+    if objective_of(elbo) != judge.objective:
+        return False
+    return judge.objective == "elbo" or elbo.num_particles == judge.elbo.num_particles

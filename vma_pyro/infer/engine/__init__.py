@@ -1,0 +1,1 @@
+"""How programs are run and weighed: plates, particles, log weights, effect handlers, checks."""

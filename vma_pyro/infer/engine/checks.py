@@ -1,0 +1,210 @@
+"""What traces of model and guide must satisfy; each error is one line and names the site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import Delta, Unit
+from pyro.distributions.util import is_identically_zero
+
+from vma_pyro.infer.engine.masks import has_same_power, score_of
+from vma_pyro.infer.engine.pathwise import PathwiseRule
+from vma_pyro.infer.engine.plates import PARTICLES, Layout, Site, sample_sites
+
+
+def latents(trace: poutine.Trace) -> set[str]:
+    """Names of the sites that are random and not observed."""
+    return {site["name"] for site in sample_sites(trace) if not site["is_observed"]}
+
+
+def check_no_enumeration(guide_trace: poutine.Trace) -> None:
+    """No site is left for enumeration."""
+    for site in sample_sites(guide_trace):
+        if site["infer"].get("enumerate"):
+            raise ValueError(
+                f"site '{site['name']}': expected a site to sample, but it is marked for enumeration "
+                f"({site['infer']['enumerate']!r}); remove the mark or use TraceEnum_ELBO"
+            )
+
+
+def check_same_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+    """Model and guide have the same latent sites, but for auxiliary ones that others are a function of.
+
+    A value that is given in both (`pyro.condition`, `obs=`) is not drawn, and no latent: its log p counts, and
+    nothing of the guide's.
+    """
+    in_model, in_guide = latents(model_trace), latents(guide_trace)
+    for site in sample_sites(guide_trace):
+        if site["is_observed"] and not isinstance(site["fn"], Unit):
+            _check_given(site, model_trace)
+    for name in sorted(in_model - in_guide):
+        raise ValueError(f"site '{name}': expected in the guide as in the model, guide has {sorted(in_guide)}")
+    auxiliary = {s["name"] for s in sample_sites(guide_trace) if s["infer"].get("is_auxiliary")}
+    for name in sorted(in_guide - in_model):
+        if name in model_trace and model_trace.nodes[name]["is_observed"]:
+            raise ValueError(
+                f"site '{name}': expected drawn in both programs or given in both, but its value is given in the "
+                "model and drawn in the guide; condition the guide as well"
+            )
+        if name not in auxiliary:
+            raise ValueError(f"site '{name}': expected in the model as in the guide, model has {sorted(in_model)}")
+    _check_auxiliary(sorted(in_guide - in_model), in_model & in_guide, guide_trace)
+
+
+def _check_given(site: Site, model_trace: poutine.Trace) -> None:
+    """A value that the guide does not draw is the model's own data."""
+    name = site["name"]
+    other: Site = model_trace.nodes.get(name)
+    if other is None or other["type"] != "sample" or not other["is_observed"]:
+        raise ValueError(
+            f"site '{name}': expected its value given in the model as in the guide, got it in the guide alone; "
+            "condition the model as well"
+        )
+    same = other["value"] is site["value"] or (
+        other["value"].shape == site["value"].shape and torch.equal(other["value"], site["value"])
+    )
+    if not same:
+        raise ValueError(f"site '{name}': expected the same given value in model and guide, got two that differ")
+
+
+def _check_auxiliary(names: Sequence[str], shared: set[str], guide_trace: poutine.Trace) -> None:
+    """Sites of the guide alone: allowed where latents are a function of them, as in Pyro's autoguides.
+
+    There the latents are `Delta` sites whose log density makes up for the change of variables. Any other
+    auxiliary draw u leaves 1 / q(u) in the weight, whose mean is not p(x): it needs a reverse model r(u | z).
+    """
+    sites: dict[str, Site] = {name: guide_trace.nodes[name] for name in names}
+    for name, site in sites.items():
+        if not site["fn"].has_rsample:
+            raise ValueError(
+                f"site '{name}': expected in the model as in the guide, even as an auxiliary one, as it is "
+                f"discrete: p/q is no weight without a reverse model r({name} | latents) in the model"
+            )
+    order = list(guide_trace.nodes)
+    for name, site in sites.items():
+        later: list[Site] = [guide_trace.nodes[n] for n in order[order.index(name) :]]
+        functions = [s for s in later if s["name"] in shared and is_point(s["fn"])]
+        # A simplex has one value more than is drawn.
+        if sum(s["value"].numel() for s in sites.values()) > sum(s["value"].numel() for s in functions):
+            raise ValueError(
+                f"site '{name}': expected latents that are a function of all of this auxiliary site (Delta "
+                f"sites), found too few: p/q is no weight without a reverse model r({name} | latents) in the model"
+            )
+        for other in functions:
+            if not has_same_power(site, other):
+                raise ValueError(
+                    f"site '{name}': expected the mask and scale of '{other['name']}', which is a function of "
+                    "it, got others: p/q is no weight; put the same handlers around both"
+                )
+
+
+def is_point(fn: Any) -> bool:
+    """Whether a distribution is a `Delta`, whatever it is wrapped in."""
+    while not isinstance(fn, Delta) and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
+
+
+def check_nesting(trace: poutine.Trace, nesting: int) -> None:
+    """No plate is further left than said."""
+    for site in sample_sites(trace):
+        for frame in site["cond_indep_stack"]:
+            if frame.vectorized and -frame.dim > nesting:
+                raise ValueError(
+                    f"max_plate_nesting: expected at least {-frame.dim}, as plate '{frame.name}' of site "
+                    f"'{site['name']}' is at dimension {frame.dim}, got {nesting}"
+                )
+
+
+def check_batch_plates_only(site: Site, layout: Layout) -> None:
+    """A site whose values are chosen has one value per datapoint."""
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized and frame.name not in (*layout.batch_plates, PARTICLES):
+            raise ValueError(
+                f"site '{site['name']}': expected in the batch plates {list(layout.batch_plates)} alone, as its "
+                f"values are chosen together, found also in '{frame.name}'"
+            )
+
+
+def same_scale(site: Site, its_scale: float, scale: float | None) -> float:
+    """The subsampling scale of a site, which is that of the sites before."""
+    if scale is not None and abs(its_scale - scale) > 1e-9 * scale:
+        raise ValueError(
+            f"site '{site['name']}': expected subsampling scale {scale} in its batch plates as at the others, "
+            f"got {its_scale}"
+        )
+    return its_scale
+
+
+def check_nothing_depends_on(site: Site, later: Sequence[Site], rule: PathwiseRule) -> None:
+    """A detached rule holds only where nothing drawn later in the guide depends on the value.
+
+    What is a function of the value (a `Delta`, as in Pyro's autoguides) is not drawn.
+    """
+    for other in later:
+        if not is_point(other["fn"]) and not other["is_observed"] and _depends(other, site["value"]):
+            raise ValueError(
+                f"site '{site['name']}': expected no latent site of the guide to depend on it under the rule "
+                f"'{rule.name}', but '{other['name']}' does; use iwae there"
+            )
+
+
+def _depends(site: Site, value: torch.Tensor) -> bool:
+    """Whether a site's distribution depends on a value."""
+    found = [site["value"]]  # reparameterised: a function of what its distribution depends on
+    with suppress(KeyError, NotImplementedError):  # a flow that knows the density of its own draws only
+        found.append(site["fn"].log_prob(site["value"].detach()))
+    return any(is_function_of(of, value) for of in found)
+
+
+def is_function_of(result: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether there is a path from one to the other in autograd's graph."""
+    if not result.requires_grad or not value.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(result.sum(), value, retain_graph=True, allow_unused=True)
+    return gradient is not None
+
+
+def check_dimensions(site: Site, layout: Layout, particles: int, leading: Mapping[int, int]) -> None:
+    """Every dimension of a log probability is a plate's, the particles', or of chosen values.
+
+    One that nothing declares would be averaged over as if it were particles, inside the logarithm.
+
+    Args:
+        site: with its log probability.
+        layout: where dimensions are.
+        particles: K of the particle dimension.
+        leading: numbers of chosen values by dimension.
+    """
+    shape = site["log_prob"].shape
+    allowed = {-layout.nesting - 1: particles, **leading}
+    allowed |= {f.dim: f.size for f in site["cond_indep_stack"] if f.vectorized}
+    for dim in range(-len(shape), 0):
+        if shape[dim] != 1 and shape[dim] != allowed.get(dim, 1):
+            raise ValueError(
+                f"site '{site['name']}': expected one log probability per element of its plates, got shape "
+                f"{list(shape)}, whose dimension {dim} of size {shape[dim]} no plate declares; declare it with a "
+                "plate or with to_event, or check the shape of the data"
+            )
+
+
+def check_no_inner_subsampling(trace: poutine.Trace, layout: Layout) -> None:
+    """A sum over all of a plate that is estimated from a part of it must not stand inside a logarithm."""
+    for site in sample_sites(trace):
+        for frame in site["cond_indep_stack"]:
+            full = getattr(frame, "full_size", None) or frame.size
+            if frame.name not in (*layout.batch_plates, PARTICLES) and full != frame.size:
+                raise ValueError(
+                    f"site '{site['name']}': expected all {full} elements of plate '{frame.name}', as it is no "
+                    f"batch plate, got a subsample of {frame.size}: inside the logarithm of a K-sample bound "
+                    "it gives no bound; use a single-sample objective such as RLOO, or make it a batch plate"
+                )
+
+
+def is_reparameterised(site: Site) -> bool:
+    """Whether gradients reach the guide through the value alone; told by the score parts, not by the family."""
+    return is_identically_zero(score_of(site))

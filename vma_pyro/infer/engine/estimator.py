@@ -1,0 +1,244 @@
+"""What all estimators share: their interfaces, and a word on what each one is."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypedDict
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro.infer.elbo import ELBO, ELBOModule
+from torch import Tensor, nn
+
+from vma_pyro.infer.engine.first_look import look
+from vma_pyro.infer.engine.handlers import CommonNoise
+from vma_pyro.infer.engine.log_weights import Handler, draw_particles
+from vma_pyro.infer.engine.options import check_options
+from vma_pyro.infer.engine.particles import Particles
+from vma_pyro.infer.engine.plates import PlateNesting, Program
+from vma_pyro.infer.engine.svi import check_svi_trains
+
+Noise = str  # "independent" or "common"
+
+
+class PlateOptions(TypedDict, total=False):
+    """Arguments of every estimator, explained at `Estimator`."""
+
+    batch_plates: Sequence[str]
+    max_plate_nesting: int | None
+    retain_graph: bool | None
+
+
+class RunOptions(PlateOptions, total=False):
+    """Arguments of those that draw each particle like the others, explained at `Estimator`."""
+
+    vectorize_particles: bool
+
+
+class Estimate(NamedTuple):
+    """What one draw tells.
+
+    Attributes:
+        value: the objective of each datapoint [B], in nats.
+        surrogate: a scalar whose gradient is the estimate of that of the objective, summed over datapoints;
+            its value means nothing.
+        scale: full size over subsample size.
+    """
+
+    value: Float[Tensor, " B"]
+    surrogate: Float[Tensor, ""]
+    scale: float
+
+
+class Estimator(ELBO):
+    """A gradient estimator for programs with discrete and continuous latents, as a `pyro.infer.ELBO`.
+
+    A new one defines `_estimate` and says what it is. All work as a loss (`elbo(model, guide)` is an
+    `nn.Module`), with `pyro.infer.SVI`, and in `compare`.
+
+    Attributes:
+        objective: what is estimated: "iwae" (the K-sample bound), "iwae-coupled" (the same of particles that share
+            draws), "elbo", "exact" (the bound with the site summed inside the logarithm), "distinct", "tvo",
+            "relaxed", or "wake-sleep" (no single objective).
+        unbiased: whether the expected gradient is that of the objective, for all parameters.
+        min_particles: the least K.
+        handles_discrete: whether sites that are not reparameterised are allowed.
+
+    Args:
+        num_particles: K.
+        noise: "independent" (default), or "common": the particles of a datapoint share the base noise of their
+            reparameterised sites.
+        batch_plates: plates whose elements are the datapoints. Every site must lie inside them. With none, `()`,
+            the whole data set has one weight per particle, as programs with latents that all datapoints share
+            need; a program without plates is one datapoint anyway.
+        max_plate_nesting: number of plate dimensions in the programs; None runs them once more to find out.
+        vectorize_particles: run all particles at once (default) or one after the other.
+        retain_graph: keep the graph after `loss_and_grads`.
+
+    Raises:
+        ValueError: fewer than `min_particles`, batch plates that are no sequence of names.
+    """
+
+    objective: str
+    unbiased: bool
+    min_particles: int = 1
+    handles_discrete: bool = True
+    _knows_rules = False  # whether sites may ask for pathwise rules
+    _knows_baselines = False  # whether they may ask for score baselines
+    _couples = True  # whether particles may share noise
+
+    def __init__(
+        self,
+        num_particles: int = 2,
+        *,
+        noise: Noise = "independent",
+        batch_plates: Sequence[str] = ("data",),
+        max_plate_nesting: int | None = None,
+        vectorize_particles: bool = True,
+        retain_graph: bool | None = None,
+    ) -> None:
+        if num_particles < 1:
+            raise ValueError(f"num_particles: expected at least 1, got {num_particles}")
+        if num_particles < self.min_particles:
+            raise ValueError(
+                f"num_particles: expected at least {self.min_particles} for {self._what()}, got {num_particles}"
+            )
+        if isinstance(batch_plates, str) or not all(isinstance(name, str) for name in batch_plates):
+            raise ValueError(f"batch_plates: expected a sequence of plate names, got {batch_plates!r}")
+        if noise not in ("independent", "common"):
+            raise ValueError(f"noise: expected 'independent' or 'common', got {noise!r}")
+        if noise == "common" and not self._couples:
+            raise ValueError(f"noise: expected 'independent' for {type(self).__name__}, got {noise!r}")
+        super().__init__(
+            num_particles=num_particles, vectorize_particles=vectorize_particles, retain_graph=retain_graph
+        )
+        # The base class would add one for the particle plate and overwrite a guess in place.
+        self.max_plate_nesting = max_plate_nesting
+        self.noise = noise
+        self.batch_plates = tuple(batch_plates)
+        self._guess_plate_nesting = PlateNesting()
+
+    @abstractmethod
+    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
+        """One draw of the objective and of its gradient."""
+
+    def learned_parts(self) -> dict[str, nn.Module]:
+        """Modules of the estimator's own that are trained along; none by default."""
+        return {}
+
+    def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
+        """The loss as a module of model, guide, and what the estimator learns itself."""
+        module = super().__call__(model, guide)
+        for name, part in self.learned_parts().items():
+            module.add_module(name, part)
+        return module
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
+        """Minus the objective in nats, summed over datapoints; its gradient is the estimator's."""
+        self._look(model, guide, args, kwargs)
+        value, surrogate, scale = self._estimate(model, guide, args, kwargs)
+        # The surrogate has a gradient but no value: the loss stays the objective.
+        return -scale * (value.detach().sum() + (surrogate - surrogate.detach()))
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Minus the objective; accumulates gradients in the parameters. `pyro.infer.SVI` calls it."""
+        for name, part in self.learned_parts().items():
+            pyro.module(f"{name}.{id(part)}", part)  # two objectives must not share parameters by their name
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        check_svi_trains(model, guide)
+        return loss.item()
+
+    @torch.no_grad()
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Minus the objective in nats, summed over datapoints, without gradients."""
+        self._look(model, guide, args, kwargs)
+        value, _, scale = self._estimate(model, guide, args, kwargs)
+        return -scale * value.sum().item()
+
+    def _look(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Refuse what cannot be told from particles once there are several."""
+        if self.vectorize_particles and self.num_particles * getattr(self, "draws_per_score", 1) > 1:
+            look.check(model, guide, args, kwargs, self._nesting(model, guide, args, kwargs))
+
+    def _check_site_options(self, guide_trace: Any, of_model: dict[str, Any]) -> None:
+        """Refuse what sites ask for and this estimator cannot serve."""
+        check_options(
+            guide_trace,
+            of_model,
+            baselines=self._knows_baselines,
+            rules=self._knows_rules,
+            what=type(self).__name__,
+        )
+
+    def _what(self) -> str:
+        """What needs so many particles, for the error."""
+        return type(self).__name__
+
+    def _nesting(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
+        if self.max_plate_nesting is not None:
+            return self.max_plate_nesting
+        return self._guess_plate_nesting(model, guide, args, kwargs)
+
+    def _draw(
+        self,
+        model: Program,
+        guide: Program,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        num_particles: int,
+        *,
+        handlers: Sequence[Handler] = (),
+        nesting: int | None = None,
+        **options: Any,
+    ) -> Particles:
+        """`draw_particles` with this objective's plates and noise; `nesting` if it is known."""
+        nesting = self._nesting(model, guide, args, kwargs) if nesting is None else nesting
+        if self.noise == "common":
+            handlers = [CommonNoise(nesting), *handlers]
+        return draw_particles(
+            model,
+            guide,
+            args,
+            kwargs,
+            num_particles=num_particles,
+            batch_plates=self.batch_plates,
+            max_plate_nesting=nesting,
+            vectorize=self.vectorize_particles,
+            handlers=handlers,
+            linear=self.objective == "elbo",
+            check_guide=self._check_site_options,
+            **options,
+        )
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        """Pyro's abstract hook; these objectives draw their particles in `vma_pyro.infer.engine.log_weights`."""
+        raise NotImplementedError(f"{type(self).__name__} draws with vma_pyro.infer.draw_particles")
+
+
+def log_mean_exp(log_weights: Float[Tensor, " K *B"]) -> Float[Tensor, "*B"]:
+    """log 1/K sum_k exp, over the first dimension."""
+    return torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))
+
+
+def normalised(log_weights: Float[Tensor, " K *B"]) -> Float[Tensor, " K *B"]:
+    """v_k = w_k / sum_l w_l without gradient; zero where all weigh nothing."""
+    with torch.no_grad():
+        return torch.nan_to_num(log_weights.softmax(0), nan=0.0)
+
+
+def weighted(v: Float[Tensor, "K B"], log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
+    """v_k log w_k; exactly nothing where v_k is zero, whatever the weight.
+
+    With v the normalised weights its gradient is that of log mean w.
+    """
+    return v * torch.where(v == 0, 0.0, log_weights)
+
+
+def finite(values: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """The same values, and 0 (without a gradient) for those that are not finite: there the loss is infinite."""
+    return torch.where(values.isfinite(), values, 0.0)

@@ -1,0 +1,127 @@
+"""A first look at two programs: one run without particles, where a dimension that no plate declares is seen."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
+
+from vma_pyro.infer.engine.checks import check_dimensions
+from vma_pyro.infer.engine.plates import Layout, Program, Site, drawn_by, sample_sites
+
+
+class FirstLook:
+    """Refuses programs with undeclared dimensions, once for each pair of programs and shapes of their arguments.
+
+    In a run of all particles such a dimension cannot be told from theirs where it has their size, and would be
+    averaged over in the same way, inside the logarithm. Data that programs hold themselves must keep their shape:
+    they are not seen among the arguments.
+    """
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
+
+    @torch.compiler.disable
+    def check(
+        self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], nesting: int
+    ) -> None:
+        """Run both once, without a trace left behind.
+
+        Raises:
+            ValueError: a dimension that no plate declares; it names the site.
+        """
+        if _is_recorded():  # what is recorded is run as well, and looked at then
+            return
+        owner, how = _owner(model)
+        guide_owner, guide_how = _owner(guide)
+        known: set[Any] = set()
+        key: Any = None
+        with suppress(TypeError):  # a callable without weak references is looked at each time
+            key = (how, weakref.ref(guide_owner), guide_how, nesting, _shapes((args, kwargs)))
+            known = self._known.setdefault(owner, known)
+        if key in known:
+            return
+        traces = _traces(model, guide, args, kwargs)
+        if traces and not any(_is_decided(site) for site in sample_sites(traces[0])):
+            for site in (site for trace in traces for site in sample_sites(trace)):
+                check_dimensions(site, Layout((), nesting), 1, {})
+        known.add(key)
+
+
+look = FirstLook()
+
+
+def _is_recorded() -> bool:
+    """Whether operations are being written down by `make_fx`, noise included."""
+    module = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return module is not None and module.get_proxy_mode() is not None
+
+
+def _owner(program: Program) -> tuple[Any, tuple[Any, ...]]:
+    """What lives as long as a program, and what is around it: methods and handlers are made anew each time."""
+    if isinstance(program, types.MethodType):
+        return program.__self__, (program.__func__.__qualname__,)
+    if isinstance(program, functools.partial) and not program.args and not program.keywords:
+        return _owner(program.func)
+    if isinstance(program, functools.partial) and isinstance(program.args[0], Messenger):
+        handler, inner = program.args
+        owner, how = _owner(inner)
+        return owner, (type(handler).__name__, _shapes(vars(handler)), *how)
+    return program, ()
+
+
+def _is_decided(site: Site) -> bool:
+    """Whether a handler has given a latent site of the guide values for several particles."""
+    batch = site["value"].dim() - site["fn"].event_dim
+    return not site["is_observed"] and batch > len(site["fn"].batch_shape)
+
+
+def _shapes(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tree.shape
+    if isinstance(tree, dict):
+        return tuple((key, _shapes(value)) for key, value in tree.items())
+    if isinstance(tree, tuple | list):
+        return tuple(map(_shapes, tree))
+    return tree if isinstance(tree, bool | int | str) else type(tree)
+
+
+def _traces(
+    model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[poutine.Trace, ...]:
+    """Of the guide and of the model; none if they fail: the run of all particles says why."""
+    try:
+        with _undisturbed(model, guide), poutine.block():
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            replayed = poutine.replay(model, trace=drawn_by(guide_trace))
+            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+            traces = tuple(prune_subsample_sites(trace) for trace in (guide_trace, model_trace))
+            for trace in traces:
+                trace.compute_log_prob()
+    except Exception:  # whatever programs may raise
+        return ()
+    return traces
+
+
+@contextmanager
+def _undisturbed(*programs: Program) -> Iterator[None]:
+    """No gradients, an own random stream, and no statistics that a training mode would gather."""
+    training = [m for p in programs if isinstance(p, nn.Module) for m in p.modules() if m.training]
+    with torch.random.fork_rng(), torch.no_grad():
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True

@@ -1,0 +1,143 @@
+"""Weighted draws of a guide, and what the estimators need to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from pyro import poutine
+from torch import Tensor
+
+from vma_pyro.infer.engine.gates import Gate
+from vma_pyro.infer.engine.plates import Layout, Site
+
+
+class SiteScore(NamedTuple):
+    """log q of one guide site that is not reparameterised.
+
+    Attributes:
+        name: of the site.
+        log_prob: [*S, K, B]; zero for a datapoint whose sites are all masked. Neither masks of single sites nor
+            scales enter: they change the weight of a draw, not the probability of drawing it.
+        estimator: the score baseline that the site asks for, `infer={"estimator": ...}`; None: the objective's.
+        layout, site: where its tensors have particles and datapoints, and the site itself (of the first of several
+            runs).
+    """
+
+    name: str
+    log_prob: Float[Tensor, "*S K B"]
+    estimator: Callable[..., Tensor] | None
+    layout: Layout
+    site: Site
+
+
+class SiteGate(NamedTuple):
+    """The gate of a reparameterised site in so many particles from the start on."""
+
+    start: int
+    particles: int
+    gate: Gate
+
+
+class Particles(NamedTuple):
+    """K weighted draws of the guide for each of B datapoints; `*S` are dimensions of sites with given values.
+
+    Attributes:
+        log_weights: log w, differentiable in the parameters of the model, in those of the guide inside log q, and
+            through reparameterised values. With given values: log of q(values) w.
+        log_p: log p(x, latents) alone.
+        log_q: log q(latents) of the guide itself.
+        log_proposal: what the latents were drawn from, and what the weights have: q, unless a handler widened it.
+        log_q_reparameterised: the part of log q of the reparameterised sites.
+        scores: of the guide's sites that are not reparameterised.
+        given: log q of the sites with given values, without masks and scales; zero without any.
+        live: whether any site of the datapoint counts.
+        scale: full size over subsample size of the batch plates, which multiplies the bound.
+        batch_shape: sizes of the batch plates; B is their product.
+        gates: of reparameterised sites under another pathwise rule than `iwae`; see `open_gates`.
+        subsamples: the draws of randomly subsampled plates, for further particles of the same datapoints.
+        layout: where tensors of sites have particles and datapoints.
+        draws: traces of the guide: one of all particles, or one of each; empty if they are not kept.
+        chosen_site: the last of the sites with given values, and the layout of its tensors.
+    """
+
+    log_weights: Float[Tensor, "*S K B"]
+    log_p: Float[Tensor, "*S K B"]
+    log_q: Float[Tensor, "*S K B"]
+    log_proposal: Float[Tensor, "*S K B"]
+    log_q_reparameterised: Float[Tensor, "*S K B"]
+    scores: tuple[SiteScore, ...]
+    given: Float[Tensor, "*S K B"]
+    live: Bool[Tensor, "*S K B"]
+    scale: float
+    batch_shape: torch.Size
+    gates: tuple[SiteGate, ...]
+    subsamples: poutine.Trace
+    layout: Layout
+    draws: tuple[poutine.Trace, ...] = ()
+    chosen_site: tuple[Layout, Site] | None = None
+
+    def at_datapoints(self, values: Float[Tensor, "..."]) -> Float[Tensor, " B"]:
+        """Values [plates] of the site with given values, such as its normaliser, as [B]."""
+        assert self.chosen_site is not None
+        layout, site = self.chosen_site
+        return layout.per_datapoint(site, values).reshape(-1)
+
+    @property
+    def score(self) -> Float[Tensor, "*S K B"]:
+        """Sum of log q over the sites that are not reparameterised."""
+        return sum((site.log_prob for site in self.scores), torch.zeros_like(self.log_weights))
+
+    def open_gates(self, normalised_weights: Float[Tensor, "*S K B"]) -> None:
+        """Fix the factors on the gradients through reparameterised values; needed before the backward pass."""
+        for start, count, gate in self.gates:
+            v = normalised_weights.detach().narrow(-2, start, count)
+            gate.open(v.reshape(*v.shape[:-1], *self.batch_shape))
+
+
+def concatenate(runs: Sequence[Particles]) -> Particles:
+    """The particles of several runs on the same datapoints."""
+
+    def cat(tensors: list[Tensor]) -> Tensor:
+        return torch.cat(tensors, dim=-2)
+
+    starts = [0]
+    for run in runs:
+        starts.append(starts[-1] + run.log_weights.shape[-2])
+    first = runs[0]
+    return first._replace(
+        log_weights=cat([run.log_weights for run in runs]),
+        log_p=cat([run.log_p for run in runs]),
+        log_q=cat([run.log_q for run in runs]),
+        log_proposal=cat([run.log_proposal for run in runs]),
+        log_q_reparameterised=cat([run.log_q_reparameterised for run in runs]),
+        scores=_merged(runs),
+        given=cat([run.given for run in runs]),
+        live=cat([run.live for run in runs]),
+        gates=tuple(
+            gate._replace(start=start + gate.start)
+            for run, start in zip(runs, starts[:-1], strict=True)
+            for gate in run.gates
+        ),
+        draws=tuple(draw for run in runs for draw in run.draws),
+    )
+
+
+def _merged(runs: Sequence[Particles]) -> tuple[SiteScore, ...]:
+    """The scores of all runs by name of site; a site that a run did not come to has none there."""
+    sites = {score.name: score for run in reversed(runs) for score in run.scores}
+    by_name = [{score.name: score.log_prob for score in run.scores} for run in runs]
+    return tuple(
+        score._replace(
+            log_prob=torch.cat(
+                [
+                    found.get(name, torch.zeros_like(run.log_weights))
+                    for run, found in zip(runs, by_name, strict=True)
+                ],
+                dim=-2,
+            )
+        )
+        for name, score in sites.items()
+    )

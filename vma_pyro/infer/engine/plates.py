@@ -1,0 +1,171 @@
+"""Where a site's tensors hold particles, datapoints, and everything to be summed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from torch import Tensor
+
+Program = Callable[..., Any]
+Site = Any  # a node of a trace; Pyro's own type leaves most of its fields open
+PARTICLES = "num_particles_vectorized"  # Pyro's own name of the plate
+
+
+def particle_plate(num_particles: int, max_plate_nesting: int) -> Callable[[Program], Program]:
+    """The plate of the particles, left of all plates of the program."""
+    return pyro.plate(PARTICLES, num_particles, dim=-max_plate_nesting - 1)
+
+
+def sample_sites(trace: poutine.Trace) -> Iterable[Site]:
+    """The random sites, observed or not; `pyro.deterministic` is not random."""
+    nodes: Iterable[Site] = trace.nodes.values()
+    for site in nodes:
+        if site["type"] == "sample" and not site["infer"].get("_deterministic"):
+            yield site
+
+
+def drawn_by(guide_trace: poutine.Trace) -> poutine.Trace:
+    """The sites whose values the model takes over; one whose value is given has it in the model as well."""
+    if not guide_trace.observation_nodes:
+        return guide_trace
+    drawn = poutine.Trace()
+    for name, site in guide_trace.nodes.items():
+        if site["type"] != "sample" or not site["is_observed"]:
+            drawn.add_node(name, **site)
+    return drawn
+
+
+def is_random_subsample(site: Site) -> bool:
+    """Whether a site draws which elements of its plate are seen; plates whose elements are given have one, too."""
+    if not site_is_subsample(site):
+        return False
+    size: int | None = site["fn"].subsample_size
+    return size is not None and size < site["fn"].size
+
+
+class PlateNesting:
+    """Guesses the number of plate dimensions by one run of model and guide, which leaves no trace behind.
+
+    The guess is kept per pair of programs, not per objective: one objective may serve several programs.
+    """
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], int]] = weakref.WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy knows nothing yet: weak references cannot be copied."""
+        return PlateNesting, ()
+
+    def __call__(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
+        """The largest plate dimension, counted from the right, over the sites of both programs."""
+        try:
+            guide_ref, nesting = self._known[model]
+            if guide_ref() is guide:
+                return nesting
+        except (KeyError, TypeError):
+            pass
+        from vma_pyro.infer.engine.running import run  # which keeps errors to a line, and stands on this file
+
+        with torch.random.fork_rng(), torch.no_grad(), poutine.block():
+            guide_trace = run(guide, args, kwargs)
+            model_trace = run(poutine.replay(model, trace=drawn_by(guide_trace)), args, kwargs)
+        frames = (
+            frame
+            for trace in (model_trace, guide_trace)
+            for site in sample_sites(prune_subsample_sites(trace))
+            for frame in site["cond_indep_stack"]
+            if frame.vectorized
+        )
+        nesting = max((-frame.dim for frame in frames), default=0)
+        with suppress(TypeError):  # a callable without weak references is guessed anew each time
+            self._known[model] = (weakref.ref(guide), nesting)
+        return nesting
+
+
+def has_plates(trace: poutine.Trace) -> bool:
+    """Whether any site lies in a plate, vectorised or sequential, of the program's own."""
+    return any(f.name != PARTICLES for site in sample_sites(trace) for f in site["cond_indep_stack"])
+
+
+def _sequential(site: Site) -> str:
+    names = [frame.name for frame in site["cond_indep_stack"] if not frame.vectorized]
+    return f" (and in the sequential plates {names})" if names else ""
+
+
+class Layout:
+    """The dimensions of a site's log probability: [leading, particle, plates].
+
+    Args:
+        batch_plates: plates whose elements are the datapoints; none: the whole program is one.
+        max_plate_nesting: number of plate dimensions, without the particles'.
+        leading: number of dimensions left of the particles', of sites with given values.
+    """
+
+    def __init__(self, batch_plates: tuple[str, ...], max_plate_nesting: int, leading: int = 0) -> None:
+        self.batch_plates, self.nesting, self.leading = batch_plates, max_plate_nesting, leading
+        self.rank = leading + 1 + max_plate_nesting
+
+    def of_program(self, *traces: poutine.Trace) -> Layout:
+        """The same, but a program without any plate is one datapoint."""
+        if not self.batch_plates or any(has_plates(trace) for trace in traces):
+            return self
+        return Layout((), self.nesting, self.leading)
+
+    def subsampling_scale(self, site: Site) -> float:
+        """Full size over subsample size, over the batch plates."""
+        scale = 1.0
+        for frame in self._frames(site):
+            scale *= (frame.full_size or frame.size) / frame.size
+        return scale
+
+    def per_datapoint(self, site: Site, log_prob: Tensor) -> Tensor:
+        """Sum over all but [leading, particle, batch plates]; returns [*leading, K, *batch]."""
+        kept, rest = self._gathered(site, log_prob)
+        return kept.sum(rest) if rest else kept
+
+    def any_per_datapoint(self, site: Site, values: Tensor | bool) -> Tensor | bool:
+        """Whether any of the site's values is true: a boolean, or one that broadcasts to [*leading, K, *batch]."""
+        if isinstance(values, bool):
+            return values
+        kept, rest = self._gathered(site, values)
+        return kept.amax(rest) if rest else kept
+
+    def spread(self, site: Site, values: Tensor) -> Tensor:
+        """The inverse: values [*leading, K, *batch] at the dimensions where the site's own log_prob has them."""
+        order, rest = self._order(site)
+        values = values.reshape(*values.shape, *(1 for _ in rest))
+        return values.permute(*(order.index(d) for d in range(self.rank)))
+
+    def _frames(self, site: Site) -> list[Any]:
+        """The frames of the batch plates, in the order in which they were named."""
+        frames = {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
+        missing = [name for name in self.batch_plates if name not in frames]
+        if missing:
+            inside = sorted(set(frames) - {PARTICLES})
+            others = f"batch_plates={tuple(inside)} names the datapoints' plates, " if inside else ""
+            raise ValueError(
+                f"site '{site['name']}': expected inside the batch plates {list(self.batch_plates)}, "
+                f"found in {inside}{_sequential(site)}; its log weight belongs to no single datapoint: {others}"
+                "batch_plates=() gives the whole data set one weight per particle"
+            )
+        return [frames[name] for name in self.batch_plates]
+
+    def _order(self, site: Site) -> tuple[list[int], list[int]]:
+        """All dimensions, those of [leading, particle, batch plates] first, and the rest of them."""
+        lead = list(range(self.leading + 1))
+        batch = [self.rank + frame.dim for frame in self._frames(site)]
+        rest = [d for d in range(self.leading + 1, self.rank) if d not in batch]
+        return [*lead, *batch, *rest], rest
+
+    def _gathered(self, site: Site, value: Tensor) -> tuple[Tensor, list[int]]:
+        """The value with dimensions [leading, particle, batch plates, rest], and where the rest is."""
+        order, rest = self._order(site)
+        value = value.reshape((1,) * (self.rank - value.dim()) + value.shape)
+        return value.permute(*order), list(range(self.rank - len(rest), self.rank))

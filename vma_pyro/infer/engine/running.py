@@ -1,0 +1,68 @@
+"""Running a program under handlers that change the shapes of its sites, and what its errors say then."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from pyro import poutine
+
+from vma_pyro.infer.engine.plates import PARTICLES, Program
+
+SINGLE_VALUE = ("converted to Scalar", "Boolean value of Tensor with more than one value is ambiguous")
+
+
+def run(
+    program: Program, args: Sequence[Any], kwargs: dict[str, Any], *, chosen: Collection[str] = ()
+) -> poutine.Trace:
+    """The trace of a program, whose errors keep to their one line: Pyro adds the shapes of all its sites.
+
+    Args:
+        program: a Pyro program.
+        args, kwargs: its arguments.
+        chosen: sites whose values stand in new dimensions on the left.
+    """
+    try:
+        return poutine.trace(program).get_trace(*args, **kwargs)
+    except (ValueError, RuntimeError, IndexError, TypeError, NotImplementedError) as error:
+        cause = error.__cause__
+        own = cause if type(cause) is type(error) and str(error).startswith(str(cause)) else error
+        explained = _explained(str(own), chosen)
+        if explained is not None:
+            raise ValueError(explained) from error
+        if own is error:
+            raise
+        raise own from None
+
+
+def _explained(told: str, chosen: Collection[str]) -> str | None:
+    """One line for what our handlers bring about; None for a program's own errors."""
+    first = told.splitlines()[0] if told else ""
+    if collision := re.match(r'at plates "(.*)" and "(.*)", collide at dim=-(\d+)', first):
+        plates = [name for name in collision.groups()[:2] if name != PARTICLES]
+        if len(plates) == 1:
+            needed = int(collision[3])
+            return (
+                f"max_plate_nesting: expected at least {needed}, as plate '{plates[0]}' is at dimension "
+                f"-{needed}, got {needed - 1}"
+            )
+    if any(sign in first for sign in SINGLE_VALUE):
+        return (
+            "vectorize_particles: expected False for a program that looks at single values, as all particles "
+            f"at once have many, got True ({first})"
+        )
+    if chosen and _is_about_shapes(first):
+        names = " and ".join(f"'{name}'" for name in sorted(chosen))
+        return (
+            f"site {names}: its values stand in a new dimension on the left, shape [values, 1, ...] before the "
+            f"plates, which programs must broadcast as under Pyro's parallel enumeration, but: {first}"
+        )
+    return None
+
+
+def _is_about_shapes(line: str) -> bool:
+    """Whether an error is of the kind that a dimension more brings about."""
+    own = re.match(r"(site '.*'|[\w.]+): (expected|its)", line)  # one of ours, or of the program's own checks
+    words = ("shape", "size", "dimension", "broadcast", "expand", "index", "same number of dims")
+    return not own and any(word in line.lower() for word in words)

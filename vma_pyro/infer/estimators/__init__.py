@@ -1,0 +1,1 @@
+"""Objectives and gradient estimators, one idea a file."""

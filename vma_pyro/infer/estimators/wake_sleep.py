@@ -1,0 +1,148 @@
+"""Wake-sleep, one datapoint at a time: the model follows the bound, the guide the posterior."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Unpack
+
+import torch
+from pyro import poutine
+from pyro.distributions import Unit
+from torch import nn
+
+from vma_pyro.infer.engine.checks import is_point
+from vma_pyro.infer.engine.estimator import (
+    Estimate,
+    Estimator,
+    RunOptions,
+    finite,
+    log_mean_exp,
+    normalised,
+    weighted,
+)
+from vma_pyro.infer.engine.handlers import Defensive, DetachValues
+from vma_pyro.infer.engine.log_weights import Handler, guide_log_prob
+from vma_pyro.infer.engine.particles import Particles
+from vma_pyro.infer.engine.plates import Program, is_random_subsample, sample_sites
+
+
+class WakeWake(Estimator):
+    r"""Reweighted wake-sleep: no gradient passes through a sample, so discrete and continuous sites are alike.
+
+    .. math::
+        \nabla_\theta = \sum_k v_k \nabla_\theta \log p(x, h_k), \qquad
+        \nabla_\phi = \sum_k (v_k - \tfrac1K) \nabla_\phi \log q(h_k \mid x), \qquad
+        v_k = \frac{w_k}{\sum_l w_l}
+
+    (Bornschein & Bengio 2015, equations 10 and 13; Le et al. 2018.) The model ascends the K-sample bound; the
+    guide descends KL(p(h|x) || q(h|x)), estimated with self-normalised weights. Biased for both: there is no
+    single objective, and the guide's gradient is a ratio of averages. The weights are of one datapoint each
+    (Pyro's `ReweightedWakeSleep` sums over the minibatch first).
+
+    Args:
+        num_particles: K, at least 2.
+        centred: subtract 1/K, which has no expectation and takes much of the variance out.
+        insomnia: share of the wake update in the guide's gradient; the rest is sleep: E_p grad log q(h | x') on
+            dreamed data x' (Hinton et al. 1995). Default 1: no sleep. 0 is wake-sleep.
+        dreams: for sleep, name of each observed site to the name of the programs' argument that holds its data; by
+            default the same name.
+        defensive: share of a uniform distribution in the proposal of each discrete site with finite support (Le et
+            al. 2018, section 4), so that no weight is unbounded. Default 0.
+        batch_plates, max_plate_nesting, vectorize_particles, retain_graph: see `Estimator`.
+
+    Raises:
+        ValueError: shares outside 0 to 1; an observed site for which the programs have no argument.
+    """
+
+    objective = "wake-sleep"
+    unbiased = False
+    min_particles = 2
+    _couples = False  # no gradient passes through the noise
+
+    def __init__(
+        self,
+        num_particles: int = 4,
+        *,
+        centred: bool = True,
+        insomnia: float = 1.0,
+        dreams: Mapping[str, str] | None = None,
+        defensive: float = 0.0,
+        **options: Unpack[RunOptions],
+    ) -> None:
+        super().__init__(num_particles, **options)
+        if not 0 <= insomnia <= 1:
+            raise ValueError(f"insomnia: expected 0 <= insomnia <= 1, got {insomnia}")
+        if not 0 <= defensive < 1:
+            raise ValueError(f"defensive: expected 0 <= defensive < 1, got {defensive}")
+        self.centred, self.insomnia, self.dreams, self.defensive = centred, insomnia, dreams or {}, defensive
+
+    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
+        handlers: list[Handler] = [Defensive(self.defensive)] if self.defensive else []
+        handlers.append(DetachValues())
+        particles = self._draw(model, guide, args, kwargs, self.num_particles, handlers=handlers)
+        v = normalised(particles.log_weights)  # [K, B]
+        surrogate = weighted(v, particles.log_p).sum()
+        if self.insomnia > 0:
+            coefficient = v
+            if self.centred:
+                # Of draws from q the score has mean zero; of a wider proposal, weighted with q over the proposal.
+                ratio = (particles.log_q - particles.log_proposal).detach().exp()
+                coefficient = v - ratio / self.num_particles
+            surrogate = surrogate + self.insomnia * weighted(coefficient, finite(particles.log_q)).sum()
+        if self.insomnia < 1:
+            sleep = self._sleep(model, guide, args, kwargs, particles)
+            surrogate = surrogate + (1 - self.insomnia) * sleep.sum()
+        return Estimate(log_mean_exp(particles.log_weights).detach(), surrogate, particles.scale)
+
+    def _sleep(
+        self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], particles: Particles
+    ) -> torch.Tensor:
+        """log q [1, B] of what the model dreamed, given the dreamed data."""
+        for given in _given(particles.draws[0]):
+            raise ValueError(
+                f"insomnia: expected 1 (no sleep) where the value of site '{given}' is given, as dreams have "
+                f"another, got {self.insomnia:g}"
+            )
+        for site in sample_sites(particles.draws[0]):
+            if is_point(site["fn"]):
+                raise ValueError(
+                    f"insomnia: expected 1 (no sleep) where site '{site['name']}' is a Delta, which gives a dream "
+                    f"no density, got {self.insomnia:g}"
+                )
+        with torch.no_grad():
+            dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
+        if any(is_random_subsample(site) for site in dream.nodes.values()):
+            raise ValueError("insomnia: expected 1 (no sleep) with randomly subsampled plates, got less")
+        bound = _signature(model).bind(*args, **kwargs)
+        for name in dream.stochastic_nodes:
+            infer: Any = dream.nodes[name]["infer"]
+            if infer.get("was_observed") and not isinstance(dream.nodes[name]["fn"], Unit):
+                argument = self.dreams.get(name, name)
+                if argument not in bound.arguments:
+                    raise ValueError(
+                        f"dreams: expected the argument that holds the data of site '{name}', the model has "
+                        f"{sorted(bound.arguments)}"
+                    )
+                bound.arguments[argument] = dream.nodes[name]["value"]
+        return guide_log_prob(poutine.replay(guide, trace=dream), bound.args, bound.kwargs, particles.layout)
+
+
+def _given(guide_trace: poutine.Trace) -> list[str]:
+    """Names of the guide's sites whose values are not drawn."""
+    return [s["name"] for s in sample_sites(guide_trace) if s["is_observed"] and not isinstance(s["fn"], Unit)]
+
+
+def _is_handler(program: Any) -> bool:
+    function = program.func
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", "") == "_context_wrap"
+
+
+def _signature(program: Callable[..., Any]) -> inspect.Signature:
+    # An effect handler around a program is a partial of its own function, with the program as last argument.
+    while isinstance(program, functools.partial) and _is_handler(program):
+        program = program.args[-1]
+    return inspect.signature(program.forward if isinstance(program, nn.Module) else program)

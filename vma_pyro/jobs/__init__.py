@@ -1,1 +1,0 @@
-"""What the experiments have in common: running, resuming, scoring and writing results."""
