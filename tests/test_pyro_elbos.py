@@ -12,6 +12,7 @@ from pyro.distributions.testing.rejection_gamma import RejectionGamma
 
 from programs import FLOAT, Fixed, log_normal, rows
 from vma_pyro.infer import EnumeratedELBO, GraphELBO, loo
+from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.estimators.pyro_elbos import importance_traces
 
 X = torch.tensor(0.8, **FLOAT)
@@ -350,5 +351,5 @@ def test_the_traces_are_checked_without_a_plate():
     def latent():
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    model_trace, guide_trace = importance_traces(latent, latent, (), {}, nesting=math.inf)
+    model_trace, guide_trace = importance_traces(Programs(latent, latent), nesting=math.inf)
     assert set(model_trace.nodes) == set(guide_trace.nodes)

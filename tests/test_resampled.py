@@ -20,10 +20,10 @@ from vma_pyro.infer import (
     evaluations_of,
     loo,
     reinforce,
-    resampled,
     stl,
     vimco,
 )
+from vma_pyro.infer.estimators import resampled
 
 K = 3
 

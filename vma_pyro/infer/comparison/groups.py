@@ -10,9 +10,10 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from vma_pyro.infer.engine.handlers import DetachValues
-from vma_pyro.infer.engine.log_weights import Handler, draw_particles
+from vma_pyro.infer.engine.log_weights import draw_particles
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.plates import Program
+from vma_pyro.infer.engine.programs import Handler, Programs
 
 Groups = Mapping[str, Sequence[Tensor]]
 
@@ -26,8 +27,9 @@ def parameters_of(
         if isinstance(program, nn.Module):
             found.update({f"{prefix}.{name}": p for name, p in program.named_parameters()})
     with torch.no_grad(), poutine.trace(param_only=True) as captured:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        poutine.replay(model, trace=guide_trace)(*args, **kwargs)
+        programs = Programs(model, guide, args, kwargs).prepared()
+        guide_trace = poutine.trace(guide).get_trace(*programs.args, **programs.kwargs)
+        poutine.replay(model, trace=guide_trace)(*programs.args, **programs.kwargs)
     for name, site in captured.trace.nodes.items():
         if site["type"] == "param":
             value: Any = site["value"]

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -17,9 +16,10 @@ from torch import Tensor
 from vma_pyro.infer.engine.checks import is_reparameterised
 from vma_pyro.infer.engine.estimator import Estimate, Estimator
 from vma_pyro.infer.engine.handlers import ChooseValues, CommonNoise, decide, is_open, whole_support
-from vma_pyro.infer.engine.log_weights import draw_particles
+from vma_pyro.infer.engine.log_weights import draw
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.plates import Program, is_random_subsample, sample_sites
+from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.running import run
 
 MOST_OUTCOMES = 2_000_000  # of all particles and datapoints together
@@ -74,10 +74,10 @@ class EnumeratedReference(Estimator):
         self.sites, self.objective = tuple(sites), objective
         self.draws_per_score, self.by_value = draws_per_score, by_value
 
-    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
-        nesting = self._nesting(model, guide, args, kwargs)
+    def _estimate(self, programs: Programs) -> Estimate:
+        nesting = self._nesting(programs)
         tables = self._value_by_value if self.by_value else self._all_at_once
-        table = tables(model, guide, args, kwargs, nesting)
+        table = tables(programs, nesting)
         value = self._value(table)
         return Estimate(value.detach(), value.sum(), table.scale)
 
@@ -98,22 +98,16 @@ class EnumeratedReference(Estimator):
     def _particles(self) -> int:
         return 1 if self.objective == "distinct" else self.num_particles * self.draws_per_score
 
-    def _all_at_once(
-        self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], nesting: int
-    ) -> _Table:
+    def _all_at_once(self, programs: Programs, nesting: int) -> _Table:
         """One run, with the values of each site in a dimension of its own."""
         given = [ChooseValues(name, whole_support, nesting + 1 + i) for i, name in enumerate(self.sites)]
-        particles = self._draw(
-            model, guide, args, kwargs, self._particles(), given=given, pathwise=None, nesting=nesting
-        )
+        particles = self._draw(programs, self._particles(), given=given, pathwise=None, nesting=nesting)
         shape = particles.log_weights.shape[-2:]
         log_q, joint = (t.reshape(-1, *shape) for t in (particles.given, particles.log_weights))
         live = particles.live.reshape(-1, *shape).any(0).any(0)
         return _Table.of(log_q, joint - log_q, joint, live, particles.scale, self.sites)
 
-    def _value_by_value(
-        self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], nesting: int
-    ) -> _Table:
+    def _value_by_value(self, programs: Programs, nesting: int) -> _Table:
         """One run for each joint value of the sites."""
         total = self._particles()
         noise = [CommonNoise(nesting)] if self.noise == "common" else []
@@ -124,11 +118,8 @@ class EnumeratedReference(Estimator):
             runs: list[Particles] = []
             for values in _joint_values(self.sites, sizes):
                 runs.append(
-                    draw_particles(
-                        model,
-                        guide,
-                        args,
-                        kwargs,
+                    draw(
+                        programs,
                         num_particles=size,
                         batch_plates=self.batch_plates,
                         max_plate_nesting=nesting,
@@ -138,7 +129,7 @@ class EnumeratedReference(Estimator):
                     )
                 )
                 if not columns and len(runs) == 1:  # all see the same datapoints
-                    model, guide = (poutine.replay(p, trace=runs[0].subsamples) for p in (model, guide))
+                    programs = programs.with_subsamples(runs[0].subsamples)
             columns.append(runs)
         log_q = torch.cat([torch.stack([p.score for p in runs]) for runs in columns], 1)  # [O, K, B]
         log_w = torch.cat([torch.stack([p.log_weights for p in runs]) for runs in columns], 1)
@@ -276,7 +267,8 @@ def guide_sites(
 ) -> GuideSites:
     """Run the guide once, and look at its latent sites."""
     with torch.no_grad():
-        trace = run(guide, args, kwargs)
+        programs = Programs(guide, guide, args, kwargs).prepared()
+        trace = run(guide, programs.args, programs.kwargs)
         others = any(is_random_subsample(site) for site in trace.nodes.values())
         trace = prune_subsample_sites(trace)
         trace.compute_score_parts()

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from vma_pyro.infer.engine.first_look import look
 from vma_pyro.infer.engine.handlers import CommonNoise
-from vma_pyro.infer.engine.log_weights import Handler, draw_particles
+from vma_pyro.infer.engine.log_weights import draw
 from vma_pyro.infer.engine.options import check_options
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.plates import PlateNesting, Program
+from vma_pyro.infer.engine.programs import Handler, Programs
 from vma_pyro.infer.engine.svi import check_svi_trains
 
 Noise = str  # "independent" or "common"
@@ -122,7 +123,7 @@ class Estimator(ELBO):
         self._guess_plate_nesting = PlateNesting()
 
     @abstractmethod
-    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
+    def _estimate(self, programs: Programs) -> Estimate:
         """One draw of the objective and of its gradient."""
 
     def learned_parts(self) -> dict[str, nn.Module]:
@@ -138,8 +139,9 @@ class Estimator(ELBO):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
         """Minus the objective in nats, summed over datapoints; its gradient is the estimator's."""
-        self._look(model, guide, args, kwargs)
-        value, surrogate, scale = self._estimate(model, guide, args, kwargs)
+        programs = Programs(model, guide, args, kwargs).prepared()
+        self._look(programs)
+        value, surrogate, scale = self._estimate(programs)
         # The surrogate has a gradient but no value: the loss stays the objective.
         return -scale * (value.detach().sum() + (surrogate - surrogate.detach()))
 
@@ -156,14 +158,15 @@ class Estimator(ELBO):
     @torch.no_grad()
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the objective in nats, summed over datapoints, without gradients."""
-        self._look(model, guide, args, kwargs)
-        value, _, scale = self._estimate(model, guide, args, kwargs)
+        programs = Programs(model, guide, args, kwargs).prepared()
+        self._look(programs)
+        value, _, scale = self._estimate(programs)
         return -scale * value.sum().item()
 
-    def _look(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    def _look(self, programs: Programs) -> None:
         """Refuse what cannot be told from particles once there are several."""
         if self.vectorize_particles and self.num_particles * getattr(self, "draws_per_score", 1) > 1:
-            look.check(model, guide, args, kwargs, self._nesting(model, guide, args, kwargs))
+            look.check(programs, self._nesting(programs))
 
     def _check_site_options(self, guide_trace: Any, of_model: dict[str, Any]) -> None:
         """Refuse what sites ask for and this estimator cannot serve."""
@@ -179,32 +182,26 @@ class Estimator(ELBO):
         """What needs so many particles, for the error."""
         return type(self).__name__
 
-    def _nesting(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
+    def _nesting(self, programs: Programs) -> int:
         if self.max_plate_nesting is not None:
             return self.max_plate_nesting
-        return self._guess_plate_nesting(model, guide, args, kwargs)
+        return self._guess_plate_nesting(programs.model, programs.guide, programs.args, programs.kwargs)
 
     def _draw(
         self,
-        model: Program,
-        guide: Program,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
+        programs: Programs,
         num_particles: int,
         *,
         handlers: Sequence[Handler] = (),
         nesting: int | None = None,
         **options: Any,
     ) -> Particles:
-        """`draw_particles` with this objective's plates and noise; `nesting` if it is known."""
-        nesting = self._nesting(model, guide, args, kwargs) if nesting is None else nesting
+        """`draw` with this objective's plates and noise; `nesting` if it is known."""
+        nesting = self._nesting(programs) if nesting is None else nesting
         if self.noise == "common":
             handlers = [CommonNoise(nesting), *handlers]
-        return draw_particles(
-            model,
-            guide,
-            args,
-            kwargs,
+        return draw(
+            programs,
             num_particles=num_particles,
             batch_plates=self.batch_plates,
             max_plate_nesting=nesting,

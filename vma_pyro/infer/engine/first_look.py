@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import types
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from vma_pyro.infer.engine.checks import check_dimensions
 from vma_pyro.infer.engine.plates import Layout, Program, Site, drawn_by, sample_sites
+from vma_pyro.infer.engine.programs import Programs, unwrapped
 
 
 class FirstLook:
@@ -32,9 +31,7 @@ class FirstLook:
         self._known: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
 
     @torch.compiler.disable
-    def check(
-        self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], nesting: int
-    ) -> None:
+    def check(self, programs: Programs, nesting: int) -> None:
         """Run both once, without a trace left behind.
 
         Raises:
@@ -42,16 +39,16 @@ class FirstLook:
         """
         if _is_recorded():  # what is recorded is run as well, and looked at then
             return
-        owner, how = _owner(model)
-        guide_owner, guide_how = _owner(guide)
+        owner, how = _owner(programs.model)
+        guide_owner, guide_how = _owner(programs.guide)
         known: set[Any] = set()
         key: Any = None
         with suppress(TypeError):  # a callable without weak references is looked at each time
-            key = (how, weakref.ref(guide_owner), guide_how, nesting, _shapes((args, kwargs)))
+            key = (how, weakref.ref(guide_owner), guide_how, nesting, _shapes(programs.as_given))
             known = self._known.setdefault(owner, known)
         if key in known:
             return
-        traces = _traces(model, guide, args, kwargs)
+        traces = _traces(programs)
         if traces and not any(_is_decided(site) for site in sample_sites(traces[0])):
             for site in (site for trace in traces for site in sample_sites(trace)):
                 check_dimensions(site, Layout((), nesting), 1, {})
@@ -71,13 +68,12 @@ def _owner(program: Program) -> tuple[Any, tuple[Any, ...]]:
     """What lives as long as a program, and what is around it: methods and handlers are made anew each time."""
     if isinstance(program, types.MethodType):
         return program.__self__, (program.__func__.__qualname__,)
-    if isinstance(program, functools.partial) and not program.args and not program.keywords:
-        return _owner(program.func)
-    if isinstance(program, functools.partial) and isinstance(program.args[0], Messenger):
-        handler, inner = program.args
-        owner, how = _owner(inner)
-        return owner, (type(handler).__name__, _shapes(vars(handler)), *how)
-    return program, ()
+    inner, handlers = unwrapped(program)
+    around = tuple(part for handler in handlers for part in (type(handler).__name__, _shapes(vars(handler))))
+    if inner is program:
+        return program, around
+    owner, how = _owner(inner)
+    return owner, (*around, *how)
 
 
 def _is_decided(site: Site) -> bool:
@@ -96,14 +92,13 @@ def _shapes(tree: Any) -> Any:
     return tree if isinstance(tree, bool | int | str) else type(tree)
 
 
-def _traces(
-    model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]
-) -> tuple[poutine.Trace, ...]:
+def _traces(programs: Programs) -> tuple[poutine.Trace, ...]:
     """Of the guide and of the model; none if they fail: the run of all particles says why."""
+    args, kwargs = programs.args, programs.kwargs
     try:
-        with _undisturbed(model, guide), poutine.block():
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            replayed = poutine.replay(model, trace=drawn_by(guide_trace))
+        with _undisturbed(programs.model, programs.guide), poutine.block():
+            guide_trace = poutine.trace(programs.guide).get_trace(*args, **kwargs)
+            replayed = poutine.replay(programs.model, trace=drawn_by(guide_trace))
             model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
             traces = tuple(prune_subsample_sites(trace) for trace in (guide_trace, model_trace))
             for trace in traces:

@@ -7,7 +7,7 @@ refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,9 +39,9 @@ from vma_pyro.infer.engine.options import Options
 from vma_pyro.infer.engine.particles import Particles, SiteGate, SiteScore, concatenate
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.plates import Layout, Program, Site, drawn_by, particle_plate, sample_sites
+from vma_pyro.infer.engine.programs import Handler, Programs
 from vma_pyro.infer.engine.running import run
 
-Handler = Callable[[Program], Program]
 CheckGuide = Callable[[poutine.Trace, dict[str, Any]], None]  # its trace, and what the model's sites ask for
 
 
@@ -104,25 +104,49 @@ def draw_particles(
             latent whose mask or scale differs between the two, a dimension that no plate declares, a site left for
             enumeration, an estimator that does not fit its site, NaN in a weight.
     """
-    kwargs = kwargs or {}
+    return draw(
+        Programs(model, guide, args, kwargs or {}).prepared(),
+        num_particles=num_particles,
+        batch_plates=batch_plates,
+        max_plate_nesting=max_plate_nesting,
+        vectorize=vectorize,
+        pathwise=pathwise,
+        handlers=handlers,
+        given=given,
+        linear=linear,
+        check_guide=check_guide,
+    )
+
+
+def draw(
+    programs: Programs,
+    *,
+    num_particles: int,
+    batch_plates: Sequence[str],
+    max_plate_nesting: int,
+    vectorize: bool = True,
+    pathwise: PathwiseRule | None = iwae,
+    handlers: Sequence[Handler] = (),
+    given: Sequence[ChooseValues] = (),
+    linear: bool = False,
+    check_guide: CheckGuide | None = None,
+) -> Particles:
+    """`draw_particles` of prepared programs."""
     handlers = [*handlers, *given]
     linear = linear or (num_particles == 1 and not given)
     layout = Layout(tuple(batch_plates), max_plate_nesting, len(given))
     if vectorize or num_particles == 1:
         if num_particles > 1:
-            plate = particle_plate(num_particles, max_plate_nesting)
-            model, guide = plate(model), plate(guide)
+            programs = programs.under(particle_plate(num_particles, max_plate_nesting))
         once = _Run(layout, pathwise, handlers, num_particles, num_particles > 1, linear, check_guide)
-        return _weigh(once.trace(model, guide, args, kwargs))
+        return _weigh(once.trace(programs))
     runs = []
     for _ in range(num_particles):
         each = _Run(layout, pathwise, handlers, 1, False, linear, check_guide)
-        traces = each.trace(model, guide, args, kwargs)
+        traces = each.trace(programs)
         runs.append(_weigh(traces))
         if len(runs) == 1:
-            # A randomly subsampled plate must show all particles the same datapoints.
-            guide = poutine.replay(guide, trace=traces.subsamples)
-            model = poutine.replay(model, trace=traces.subsamples)
+            programs = programs.with_subsamples(traces.subsamples)
     return concatenate(runs)
 
 
@@ -137,13 +161,11 @@ def log_weights(
     max_plate_nesting: int = 1,
 ) -> Float[Tensor, "K B"]:
     """log w [K, B] of K draws from the guide; see `draw_particles`."""
+    programs = Programs(model, guide, args, kwargs or {}).prepared()
     if num_particles > 1:
-        look.check(model, guide, args, kwargs or {}, max_plate_nesting)
-    return draw_particles(
-        model,
-        guide,
-        args,
-        kwargs,
+        look.check(programs, max_plate_nesting)
+    return draw(
+        programs,
         num_particles=num_particles,
         batch_plates=batch_plates,
         max_plate_nesting=max_plate_nesting,
@@ -172,13 +194,14 @@ def log_weights_given(
     """
     together = [ChooseValues(name, fixed(value), max_plate_nesting + 1) for name, value in values.items()]
     layout = Layout(tuple(batch_plates), max_plate_nesting, 1)
-    plate = particle_plate(num_particles, max_plate_nesting)
+    programs = Programs(model, guide, args, kwargs or {}).prepared()
+    programs = programs.under(particle_plate(num_particles, max_plate_nesting))
     once = _Run(layout, iwae, together, num_particles, in_plate=True, linear=False, check_guide=None)
-    return _weigh(once.trace(plate(model), plate(guide), args, kwargs or {})).log_weights
+    return _weigh(once.trace(programs)).log_weights
 
 
 def guide_log_prob(
-    guide: Program, args: Sequence[Any], kwargs: dict[str, Any], layout: Layout
+    guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any], layout: Layout
 ) -> Float[Tensor, "1 B"]:
     """log q of the latents of one run of the guide, which may be replayed."""
     trace = prune_subsample_sites(run(guide, args, kwargs))
@@ -187,7 +210,7 @@ def guide_log_prob(
 
 
 def model_log_prob(
-    model: Program, latents: poutine.Trace, args: Sequence[Any], kwargs: dict[str, Any], layout: Layout
+    model: Program, latents: poutine.Trace, args: Sequence[Any], kwargs: Mapping[str, Any], layout: Layout
 ) -> Float[Tensor, "1 B"]:
     """log p(x, latents) of given values of the latent sites."""
     trace = prune_subsample_sites(run(poutine.replay(model, trace=latents), args, kwargs))
@@ -215,9 +238,10 @@ class _Run(NamedTuple):
     linear: bool
     check_guide: CheckGuide | None
 
-    def trace(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Traces:
+    def trace(self, programs: Programs) -> Traces:
         """Traces of the model, replayed against the guide, and of the guide, with their log probabilities."""
         chosen = {h.site: -h.dims - 1 for h in self.handlers if isinstance(h, ChooseValues)}
+        guide, args, kwargs = programs.guide, programs.args, programs.kwargs
         for handler in self.handlers:
             guide = handler(guide)
         gated = GateValues(self.pathwise or iwae, chosen)
@@ -231,7 +255,9 @@ class _Run(NamedTuple):
         layout = self.layout.of_program(pruned_guide) if latents(pruned_guide) else self.layout
         gates = set_gates(pruned_guide, layout, gated)
         asked = Options()
-        model_trace = run(poutine.replay(asked(model), trace=drawn_by(guide_trace)), args, kwargs, chosen=chosen)
+        model_trace = run(
+            poutine.replay(asked(programs.model), trace=drawn_by(guide_trace)), args, kwargs, chosen=chosen
+        )
         subsamples = _subsamples(guide_trace, model_trace)
         model_trace = prune_subsample_sites(model_trace)
         layout = self.layout.of_program(pruned_guide, model_trace)

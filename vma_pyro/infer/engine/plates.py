@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -63,7 +63,7 @@ class PlateNesting:
         """A copy knows nothing yet: weak references cannot be copied."""
         return PlateNesting, ()
 
-    def __call__(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
+    def __call__(self, model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
         """The largest plate dimension, counted from the right, over the sites of both programs."""
         try:
             guide_ref, nesting = self._known[model]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pyro import poutine
@@ -14,7 +14,7 @@ SINGLE_VALUE = ("converted to Scalar", "Boolean value of Tensor with more than o
 
 
 def run(
-    program: Program, args: Sequence[Any], kwargs: dict[str, Any], *, chosen: Collection[str] = ()
+    program: Program, args: Sequence[Any], kwargs: Mapping[str, Any], *, chosen: Collection[str] = ()
 ) -> poutine.Trace:
     """The trace of a program, whose errors keep to their one line: Pyro adds the shapes of all its sites.
 

@@ -19,9 +19,8 @@ from vma_pyro._system.double import in_double
 from vma_pyro.infer.engine.checks import is_function_of
 from vma_pyro.infer.engine.estimator import Estimate, Estimator, Noise, PlateOptions, finite, normalised, weighted
 from vma_pyro.infer.engine.handlers import Chooser, ChooseValues, is_drawn, is_open, whole_support
-from vma_pyro.infer.engine.log_weights import Handler
 from vma_pyro.infer.engine.particles import Particles
-from vma_pyro.infer.engine.plates import Program
+from vma_pyro.infer.engine.programs import Handler, Programs
 from vma_pyro.infer.estimators.subsets import MOST_VALUES, SetRatios, draw_distinct, left_over
 
 
@@ -43,21 +42,18 @@ class ChosenSiteELBO(Estimator):
 
     def _draw_given(
         self,
-        model: Program,
-        guide: Program,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
+        programs: Programs,
         choosers: Mapping[str, Chooser],
         num_particles: int = 1,
         handlers: Sequence[Handler] = (),
     ) -> Particles:
         """Particles with log q(values) w, [*S, K, B]; refuses other sites that are not reparameterised."""
-        nesting = self._nesting(model, guide, args, kwargs)
+        nesting = self._nesting(programs)
         given = [
             ChooseValues(name, choose, nesting + 1 + position)
             for position, (name, choose) in enumerate(choosers.items())
         ]
-        particles = self._draw(model, guide, args, kwargs, num_particles, given=given, handlers=handlers)
+        particles = self._draw(programs, num_particles, given=given, handlers=handlers)
         for score in particles.scores:
             raise ValueError(
                 f"site '{score.name}': expected a reparameterised site beside {sorted(choosers)}, "
@@ -100,9 +96,9 @@ class ExactELBO(ChosenSiteELBO):
         super().__init__(num_particles, noise=noise, **plates)
         self.sites = (site,) if isinstance(site, str) else tuple(site)
 
-    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
+    def _estimate(self, programs: Programs) -> Estimate:
         choosers = dict.fromkeys(self.sites, whole_support)
-        particles = self._draw_given(model, guide, args, kwargs, choosers, self.num_particles)
+        particles = self._draw_given(programs, choosers, self.num_particles)
         log_w = particles.log_weights.flatten(0, -2)  # [S..., K, B] to [S...K, B]
         bound = log_w.logsumexp(0) - math.log(self.num_particles)
         surrogate = weighted(normalised(log_w), log_w).sum()
@@ -142,9 +138,9 @@ class UnorderedSetELBO(ChosenSiteELBO):
         if num_particles > MOST_VALUES:
             raise ValueError(f"num_particles: expected at most {MOST_VALUES} values in a set, got {num_particles}")
 
-    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
+    def _estimate(self, programs: Programs) -> Estimate:
         draw = _Draw(self.site, self.num_particles)
-        particles = self._draw_given(model, guide, args, kwargs, {self.site: draw.without_replacement})
+        particles = self._draw_given(programs, {self.site: draw.without_replacement})
         given, f = _log_q_and_f(particles)  # [k, B]
         ratios = SetRatios(
             in_double(particles.given[:, 0].detach()), in_double(particles.at_datapoints(draw.log_rest))
@@ -177,9 +173,9 @@ class SumAndSampleELBO(ChosenSiteELBO):
     unbiased = True
     min_particles = 2
 
-    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
+    def _estimate(self, programs: Programs) -> Estimate:
         draw = _Draw(self.site, self.num_particles)
-        particles = self._draw_given(model, guide, args, kwargs, {self.site: draw.top_and_one})
+        particles = self._draw_given(programs, {self.site: draw.top_and_one})
         given, f = _log_q_and_f(particles)  # [k, B]
         with torch.no_grad():
             log_weights = particles.given[:, 0].clone()
@@ -236,10 +232,10 @@ class DistinctELBO(ChosenSiteELBO):
         self.guide_follows = guide_follows
         self.unbiased = guide_follows == "bound"
 
-    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
+    def _estimate(self, programs: Programs) -> Estimate:
         draw = _Draw(self.site, self.num_particles)
         alone = [_DependsOnNothing(self.site)] if torch.is_grad_enabled() else []
-        particles = self._draw_given(model, guide, args, kwargs, {self.site: draw.top_and_one}, handlers=alone)
+        particles = self._draw_given(programs, {self.site: draw.top_and_one}, handlers=alone)
         joint = particles.log_weights[:, 0]  # [k, B]
         given, _ = _log_q_and_f(particles)
         log_outside = particles.at_datapoints(draw.log_outside_differentiable)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +13,7 @@ from vma_pyro.infer.engine.estimator import Estimate, Noise, PlateOptions
 from vma_pyro.infer.engine.handlers import check_no_own_mask, whole_support
 from vma_pyro.infer.engine.particles import SiteScore
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
-from vma_pyro.infer.engine.plates import Program
+from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.estimators.baselines import ScoreBaseline, vimco
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
 
@@ -65,13 +64,15 @@ class CriticELBO(MultiSampleELBO):
         """The critic, and the baseline if it has parameters."""
         return {"critic": self.critic} | super().learned_parts()
 
-    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
+    def _estimate(self, programs: Programs) -> Estimate:
+        args, kwargs = programs.as_given
         self._values = self.critic(*args, **kwargs)  # [*batch, S]
         self._met = False
         try:
-            estimate = super()._estimate(model, guide, args, kwargs)
+            estimate = super()._estimate(programs)
         finally:
-            self._values = torch.zeros(0)  # an objective with a graph in it could not be copied
+            args, kwargs = programs.as_given
+        self._values = torch.zeros(0)  # an objective with a graph in it could not be copied
         if not self._met:
             raise ValueError(
                 f"site '{self.site}': expected among the guide's sites that are not reparameterised, found none"

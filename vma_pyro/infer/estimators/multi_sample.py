@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,7 +22,7 @@ from vma_pyro.infer.engine.estimator import (
 from vma_pyro.infer.engine.handlers import ShareDiscrete
 from vma_pyro.infer.engine.particles import Particles, SiteScore, concatenate
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
-from vma_pyro.infer.engine.plates import Program
+from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.estimators.baselines import ScoreBaseline, baseline_name, vimco
 from vma_pyro.infer.estimators.learned_baseline import LearnedBaseline
 
@@ -114,13 +112,13 @@ class MultiSampleELBO(Estimator):
     def _what(self) -> str:
         return f"baseline {baseline_name(self.baseline)!r}"
 
-    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
-        nesting = self._nesting(model, guide, args, kwargs)
-        particles = self._particles(model, guide, args, kwargs, nesting)
+    def _estimate(self, programs: Programs) -> Estimate:
+        nesting = self._nesting(programs)
+        particles = self._particles(programs, nesting)
         log_w = self._own(particles.log_weights)
         bound, v = log_mean_exp(log_w).detach(), normalised(log_w)  # [B], [K, B]
         self._open_gates(particles, v)
-        surrogate = weighted(v, log_w).sum() + self._score_part(particles, bound, args, kwargs)
+        surrogate = weighted(v, log_w).sum() + self._score_part(programs, particles, bound)
         return Estimate(bound, surrogate, particles.scale)
 
     def _own(self, values: Float[Tensor, "N B"]) -> Float[Tensor, "K B"]:
@@ -132,7 +130,7 @@ class MultiSampleELBO(Estimator):
         particles.open_gates(torch.cat([v, torch.zeros_like(particles.log_weights[len(v) :])]))
 
     def _score_part(
-        self, particles: Particles, bound: Float[Tensor, " B"], args: Sequence[Any], kwargs: dict[str, Any]
+        self, programs: Programs, particles: Particles, bound: Float[Tensor, " B"]
     ) -> Float[Tensor, ""]:
         """The surrogate of the scores, and of what a learned baseline learns."""
         surrogate = bound.new_zeros(())
@@ -141,7 +139,7 @@ class MultiSampleELBO(Estimator):
         for score in particles.scores:
             baseline = self.baseline if score.estimator is None else score.estimator
             if id(baseline) not in baselines:
-                c = baselines[id(baseline)] = self._baseline(baseline, score.name, grouped, args, kwargs)
+                c = baselines[id(baseline)] = self._baseline(baseline, score.name, grouped, programs)
                 if c.requires_grad:  # it is trained to predict the bound
                     surrogate = surrogate - _finite_square(bound - c).sum()
             log_q = _first_of_groups(score, self.draws_per_score)[: self.num_particles]
@@ -159,32 +157,25 @@ class MultiSampleELBO(Estimator):
         """Effect handlers around the guide."""
         return [ShareDiscrete(self.draws_per_score, nesting)] if self.draws_per_score > 1 else []
 
-    def _particles(
-        self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], nesting: int
-    ) -> Particles:
+    def _particles(self, programs: Programs, nesting: int) -> Particles:
         """K draws, and the fresh ones of the baseline."""
         fresh = getattr(self.baseline, "fresh_particles", 0)
         handlers = self._handlers(nesting)
         total = (self.num_particles + fresh) * self.draws_per_score
         options: dict[str, Any] = {"pathwise": self.pathwise, "handlers": handlers, "nesting": nesting}
         if self.chunk_size is None or not torch.is_grad_enabled():
-            return self._draw(model, guide, args, kwargs, total, **options)
+            return self._draw(programs, total, **options)
         chunks: list[Particles] = []
         for start in range(0, total, self.chunk_size):
             size = min(self.chunk_size, total - start)
-            chunks.append(self._forgetful_draw(model, guide, args, kwargs, size, options))
+            chunks.append(self._forgetful_draw(programs, size, options))
             if start == 0:
-                # A randomly subsampled plate must show all particles the same datapoints.
-                model = poutine.replay(model, trace=chunks[0].subsamples)
-                guide = poutine.replay(guide, trace=chunks[0].subsamples)
+                programs = programs.with_subsamples(chunks[0].subsamples)
         return concatenate(chunks)
 
     def _forgetful_draw(
         self,
-        model: Program,
-        guide: Program,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
+        programs: Programs,
         num_particles: int,
         options: dict[str, Any],
     ) -> Particles:
@@ -192,7 +183,7 @@ class MultiSampleELBO(Estimator):
         drawn: list[Particles] | None = []
 
         def draw() -> tuple[Tensor, ...]:
-            particles = self._draw(model, guide, args, kwargs, num_particles, **options)
+            particles = self._draw(programs, num_particles, **options)
             if drawn is not None:
                 drawn.append(particles)
             return (particles.log_weights, particles.log_p, *(s.log_prob for s in particles.scores))
@@ -209,8 +200,7 @@ class MultiSampleELBO(Estimator):
         baseline: ScoreBaseline,
         site: str,
         log_weights: Float[Tensor, "N B"],
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
+        programs: Programs,
     ) -> Float[Tensor, "K B"]:
         """c from the weights of all particles, N = K + fresh ones."""
         least = getattr(baseline, "min_particles", 1)
@@ -221,6 +211,7 @@ class MultiSampleELBO(Estimator):
             )
         own = log_weights[: self.num_particles]
         if isinstance(baseline, LearnedBaseline):
+            args, kwargs = programs.as_given
             return baseline(own, *args, **kwargs)
         if fresh := getattr(baseline, "fresh_particles", 0):
             if len(log_weights) < self.num_particles + fresh:

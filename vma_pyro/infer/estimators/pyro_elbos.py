@@ -30,6 +30,7 @@ from vma_pyro.infer.engine.first_look import look
 from vma_pyro.infer.engine.masks import check_same_power, without_mask
 from vma_pyro.infer.engine.options import Options, check_options
 from vma_pyro.infer.engine.plates import Layout, Program, Site, sample_sites
+from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.running import _is_about_shapes, run
 from vma_pyro.infer.engine.svi import check_svi_trains
 
@@ -65,8 +66,8 @@ class GraphELBO(TraceGraph_ELBO):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
         """Minus the bound in nats, summed over datapoints; its gradient is that of `loss_and_grads`."""
-        _look(self, model, guide, args, kwargs)
-        elbo, surrogate_loss = self._loss_and_surrogate_loss(model, guide, args, kwargs)
+        programs = _begin(self, model, guide, args, kwargs)
+        elbo, surrogate_loss = self._loss_and_surrogate_loss(model, guide, programs.args, programs.kwargs)
         return surrogate_loss - surrogate_loss.detach() - elbo.detach()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
@@ -75,17 +76,18 @@ class GraphELBO(TraceGraph_ELBO):
         check_svi_trains(model, guide)
         return loss
 
+    @torch.no_grad()
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the bound, without gradients."""
-        _look(self, model, guide, args, kwargs)
-        return super().loss(model, guide, *args, **kwargs)
+        programs = _begin(self, model, guide, args, kwargs)
+        return super().loss(model, guide, *programs.args, **programs.kwargs)
 
     def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[Traces]:
         model, guide = _prepared(model, guide)
         yield from super()._get_traces(model, guide, args, kwargs)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Traces:
-        return importance_traces(model, guide, args, kwargs, nesting=self.max_plate_nesting)
+        return importance_traces(Programs(model, guide, args, kwargs), nesting=self.max_plate_nesting)
 
     def _loss_and_surrogate_loss_particle(
         self, model_trace: poutine.Trace, guide_trace: poutine.Trace
@@ -156,10 +158,11 @@ class EnumeratedELBO(TraceEnum_ELBO):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
         """Minus the bound in nats, summed over datapoints."""
-        _look(self, model, guide, args, kwargs)
+        programs = _begin(self, model, guide, args, kwargs)
         guide = config_enumerate(guide, "parallel")
         # Pyro's own refuses a loss that no parameter is in, as where all latents are given.
-        bounds = [_compute_dice_elbo(*traces) for traces in self._get_traces(model, guide, args, kwargs)]
+        traces = self._get_traces(model, guide, programs.args, programs.kwargs)
+        bounds = [_compute_dice_elbo(*pair) for pair in traces]
         return -torch.as_tensor(sum(bounds) / self.num_particles)
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
@@ -168,10 +171,11 @@ class EnumeratedELBO(TraceEnum_ELBO):
         check_svi_trains(model, guide)
         return loss
 
+    @torch.no_grad()
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the bound, without gradients."""
-        _look(self, model, guide, args, kwargs)
-        return super().loss(model, config_enumerate(guide, "parallel"), *args, **kwargs)
+        programs = _begin(self, model, guide, args, kwargs)
+        return super().loss(model, config_enumerate(guide, "parallel"), *programs.args, **programs.kwargs)
 
     def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[Traces]:
         model, guide = _prepared(model, guide)
@@ -179,7 +183,8 @@ class EnumeratedELBO(TraceEnum_ELBO):
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Traces:
         nesting = self.max_plate_nesting
-        model_trace, guide_trace = importance_traces(model, guide, args, kwargs, nesting=nesting, enumerated=True)
+        programs = Programs(model, guide, args, kwargs)
+        model_trace, guide_trace = importance_traces(programs, nesting=nesting, enumerated=True)
         if is_validation_enabled():
             check_traceenum_requirements(model_trace, guide_trace)
         with _OneLine():
@@ -189,10 +194,7 @@ class EnumeratedELBO(TraceEnum_ELBO):
 
 
 def importance_traces(
-    model: Program,
-    guide: Program,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
+    programs: Programs,
     *,
     nesting: float | int,
     enumerated: bool = False,
@@ -200,7 +202,7 @@ def importance_traces(
     """Traces of the model, run against the guide, and of the guide, with log probabilities and score parts.
 
     Args:
-        model, guide, args, kwargs: the programs, and their arguments.
+        programs: the programs, and their arguments.
         nesting: number of plate dimensions, with the particles'; infinity: unknown.
         enumerated: whether dimensions further left are those of enumerated sites, of which the model may have some
             that the guide lacks.
@@ -209,6 +211,7 @@ def importance_traces(
         ValueError: latent sites that are not the same in model and guide, or not of the same mask and scale; a
             discrete auxiliary site; an estimator at a site; a dimension that no plate declares; NaN.
     """
+    guide, args, kwargs = programs.guide, programs.args, programs.kwargs
     if isinstance(poutine.unwrap(guide), Messenger):
         raise ValueError(f"guide: expected a program, got the handler {type(poutine.unwrap(guide)).__name__}")
     asked = Options()
@@ -220,7 +223,7 @@ def importance_traces(
             drawn.remove_node(site["name"])  # given to the guide: not drawn, and nothing to replay
     chosen = [site["name"] for site in sample_sites(full) if site["infer"].get("_enumerate_dim") is not None]
     with _OneLine("model", enumerated=enumerated):
-        model_trace = run(poutine.replay(asked(model), trace=drawn), args, kwargs, chosen=chosen)
+        model_trace = run(poutine.replay(asked(programs.model), trace=drawn), args, kwargs, chosen=chosen)
     model_trace, guide_trace = prune_subsample_sites(model_trace), prune_subsample_sites(full)
     _check(model_trace, guide_trace, asked.found, nesting=nesting, enumerated=enumerated)
     with _OneLine():
@@ -282,10 +285,15 @@ def _score(site: Site) -> Any:
     return sum_rightmost(score, inner) if isinstance(score, Tensor) else score
 
 
-def _look(elbo: Any, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
-    """A first look where particles or enumeration would hide a dimension that no plate declares."""
+def _begin(elbo: Any, model: Program, guide: Program, args: Any, kwargs: Any) -> Programs:
+    """The programs, prepared, after a first look at them.
+
+    Particles or enumeration would hide a dimension that no plate declares.
+    """
+    programs = Programs(model, guide, args, kwargs).prepared()
     nesting = elbo.max_plate_nesting - (elbo.vectorize_particles and elbo.num_particles > 1)
-    look.check(model, guide, args, kwargs, int(min(nesting, UNKNOWN_NESTING)))
+    look.check(programs, int(min(nesting, UNKNOWN_NESTING)))
+    return programs
 
 
 def _prepared(model: Program, guide: Program) -> tuple[Program, Program]:

@@ -21,7 +21,7 @@ from vma_pyro.infer.engine.estimator import (
     weighted,
 )
 from vma_pyro.infer.engine.handlers import Message
-from vma_pyro.infer.engine.plates import Program
+from vma_pyro.infer.engine.programs import Programs
 
 RELAXED = (torch.distributions.Categorical, torch.distributions.OneHotCategorical)
 
@@ -69,9 +69,9 @@ class RelaxedELBO(Estimator):
             raise ValueError(f"temperature: expected more than 0, got {temperature}")
         self.site, self.temperature, self.straight_through = site, temperature, straight_through
 
-    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
+    def _estimate(self, programs: Programs) -> Estimate:
         relax = _Relax(self.site, self.temperature, self.straight_through)
-        particles = self._draw(relax(model), relax(guide), args, kwargs, self.num_particles)
+        particles = self._draw(programs.under(relax), self.num_particles)
         if not relax.met:
             raise ValueError(f"site '{self.site}': expected a categorical site in the guide, found none")
         for score in particles.scores:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from vma_pyro.infer.engine.estimator import Estimate, log_mean_exp, normalised
 from vma_pyro.infer.engine.log_weights import model_log_prob
 from vma_pyro.infer.engine.particles import Particles
-from vma_pyro.infer.engine.plates import Program
+from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
 
 
@@ -47,16 +47,16 @@ class ResampledELBO(MultiSampleELBO):
                 f"chunk_size: expected None, as one particle alone keeps its graph, got {self.chunk_size}"
             )
 
-    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
+    def _estimate(self, programs: Programs) -> Estimate:
         if not torch.is_grad_enabled():
-            return super()._estimate(model, guide, args, kwargs)
+            return super()._estimate(programs)
 
         def forward_only(*args: Any, **kwargs: Any) -> Any:
             with torch.no_grad():
-                return model(*args, **kwargs)
+                return programs.model(*args, **kwargs)
 
-        nesting = self._nesting(model, guide, args, kwargs)
-        particles = self._particles(forward_only, guide, args, kwargs, nesting)
+        nesting = self._nesting(programs)
+        particles = self._particles(replace(programs, model=forward_only), nesting)
         torch.clear_autocast_cache()  # else weights that were cast without a graph would get no gradient
         log_w = self._own(particles.log_weights).detach()  # [K, B]
         bound, v = log_mean_exp(log_w), normalised(log_w)
@@ -64,15 +64,15 @@ class ResampledELBO(MultiSampleELBO):
         alive = v.sum(0) > 0  # else all particles weigh nothing, and there is nothing to learn
         k = resample(torch.where(alive, v, 1.0))  # [B]
         log_p = model_log_prob(
-            poutine.replay(model, trace=particles.subsamples),
+            poutine.replay(programs.model, trace=particles.subsamples),
             select(particles, k),
-            args,
-            kwargs,
+            programs.args,
+            programs.kwargs,
             particles.layout,
         )
         log_q = particles.log_proposal.gather(0, k[None])
         surrogate = torch.where(alive, log_p - log_q, 0.0).sum()
-        return Estimate(bound, surrogate + self._score_part(particles, bound, args, kwargs), particles.scale)
+        return Estimate(bound, surrogate + self._score_part(programs, particles, bound), particles.scale)
 
 
 def resample(weights: Float[Tensor, "K B"]) -> Int64[Tensor, " B"]:

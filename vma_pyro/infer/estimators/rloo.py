@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vma_pyro.infer.engine.estimator import Estimate, Estimator, finite
-from vma_pyro.infer.engine.plates import Program
+from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.estimators.baselines import leave_one_out_sum
 
 
@@ -35,8 +32,8 @@ class RLOO(Estimator):
     min_particles = 2
     _knows_rules = True
 
-    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
-        particles = self._draw(model, guide, args, kwargs, self.num_particles)
+    def _estimate(self, programs: Programs) -> Estimate:
+        particles = self._draw(programs, self.num_particles)
         log_w = particles.log_weights  # [K, B]
         particles.open_gates(torch.ones_like(log_w))  # every particle has a bound of its own: dreg is stl
         # The 1 cancels the derivative of -log q(a_k) inside log w_k.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 
 from vma_pyro.infer.engine.estimator import Estimate, Estimator, RunOptions, finite, normalised
 from vma_pyro.infer.engine.handlers import DetachValues
-from vma_pyro.infer.engine.plates import Program
+from vma_pyro.infer.engine.programs import Programs
 
 
 class ThermodynamicELBO(Estimator):
@@ -52,8 +52,8 @@ class ThermodynamicELBO(Estimator):
             raise ValueError(f"betas: expected numbers that rise from 0 and stay below 1, got {list(betas)}")
         self.betas = tuple(betas)
 
-    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
-        particles = self._draw(model, guide, args, kwargs, self.num_particles, handlers=[DetachValues()])
+    def _estimate(self, programs: Programs) -> Estimate:
+        particles = self._draw(programs, self.num_particles, handlers=[DetachValues()])
         log_w, log_p, log_q = particles.log_weights, particles.log_p, particles.log_q  # [K, B]
         f = log_w.detach()  # -inf where the model says impossible: the objective is then -inf
         log_w, log_p, known = finite(log_w), finite(log_p), finite(f)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 import torch
@@ -23,9 +22,10 @@ from vma_pyro.infer.engine.estimator import (
     weighted,
 )
 from vma_pyro.infer.engine.handlers import Defensive, DetachValues
-from vma_pyro.infer.engine.log_weights import Handler, guide_log_prob
+from vma_pyro.infer.engine.log_weights import guide_log_prob
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.plates import Program, is_random_subsample, sample_sites
+from vma_pyro.infer.engine.programs import Handler, Programs, unwrapped
 
 
 class WakeWake(Estimator):
@@ -78,10 +78,10 @@ class WakeWake(Estimator):
             raise ValueError(f"defensive: expected 0 <= defensive < 1, got {defensive}")
         self.centred, self.insomnia, self.dreams, self.defensive = centred, insomnia, dreams or {}, defensive
 
-    def _estimate(self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> Estimate:
+    def _estimate(self, programs: Programs) -> Estimate:
         handlers: list[Handler] = [Defensive(self.defensive)] if self.defensive else []
         handlers.append(DetachValues())
-        particles = self._draw(model, guide, args, kwargs, self.num_particles, handlers=handlers)
+        particles = self._draw(programs, self.num_particles, handlers=handlers)
         v = normalised(particles.log_weights)  # [K, B]
         surrogate = weighted(v, particles.log_p).sum()
         if self.insomnia > 0:
@@ -92,14 +92,13 @@ class WakeWake(Estimator):
                 coefficient = v - ratio / self.num_particles
             surrogate = surrogate + self.insomnia * weighted(coefficient, finite(particles.log_q)).sum()
         if self.insomnia < 1:
-            sleep = self._sleep(model, guide, args, kwargs, particles)
+            sleep = self._sleep(programs, particles)
             surrogate = surrogate + (1 - self.insomnia) * sleep.sum()
         return Estimate(log_mean_exp(particles.log_weights).detach(), surrogate, particles.scale)
 
-    def _sleep(
-        self, model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any], particles: Particles
-    ) -> torch.Tensor:
+    def _sleep(self, programs: Programs, particles: Particles) -> torch.Tensor:
         """log q [1, B] of what the model dreamed, given the dreamed data."""
+        model, args, kwargs = programs.model, programs.args, programs.kwargs
         for given in _given(particles.draws[0]):
             raise ValueError(
                 f"insomnia: expected 1 (no sleep) where the value of site '{given}' is given, as dreams have "
@@ -126,7 +125,9 @@ class WakeWake(Estimator):
                         f"{sorted(bound.arguments)}"
                     )
                 bound.arguments[argument] = dream.nodes[name]["value"]
-        return guide_log_prob(poutine.replay(guide, trace=dream), bound.args, bound.kwargs, particles.layout)
+        return guide_log_prob(
+            poutine.replay(programs.guide, trace=dream), bound.args, bound.kwargs, particles.layout
+        )
 
 
 def _given(guide_trace: poutine.Trace) -> list[str]:
@@ -134,15 +135,6 @@ def _given(guide_trace: poutine.Trace) -> list[str]:
     return [s["name"] for s in sample_sites(guide_trace) if s["is_observed"] and not isinstance(s["fn"], Unit)]
 
 
-def _is_handler(program: Any) -> bool:
-    function = program.func
-    while isinstance(function, functools.partial):
-        function = function.func
-    return getattr(function, "__name__", "") == "_context_wrap"
-
-
-def _signature(program: Callable[..., Any]) -> inspect.Signature:
-    # An effect handler around a program is a partial of its own function, with the program as last argument.
-    while isinstance(program, functools.partial) and _is_handler(program):
-        program = program.args[-1]
+def _signature(program: Program) -> inspect.Signature:
+    program, _ = unwrapped(program)
     return inspect.signature(program.forward if isinstance(program, nn.Module) else program)

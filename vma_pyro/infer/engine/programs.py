@@ -1,0 +1,82 @@
+"""A model and a guide with the arguments of both: what an objective is computed of."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+
+from vma_pyro.infer.engine.plates import Program
+
+Handler = Callable[[Program], Program]
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Two programs that are run on the same arguments.
+
+    A guide may have a method `prepare`. At the start of an estimate `prepare(*args, **kwargs)` is called once, and
+    returns the tuple of positional arguments that both programs are then called with, however often they run. It
+    computes what is costly and the same in every run, with gradients where the estimate takes them. What it
+    returns must not depend on observed data other than by passing them on: a dream of wake-sleep replaces them.
+
+    Attributes:
+        model, guide: any Pyro programs.
+        args, kwargs: their arguments.
+        given: `args` and `kwargs` as they were before the guide prepared them; None: it has not been asked.
+    """
+
+    model: Program
+    guide: Program
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    given: tuple[Sequence[Any], Mapping[str, Any]] | None = None
+
+    def prepared(self) -> Programs:
+        """The same programs with the arguments that the guide has prepared; prepared ones stay as they are."""
+        if self.given is not None:
+            return self
+        given = (self.args, self.kwargs)
+        prepare = _preparation(self.guide)
+        if prepare is None:
+            return replace(self, given=given)
+        return replace(self, args=prepare(*self.args, **self.kwargs), kwargs={}, given=given)
+
+    @property
+    def as_given(self) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """`args` and `kwargs` of the caller, which a learned baseline or a critic sees."""
+        return self.given or (self.args, self.kwargs)
+
+    def under(self, handler: Handler) -> Programs:
+        """Both programs under an effect handler."""
+        return replace(self, model=handler(self.model), guide=handler(self.guide))
+
+    def with_subsamples(self, subsamples: poutine.Trace) -> Programs:
+        """Both programs on the datapoints that were drawn before: a plate must show them all particles alike."""
+        return self.under(functools.partial(poutine.replay, trace=subsamples))
+
+
+def unwrapped(program: Program) -> tuple[Program, tuple[Messenger, ...]]:
+    """The program within effect handlers, and the handlers, outermost first."""
+    handlers: list[Messenger] = []
+    while isinstance(program, functools.partial):
+        if not program.args and not program.keywords:
+            program = program.func
+        elif program.args and isinstance(program.args[0], Messenger):
+            handlers.append(program.args[0])
+            program = program.args[1]
+        else:
+            break
+    return program, tuple(handlers)
+
+
+def _preparation(guide: Program) -> Callable[..., Sequence[Any]] | None:
+    """The guide's method `prepare`, also within effect handlers."""
+    inner, handlers = unwrapped(guide)
+    if any(hasattr(handler, "_pyro_param") for handler in handlers):
+        return None  # it is prepared outside of the handlers, which would change its parameters
+    return getattr(inner, "prepare", None)
