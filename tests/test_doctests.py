@@ -5,10 +5,11 @@ import doctest
 import pyro
 import pytest
 
+import vma_pyro._system.markdown
 import vma_pyro.infer
 
 
-@pytest.mark.parametrize("module", [vma_pyro.infer])
+@pytest.mark.parametrize("module", [vma_pyro.infer, vma_pyro._system.markdown])
 def test_examples_in_docstrings(module):
     with pyro.settings.context(module_local_params=False):
         found = doctest.testmod(module, optionflags=doctest.IGNORE_EXCEPTION_DETAIL | doctest.ELLIPSIS)

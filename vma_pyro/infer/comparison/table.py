@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vma_pyro._system.markdown import table
+
 
 class Row(NamedTuple):
     """One estimator's gradient of one group of parameters. g: one draw; G: the reference gradient.
@@ -110,13 +112,14 @@ class Comparison(NamedTuple):
         parts = []
         for group in dict.fromkeys(row.group for row in self.rows):
             rows = sorted((r for r in self.rows if r.group == group), key=lambda r: _last_if_nan(r.variance_time))
-            head = [*COLUMNS, "reference"]
-            parts += [f"### {group}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-            for row in rows:
-                cells = [show(row) for show in COLUMNS.values()]
-                cells.append(_reference(references.index(row.reference) + 1, row.reference_error))
-                parts.append("| " + " | ".join(cells) + " |")
-            parts += [""]
+            cells = [
+                [
+                    *(show(row) for show in COLUMNS.values()),
+                    _reference(references.index(row.reference) + 1, row.reference_error),
+                ]
+                for row in rows
+            ]
+            parts += [f"### {group}", "", table([*COLUMNS, "reference"], cells), ""]
         parts += ["References, with the standard error of those that are sampled, relative to their length:", ""]
         return "\n".join([*parts, *(f"{i}. {how}" for i, how in enumerate(references, 1)), ""])
 
