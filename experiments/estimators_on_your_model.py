@@ -25,8 +25,9 @@ from vma_pyro._system import lock
 from vma_pyro._system.atomic import write_text
 from vma_pyro.infer import ESTIMATORS, compare, make
 from vma_pyro.infer.comparison.compare import evaluations_of, matched
-from vma_pyro.infer.comparison.reference import guide_sites
-from vma_pyro.infer.engine.plates import PlateNesting
+from vma_pyro.infer.comparison.sites import find_sites
+from vma_pyro.infer.engine.nesting import PlateNesting
+from vma_pyro.infer.engine.programs import Programs
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,9 @@ def fitting(
     config: ProgramConfig, model: Any, guide: Any, args: tuple[Any, ...]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Estimators with a matched budget, and those that do not fit the program with the reason."""
-    nesting = PlateNesting()(model, guide, args, {})
-    sites = guide_sites(guide, args, {}, config.batch_plates)
+    programs = Programs(model, guide, args)
+    nesting = PlateNesting()(programs)
+    sites = find_sites(programs, config.batch_plates)
     finite = [site.name for site in sites.discrete if site.size is not None]
     chosen = config.site or (finite[0] if finite else "")
     found: dict[str, Any] = {}

@@ -30,8 +30,8 @@ from vma_pyro.infer import (
 )
 from vma_pyro.infer.engine import pathwise
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.estimators import baselines, chosen_site
-from vma_pyro.infer.estimators.chosen_site import ChosenSiteELBO
+from vma_pyro.infer.estimators import baselines, distinct_values
+from vma_pyro.infer.estimators.subset import SubsetELBO
 
 K = 3
 TRIALS = 200_000
@@ -61,7 +61,7 @@ def test_every_estimator_is_registered():
     names = [m.name for m in pkgutil.walk_packages(vma_pyro.infer.__path__, "vma_pyro.infer.")]
     modules = [importlib.import_module(name) for name in names]
     kinds = {c for m in modules for _, c in inspect.getmembers(m, inspect.isclass) if c.__module__ == m.__name__}
-    objectives = {c for c in kinds if issubclass(c, ELBO)} - {Estimator, ChosenSiteELBO}
+    objectives = {c for c in kinds if issubclass(c, ELBO)} - {Estimator, SubsetELBO}
     # A critic needs a network, and is tested below; the reference is the judge.
     assert objectives - {CriticELBO, EnumeratedReference} == {type(elbo) for elbo in built}
     functions = {f for _, f in inspect.getmembers(baselines, inspect.isfunction) if hasattr(f, "min_particles")}
@@ -137,7 +137,7 @@ def expected_gradient(elbo, program, kind, draw_kind, draws, monkeypatch):
     p, kinds = rows(program.values, count), torch.full((count,), kind)
     guide = program.guide
     if draw_kind in ("one", "set"):
-        monkeypatch.setattr(chosen_site, "draw_distinct", lambda log_probs, k: outcome)
+        monkeypatch.setattr(distinct_values, "draw_distinct", lambda log_probs, k: outcome)
     elif draw_kind == "all":
         repeats = getattr(elbo, "draws_per_score", 1)
         guide = program.replayed_guide(outcome.repeat_interleave(repeats, 0))

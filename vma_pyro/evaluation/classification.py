@@ -16,7 +16,7 @@ from vma_pyro.evaluation.address import posterior_of_address
 from vma_pyro.evaluation.chunks import check, datapoint_chunks, labels_of, weight_chunks
 from vma_pyro.evaluation.draws import nesting_of
 from vma_pyro.evaluation.estimates import undisturbed
-from vma_pyro.infer.engine.log_weights import run
+from vma_pyro.infer.engine.running import run
 from vma_pyro.memory import Memory
 
 

@@ -13,9 +13,10 @@ from torch.distributions import Categorical
 
 from vma_pyro.evaluation.estimates import undisturbed
 from vma_pyro.infer.engine.checks import check_nesting, check_same_latents, same_scale
-from vma_pyro.infer.engine.log_weights import run
 from vma_pyro.infer.engine.masks import check_same_power, without_mask
-from vma_pyro.infer.engine.plates import PARTICLES, Layout, Program, Site, particle_plate, sample_sites
+from vma_pyro.infer.engine.plates import PARTICLES, Layout, Site, particle_plate, sample_sites
+from vma_pyro.infer.engine.plates import PyroProgram as Program
+from vma_pyro.infer.engine.running import run
 
 BATCH_PLATES = ("data",)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from vma_pyro.evaluation.chunks import READS_PER_CHUNK, check, datapoint_chunks, weight_chunks
 from vma_pyro.evaluation.draws import nesting_of
 from vma_pyro.evaluation.estimates import distribution_at, log_sum, undisturbed
-from vma_pyro.infer.engine.log_weights import run
+from vma_pyro.infer.engine.running import run
 
 
 def log_likelihood(

@@ -45,10 +45,10 @@ from vma_pyro.infer.comparison.groups import parameter_groups
 from vma_pyro.infer.comparison.reference import EnumeratedReference
 from vma_pyro.infer.comparison.table import Comparison, Row, fit_slope
 from vma_pyro.infer.engine.estimator import Estimate, Estimator
-from vma_pyro.infer.engine.handlers import CommonNoise
 from vma_pyro.infer.engine.log_weights import draw_particles, log_weights, log_weights_given
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.pathwise import PathwiseRule, dreg, iwae, stl
+from vma_pyro.infer.engine.sharing import CommonNoise
 from vma_pyro.infer.estimators.baselines import (
     OVIS,
     OVISMonteCarlo,
@@ -59,8 +59,9 @@ from vma_pyro.infer.estimators.baselines import (
     vimco,
     vimco_geometric,
 )
-from vma_pyro.infer.estimators.chosen_site import DistinctELBO, ExactELBO, SumAndSampleELBO, UnorderedSetELBO
 from vma_pyro.infer.estimators.critic import CriticELBO
+from vma_pyro.infer.estimators.distinct import DistinctELBO
+from vma_pyro.infer.estimators.exact import ExactELBO
 from vma_pyro.infer.estimators.learned_baseline import NVIL, LearnedBaseline
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
 from vma_pyro.infer.estimators.pyro_elbos import EnumeratedELBO, GraphELBO
@@ -68,7 +69,9 @@ from vma_pyro.infer.estimators.registry import ESTIMATORS, make
 from vma_pyro.infer.estimators.relaxed import RelaxedELBO
 from vma_pyro.infer.estimators.resampled import ResampledELBO
 from vma_pyro.infer.estimators.rloo import RLOO
+from vma_pyro.infer.estimators.sum_and_sample import SumAndSampleELBO
 from vma_pyro.infer.estimators.thermodynamic import ThermodynamicELBO
+from vma_pyro.infer.estimators.unordered_set import UnorderedSetELBO
 from vma_pyro.infer.estimators.wake_sleep import WakeWake
 
 __all__ = [

@@ -12,16 +12,18 @@ import torch
 from pyro.infer.elbo import ELBO
 from tqdm import tqdm
 
+from vma_pyro.infer.comparison.evaluations import count_evaluations
 from vma_pyro.infer.comparison.groups import Groups
 from vma_pyro.infer.comparison.measurement import Measurement
-from vma_pyro.infer.comparison.programs import Programs
+from vma_pyro.infer.comparison.subject import Subject
 from vma_pyro.infer.comparison.table import Comparison, Row
-from vma_pyro.infer.engine.plates import Program
+from vma_pyro.infer.engine.plates import PyroProgram
+from vma_pyro.infer.engine.programs import Programs
 
 
 def compare(
-    model: Program,
-    guide: Program,
+    model: PyroProgram,
+    guide: PyroProgram,
     args: Sequence[Any] = (),
     kwargs: dict[str, Any] | None = None,
     *,
@@ -70,7 +72,6 @@ def compare(
         ValueError: fewer than 2 draws, no estimators, no parameters; estimators with other batch plates; a
             reference that was named and cannot be had; and what the estimators refuse.
     """
-    kwargs = kwargs or {}
     if draws < 2:
         raise ValueError(f"draws: expected at least 2, got {draws}")
     if not estimators:
@@ -81,11 +82,11 @@ def compare(
             raise ValueError(
                 f"batch_plates: expected {list(own)}, as estimator {name!r} has, got {list(batch_plates)}"
             )
-    programs = Programs(model, guide, args, kwargs, tuple(batch_plates))
-    groups = groups or programs.groups()
+    subject = Subject(Programs(model, guide, args, kwargs or {}), batch_plates)
+    groups = groups or subject.groups()
     if not any(groups.values()):
         raise ValueError("groups: expected parameters that require a gradient, found none")
-    table = Measurement(programs, groups, draws, reference_draws or 4 * draws, seed, reference)
+    table = Measurement(subject, groups, draws, reference_draws or 4 * draws, seed, reference)
     rows: list[Row] = []
     with torch.random.fork_rng(), tqdm(estimators.items(), disable=not show_progress, unit="estimator") as bar:
         for name, elbo in bar:
@@ -98,8 +99,8 @@ def matched(
     names: Sequence[str],
     make: Callable[[str, int], ELBO],
     evaluations: int,
-    model: Program,
-    guide: Program,
+    model: PyroProgram,
+    guide: PyroProgram,
     args: Sequence[Any] = (),
     kwargs: dict[str, Any] | None = None,
     *,
@@ -113,7 +114,7 @@ def matched(
         evaluations: the budget. An estimator that cannot do with it keeps its least K.
         model, guide, args, kwargs, batch_plates: as for `compare`.
     """
-    programs = Programs(model, guide, args, kwargs or {}, tuple(batch_plates))
+    programs = Programs(model, guide, args, kwargs or {})
     return {name: _largest(functools.partial(make, name), evaluations, programs) for name in names}
 
 
@@ -121,7 +122,7 @@ def _largest(make: Callable[[int], ELBO], evaluations: int, programs: Programs) 
     """With the most particles whose cost is within the budget, or the fewest that the estimator accepts."""
 
     def cost_of(elbo: ELBO) -> float:
-        return programs.evaluations(copy.deepcopy(elbo))  # a learned baseline learns from a draw
+        return count_evaluations(copy.deepcopy(elbo), programs)  # a learned baseline learns from a draw
 
     found: ELBO | None = None
     cost, k = math.inf, evaluations + 1
@@ -150,12 +151,12 @@ def _largest(make: Callable[[int], ELBO], evaluations: int, programs: Programs) 
 
 def evaluations_of(
     elbo: ELBO,
-    model: Program,
-    guide: Program,
+    model: PyroProgram,
+    guide: PyroProgram,
     args: Sequence[Any] = (),
     kwargs: dict[str, Any] | None = None,
     *,
     batch_plates: Sequence[str] = ("data",),
 ) -> float:
     """Runs of the model's observed sites per datapoint that one gradient takes, counted in one gradient."""
-    return Programs(model, guide, args, kwargs or {}, tuple(batch_plates)).evaluations(elbo)
+    return count_evaluations(elbo, Programs(model, guide, args, kwargs or {}))

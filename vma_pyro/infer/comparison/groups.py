@@ -9,41 +9,18 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from vma_pyro.infer.engine.handlers import DetachValues
-from vma_pyro.infer.engine.log_weights import draw_particles
+from vma_pyro.infer.engine.detached import DetachValues
+from vma_pyro.infer.engine.drawing import draw
 from vma_pyro.infer.engine.particles import Particles
-from vma_pyro.infer.engine.plates import Program
+from vma_pyro.infer.engine.plates import PyroProgram
 from vma_pyro.infer.engine.programs import Handler, Programs
 
 Groups = Mapping[str, Sequence[Tensor]]
 
 
-def parameters_of(
-    model: Program, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]
-) -> dict[str, Tensor]:
-    """All parameters by name: of modules, and of Pyro's parameter store as far as the programs use it."""
-    found: dict[str, Tensor] = {}
-    for prefix, program in (("model", model), ("guide", guide)):
-        if isinstance(program, nn.Module):
-            found.update({f"{prefix}.{name}": p for name, p in program.named_parameters()})
-    with torch.no_grad(), poutine.trace(param_only=True) as captured:
-        programs = Programs(model, guide, args, kwargs).prepared()
-        guide_trace = poutine.trace(guide).get_trace(*programs.args, **programs.kwargs)
-        poutine.replay(model, trace=guide_trace)(*programs.args, **programs.kwargs)
-    for name, site in captured.trace.nodes.items():
-        if site["type"] == "param":
-            value: Any = site["value"]
-            found[name] = value.unconstrained() if hasattr(value, "unconstrained") else value
-    once: dict[int, tuple[str, Tensor]] = {}
-    for name, parameter in found.items():
-        if parameter.requires_grad:
-            once.setdefault(id(parameter), (name, parameter))
-    return dict(once.values())
-
-
 def parameter_groups(
-    model: Program,
-    guide: Program,
+    model: PyroProgram,
+    guide: PyroProgram,
     args: Sequence[Any] = (),
     kwargs: dict[str, Any] | None = None,
     *,
@@ -57,30 +34,26 @@ def parameter_groups(
         "continuous guide": of log q of the others only; "model": of log p only; "shared": of several.
         Empty groups are left out.
     """
-    kwargs = kwargs or {}
-    parameters = list(parameters_of(model, guide, args, kwargs).values())
+    programs = Programs(model, guide, args, kwargs or {})
+    return group_parameters(programs, batch_plates=batch_plates, max_plate_nesting=max_plate_nesting)
 
-    def draw(handlers: Sequence[Handler]) -> Particles:
-        return draw_particles(
-            model,
-            guide,
-            args,
-            kwargs,
-            num_particles=1,
-            batch_plates=batch_plates,
-            max_plate_nesting=max_plate_nesting,
-            handlers=handlers,
-            pathwise=None,
-        )
 
-    particles = draw([DetachValues()])
+def group_parameters(programs: Programs, **plates: Any) -> dict[str, list[Tensor]]:
+    """`parameter_groups` of programs with their arguments; the plates are those of `draw`."""
+    parameters = find_parameters(programs)
+    programs = programs.prepared()
+
+    def particles_under(*handlers: Handler) -> Particles:
+        return draw(programs, num_particles=1, handlers=handlers, pathwise=None, **plates)
+
+    particles = particles_under(DetachValues())
     parts = {
         "discrete guide": particles.score,
         "continuous guide": particles.log_q_reparameterised,
         "model": particles.log_p,
     }
     reached = {name: _reached(part.sum(), parameters) for name, part in parts.items()}
-    through_values = _reached(draw([]).log_weights.sum(), parameters)  # such as of a guide of points
+    through_values = _reached(particles_under().log_weights.sum(), parameters)  # such as of a guide of points
     groups: dict[str, list[Tensor]] = {name: [] for name in (*parts, "shared")}
     for i, parameter in enumerate(parameters):
         names = [name for name in parts if reached[name][i]]
@@ -89,6 +62,23 @@ def parameter_groups(
         if names:
             groups[names[0] if len(names) == 1 else "shared"].append(parameter)
     return {name: group for name, group in groups.items() if group}
+
+
+def find_parameters(programs: Programs) -> list[Tensor]:
+    """All parameters, once each: of modules, and of Pyro's parameter store as far as the programs use it."""
+    found: list[Tensor] = []
+    for program in (programs.model, programs.guide):
+        if isinstance(program, nn.Module):
+            found += program.parameters()
+    with torch.no_grad(), poutine.trace(param_only=True) as captured:
+        programs = programs.prepared()
+        guide_trace = poutine.trace(programs.guide).get_trace(*programs.args, **programs.kwargs)
+        poutine.replay(programs.model, trace=guide_trace)(*programs.args, **programs.kwargs)
+    for site in captured.trace.nodes.values():
+        if site["type"] == "param":
+            value: Any = site["value"]
+            found.append(value.unconstrained() if hasattr(value, "unconstrained") else value)
+    return list({id(parameter): parameter for parameter in found if parameter.requires_grad}.values())
 
 
 def _reached(value: Tensor, parameters: Sequence[Tensor]) -> list[bool]:

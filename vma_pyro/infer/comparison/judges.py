@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from pyro.infer.elbo import ELBO
 
-from vma_pyro.infer.comparison.programs import Programs
 from vma_pyro.infer.comparison.reference import SUMMED, EnumeratedReference
+from vma_pyro.infer.comparison.subject import Subject
 from vma_pyro.infer.engine.estimator import Estimator
 from vma_pyro.infer.engine.pathwise import iwae
 from vma_pyro.infer.estimators.baselines import baseline_name, loo, reinforce, vimco
@@ -47,16 +47,16 @@ class Judges:
     (biased, and not of the K-sample or the single-sample bound) is held to the K-sample bound.
 
     Args:
-        programs: and their data.
+        subject: the programs and their data.
         asked: "enumeration", "long run", an objective, or None: the best.
         draws: of a reference that is sampled.
     """
 
-    def __init__(self, programs: Programs, asked: str | ELBO | None, draws: int) -> None:
+    def __init__(self, subject: Subject, asked: str | ELBO | None, draws: int) -> None:
         if not (asked is None or asked in ASKED or isinstance(asked, ELBO)):
             raise ValueError(f"reference: expected None, 'enumeration', 'long run' or an objective, got {asked!r}")
-        self.programs, self.asked, self.draws = programs, asked, draws
-        self.sites = programs.sites()
+        self.subject, self.asked, self.draws = subject, asked, draws
+        self.sites = subject.sites()
         self._known: dict[Any, Judge] = {}
 
     def of(self, elbo: Any) -> Judge:
@@ -105,7 +105,7 @@ class Judges:
             return
         K = 1 if objective == "elbo" else elbo.num_particles
         outcomes = K if objective.startswith("iwae") else 1
-        options: dict[str, Any] = {**self.programs.plate_options, "vectorize_particles": _vectorizes(elbo)}
+        options: dict[str, Any] = {**self.subject.plate_options, "vectorize_particles": _vectorizes(elbo)}
         if objective not in ("iwae", "elbo"):  # whose particles may share their noise
             options["noise"] = getattr(elbo, "noise", "independent")
         names = [site.name for site in self.sites.discrete]
@@ -113,7 +113,7 @@ class Judges:
             names = list(getattr(elbo, "sites", names))
         exact = not self.sites.is_random_otherwise
         try:
-            why_not = self.sites.why_not_enumerated(outcomes, self.programs.datapoints)
+            why_not = self.sites.why_not_enumerated(outcomes, self.subject.datapoints)
         except REFUSALS as error:
             why_not = one_line(error)
         if why_not:
@@ -135,7 +135,7 @@ class Judges:
 
     def _sampled(self, elbo: Any, objective: str) -> Iterator[Judge]:
         """Another estimator of the same objective."""
-        options: dict[str, Any] = {**self.programs.plate_options, "vectorize_particles": _vectorizes(elbo)}
+        options: dict[str, Any] = {**self.subject.plate_options, "vectorize_particles": _vectorizes(elbo)}
         if objective == "elbo" and not isinstance(elbo, RLOO):
             yield Judge(RLOO(8, **options), "a long run of rloo, K = 8", objective)
         if objective == "iwae":
@@ -151,7 +151,7 @@ class Judges:
         """Why a judge does not run on these programs, or ""."""
         try:
             with torch.random.fork_rng():
-                gradients = self.programs.gradients(judge.elbo)
+                gradients = self.subject.gradients(judge.elbo)
         except REFUSALS as error:
             return one_line(error)
         return "" if all(g.isfinite().all() for g in gradients) else "a gradient that is not finite"

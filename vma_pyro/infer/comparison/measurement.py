@@ -12,9 +12,10 @@ import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
+from vma_pyro.infer.comparison.evaluations import count_evaluations
 from vma_pyro.infer.comparison.groups import Groups
 from vma_pyro.infer.comparison.judges import REFUSALS, Judge, Judges, objective_of
-from vma_pyro.infer.comparison.programs import Programs
+from vma_pyro.infer.comparison.subject import Subject
 from vma_pyro.infer.comparison.table import Row
 from vma_pyro.infer.engine.estimator import Estimator
 
@@ -96,17 +97,17 @@ class Measurement:
 
     def __init__(
         self,
-        programs: Programs,
+        subject: Subject,
         groups: Groups,
         draws: int,
         reference_draws: int,
         seed: int,
         reference: str | ELBO | None = None,
     ) -> None:
-        self.programs, self.groups, self.draws, self.seed = programs, groups, draws, seed
+        self.subject, self.groups, self.draws, self.seed = subject, groups, draws, seed
         self.reference_draws = reference_draws
-        programs.measure(groups)
-        self.judges = Judges(programs, copy.deepcopy(reference), reference_draws)
+        subject.measure(groups)
+        self.judges = Judges(subject, copy.deepcopy(reference), reference_draws)
         self._references: dict[int, Reference] = {}
         self._effective: dict[tuple[int, bool], float] = {}
 
@@ -118,7 +119,7 @@ class Measurement:
         torch.manual_seed(self.seed)
         moments = {g: Moments(len(reference.gradients[g]), reference.directions[g]) for g in self.groups}
         milliseconds = self._draw_all(elbo, self.draws, moments)
-        evaluations = self.programs.evaluations(elbo)
+        evaluations = count_evaluations(elbo, self.subject.programs)
         ess = self._effective_samples(elbo)
         return [
             self._row(name, elbo, group, moments[group], reference, ess, evaluations, milliseconds)
@@ -183,7 +184,7 @@ class Measurement:
         seconds = []
         for _ in range(draws):
             start = time.perf_counter()
-            gradients = self.programs.gradients(elbo)
+            gradients = self.subject.gradients(elbo)
             seconds.append(time.perf_counter() - start)
             remaining = iter(gradients)
             for name, group in self.groups.items():
@@ -207,7 +208,7 @@ class Measurement:
         return self._effective[key]
 
     def _effective_draw(self, num_particles: int, vectorize: bool) -> Tensor:
-        log_w = self.programs.weights(num_particles, vectorize=vectorize)  # [K, B]
+        log_w = self.subject.weights(num_particles, vectorize=vectorize)  # [K, B]
         return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
 
     def _reference(self, elbo: Any) -> Reference:
@@ -253,7 +254,7 @@ class Measurement:
         parameters = [p for part in parts.values() for p in part.parameters()]
         optimizer = torch.optim.Adam(parameters, 1e-2) if parameters else None
         for _ in range(warm_up):
-            loss = self.programs.loss(elbo)
+            loss = self.subject.programs.loss(elbo)
             if optimizer is not None:
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for p, g in zip(parameters, gradients, strict=True):

@@ -10,19 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from vma_pyro.infer.engine.checks import is_reparameterised
+from vma_pyro.infer.engine.distributions import whole_support
+from vma_pyro.infer.engine.drawing import draw
+from vma_pyro.infer.engine.enumeration import EnumerateValues
 from vma_pyro.infer.engine.estimator import Estimate, Estimator
-from vma_pyro.infer.engine.handlers import ChooseValues, CommonNoise, decide, is_open, whole_support
-from vma_pyro.infer.engine.log_weights import draw
+from vma_pyro.infer.engine.messages import decide, is_open
 from vma_pyro.infer.engine.particles import Particles
-from vma_pyro.infer.engine.plates import Program, is_random_subsample, sample_sites
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.engine.running import run
+from vma_pyro.infer.engine.sharing import CommonNoise
 
-MOST_OUTCOMES = 2_000_000  # of all particles and datapoints together
 SUMMED = ("iwae", "iwae-coupled", "elbo", "exact", "distinct")  # objectives that are finite sums
 
 
@@ -41,7 +39,7 @@ class EnumeratedReference(Estimator):
 
     Args:
         num_particles: K, or k for "distinct".
-        sites: names of the guide's discrete sites, in the order in which it draws them; see `guide_sites`.
+        sites: names of the guide's discrete sites, in the order in which it draws them; see `find_sites`.
         objective: one of `SUMMED`; "elbo" is averaged over K draws of the reparameterised sites.
         draws_per_score: Z, particles that share the discrete values; their mean weight takes the place of w_k.
         by_value: run the programs once for each joint value, which then has the site's full shape, instead of all
@@ -100,10 +98,10 @@ class EnumeratedReference(Estimator):
 
     def _all_at_once(self, programs: Programs, nesting: int) -> _Table:
         """One run, with the values of each site in a dimension of its own."""
-        given = [ChooseValues(name, whole_support, nesting + 1 + i) for i, name in enumerate(self.sites)]
-        particles = self._draw(programs, self._particles(), given=given, pathwise=None, nesting=nesting)
+        enumerated = [EnumerateValues(name, whole_support, nesting + 1 + i) for i, name in enumerate(self.sites)]
+        particles = self._draw(programs, self._particles(), enumerated=enumerated, pathwise=None, nesting=nesting)
         shape = particles.log_weights.shape[-2:]
-        log_q, joint = (t.reshape(-1, *shape) for t in (particles.given, particles.log_weights))
+        log_q, joint = (t.reshape(-1, *shape) for t in (particles.log_q_enumerated, particles.log_weights))
         live = particles.live.reshape(-1, *shape).any(0).any(0)
         return _Table.of(log_q, joint - log_q, joint, live, particles.scale, self.sites)
 
@@ -224,74 +222,3 @@ def _over_the_other(table: _Table, k: int) -> Float[Tensor, " B"]:
     bound = torch.logaddexp(inside, rest + log_w)
     probability = torch.where(possible, (torch.where(possible, log_q, 0.0) - rest).exp(), 0.0)
     return torch.where(nothing, inside, (probability * bound).sum(0))
-
-
-class DiscreteSite(NamedTuple):
-    """One discrete site of a guide: its name, and the size of its support (None: not to be enumerated)."""
-
-    name: str
-    size: int | None
-    why_not: str = ""
-
-
-class GuideSites(NamedTuple):
-    """The latent sites of a guide, in the order in which it draws them.
-
-    Attributes:
-        discrete: those that are not reparameterised.
-        is_random_otherwise: whether there are others, or randomly subsampled plates; if not, enumeration is exact.
-    """
-
-    discrete: tuple[DiscreteSite, ...]
-    is_random_otherwise: bool
-
-    @property
-    def values(self) -> int:
-        """Joint values of the discrete sites."""
-        return math.prod(site.size or 1 for site in self.discrete)
-
-    def why_not_enumerated(self, num_particles: int, datapoints: int) -> str:
-        """What stands against `EnumeratedReference`, or ""."""
-        for site in self.discrete:
-            if site.size is None:
-                return f"site '{site.name}' {site.why_not}"
-        if not self.discrete:
-            return "the guide has no discrete site"
-        if self.values**num_particles * datapoints > MOST_OUTCOMES:
-            return f"{self.values}^{num_particles} outcomes of {datapoints} datapoints are too many to sum"
-        return ""
-
-
-def guide_sites(
-    guide: Program, args: Sequence[Any], kwargs: dict[str, Any], batch_plates: Sequence[str] = ("data",)
-) -> GuideSites:
-    """Run the guide once, and look at its latent sites."""
-    with torch.no_grad():
-        programs = Programs(guide, guide, args, kwargs).prepared()
-        trace = run(guide, programs.args, programs.kwargs)
-        others = any(is_random_subsample(site) for site in trace.nodes.values())
-        trace = prune_subsample_sites(trace)
-        trace.compute_score_parts()
-    discrete = []
-    for site in sample_sites(trace):
-        if site["is_observed"]:
-            continue
-        if is_reparameterised(site) and getattr(site["fn"], "has_rsample", True):
-            others = True
-            continue
-        discrete.append(DiscreteSite(site["name"], *_size(site, batch_plates)))
-    return GuideSites(tuple(discrete), others)
-
-
-def _size(site: Any, batch_plates: Sequence[str]) -> tuple[int | None, str]:
-    """Of the site's support; None and why, if it is not to be enumerated."""
-    if not getattr(site["fn"], "has_enumerate_support", False):
-        return None, f"has no finite support ({type(site['fn']).__name__})"
-    # In a plate of its own a site has many values per datapoint, which are not enumerated.
-    others = [f.name for f in site["cond_indep_stack"] if f.vectorized and f.name not in batch_plates]
-    if others:
-        return None, f"has many values per datapoint, in plate '{others[0]}'"
-    try:
-        return len(whole_support(site["fn"])), ""
-    except NotImplementedError:  # such as a Binomial with a total count for each datapoint
-        return None, "has a support that differs between datapoints"

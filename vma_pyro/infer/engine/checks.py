@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, Unit
+from pyro.distributions import Unit
 from pyro.distributions.util import is_identically_zero
 
+from vma_pyro.infer.engine.distributions import is_point
 from vma_pyro.infer.engine.masks import has_same_power, score_of
 from vma_pyro.infer.engine.pathwise import PathwiseRule
 from vma_pyro.infer.engine.plates import PARTICLES, Layout, Site, sample_sites
@@ -102,13 +102,6 @@ def _check_auxiliary(names: Sequence[str], shared: set[str], guide_trace: poutin
                 )
 
 
-def is_point(fn: Any) -> bool:
-    """Whether a distribution is a `Delta`, whatever it is wrapped in."""
-    while not isinstance(fn, Delta) and hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)
-
-
 def check_nesting(trace: poutine.Trace, nesting: int) -> None:
     """No plate is further left than said."""
     for site in sample_sites(trace):
@@ -121,7 +114,7 @@ def check_nesting(trace: poutine.Trace, nesting: int) -> None:
 
 
 def check_batch_plates_only(site: Site, layout: Layout) -> None:
-    """A site whose values are chosen has one value per datapoint."""
+    """A site whose values are enumerated has one value per datapoint."""
     for frame in site["cond_indep_stack"]:
         if frame.vectorized and frame.name not in (*layout.batch_plates, PARTICLES):
             raise ValueError(
@@ -170,7 +163,7 @@ def is_function_of(result: torch.Tensor, value: torch.Tensor) -> bool:
 
 
 def check_dimensions(site: Site, layout: Layout, particles: int, leading: Mapping[int, int]) -> None:
-    """Every dimension of a log probability is a plate's, the particles', or of chosen values.
+    """Every dimension of a log probability is a plate's, the particles', or of enumerated values.
 
     One that nothing declares would be averaged over as if it were particles, inside the logarithm.
 
@@ -178,7 +171,7 @@ def check_dimensions(site: Site, layout: Layout, particles: int, leading: Mappin
         site: with its log probability.
         layout: where dimensions are.
         particles: K of the particle dimension.
-        leading: numbers of chosen values by dimension.
+        leading: numbers of enumerated values by dimension.
     """
     shape = site["log_prob"].shape
     allowed = {-layout.nesting - 1: particles, **leading}

@@ -13,13 +13,14 @@ from jaxtyping import Float
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import Tensor, nn
 
+from vma_pyro.infer.engine.drawing import draw
 from vma_pyro.infer.engine.first_look import look
-from vma_pyro.infer.engine.handlers import CommonNoise
-from vma_pyro.infer.engine.log_weights import draw
+from vma_pyro.infer.engine.nesting import PlateNesting
 from vma_pyro.infer.engine.options import check_options
 from vma_pyro.infer.engine.particles import Particles
-from vma_pyro.infer.engine.plates import PlateNesting, Program
+from vma_pyro.infer.engine.plates import PyroProgram
 from vma_pyro.infer.engine.programs import Handler, Programs
+from vma_pyro.infer.engine.sharing import CommonNoise
 from vma_pyro.infer.engine.svi import check_svi_trains
 
 Noise = str  # "independent" or "common"
@@ -137,7 +138,9 @@ class Estimator(ELBO):
             module.add_module(name, part)
         return module
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
+    def differentiable_loss(
+        self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any
+    ) -> Float[Tensor, ""]:
         """Minus the objective in nats, summed over datapoints; its gradient is the estimator's."""
         programs = Programs(model, guide, args, kwargs).prepared()
         self._look(programs)
@@ -145,7 +148,7 @@ class Estimator(ELBO):
         # The surrogate has a gradient but no value: the loss stays the objective.
         return -scale * (value.detach().sum() + (surrogate - surrogate.detach()))
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
         """Minus the objective; accumulates gradients in the parameters. `pyro.infer.SVI` calls it."""
         for name, part in self.learned_parts().items():
             pyro.module(f"{name}.{id(part)}", part)  # two objectives must not share parameters by their name
@@ -156,7 +159,7 @@ class Estimator(ELBO):
         return loss.item()
 
     @torch.no_grad()
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
         """Minus the objective in nats, summed over datapoints, without gradients."""
         programs = Programs(model, guide, args, kwargs).prepared()
         self._look(programs)
@@ -185,7 +188,7 @@ class Estimator(ELBO):
     def _nesting(self, programs: Programs) -> int:
         if self.max_plate_nesting is not None:
             return self.max_plate_nesting
-        return self._guess_plate_nesting(programs.model, programs.guide, programs.args, programs.kwargs)
+        return self._guess_plate_nesting(programs)
 
     def _draw(
         self,
@@ -212,7 +215,7 @@ class Estimator(ELBO):
             **options,
         )
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+    def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Any:
         """Pyro's abstract hook; these objectives draw their particles in `vma_pyro.infer.engine.log_weights`."""
         raise NotImplementedError(f"{type(self).__name__} draws with vma_pyro.infer.draw_particles")
 

@@ -15,7 +15,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from vma_pyro.infer.engine.checks import check_dimensions
-from vma_pyro.infer.engine.plates import Layout, Program, Site, drawn_by, sample_sites
+from vma_pyro.infer.engine.plates import Layout, PyroProgram, Site, drawn_by, sample_sites
 from vma_pyro.infer.engine.programs import Programs, unwrapped
 
 
@@ -64,7 +64,7 @@ def _is_recorded() -> bool:
     return module is not None and module.get_proxy_mode() is not None
 
 
-def _owner(program: Program) -> tuple[Any, tuple[Any, ...]]:
+def _owner(program: PyroProgram) -> tuple[Any, tuple[Any, ...]]:
     """What lives as long as a program, and what is around it: methods and handlers are made anew each time."""
     if isinstance(program, types.MethodType):
         return program.__self__, (program.__func__.__qualname__,)
@@ -109,7 +109,7 @@ def _traces(programs: Programs) -> tuple[poutine.Trace, ...]:
 
 
 @contextmanager
-def _undisturbed(*programs: Program) -> Iterator[None]:
+def _undisturbed(*programs: PyroProgram) -> Iterator[None]:
     """No gradients, an own random stream, and no statistics that a training mode would gather."""
     training = [m for p in programs if isinstance(p, nn.Module) for m in p.modules() if m.training]
     with torch.random.fork_rng(), torch.no_grad():

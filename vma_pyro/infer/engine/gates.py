@@ -11,9 +11,10 @@ from pyro.distributions.util import detach
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vma_pyro.infer.engine.checks import check_nothing_depends_on, is_point, is_reparameterised
-from vma_pyro.infer.engine.handlers import is_drawn
+from vma_pyro.infer.engine.checks import check_nothing_depends_on, is_reparameterised
+from vma_pyro.infer.engine.distributions import is_point
 from vma_pyro.infer.engine.masks import mask_of, without_mask
+from vma_pyro.infer.engine.messages import is_drawn
 from vma_pyro.infer.engine.options import name_of
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.plates import Layout, Site, sample_sites
@@ -68,12 +69,12 @@ class GateValues(Messenger):
 
     Args:
         default: rule of sites that name none.
-        chosen: sites with given values, which are not drawn.
+        enumerated: sites whose values are enumerated and not drawn.
     """
 
-    def __init__(self, default: PathwiseRule, chosen: Collection[str]) -> None:
+    def __init__(self, default: PathwiseRule, enumerated: Collection[str]) -> None:
         super().__init__()
-        self.default, self.chosen = default, chosen
+        self.default, self.enumerated = default, enumerated
         self.gates: dict[str, tuple[Gate, Tensor]] = {}  # and the value behind it
 
     def rule_of(self, infer: Any) -> PathwiseRule:
@@ -82,7 +83,7 @@ class GateValues(Messenger):
         return asked if isinstance(asked, PathwiseRule) else self.default
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if not is_drawn(msg) or msg["name"] in self.chosen or not msg["fn"].has_rsample or is_point(msg["fn"]):
+        if not is_drawn(msg) or msg["name"] in self.enumerated or not msg["fn"].has_rsample or is_point(msg["fn"]):
             return
         rule = self.rule_of(msg["infer"])
         if rule.detached and msg["value"].requires_grad:
@@ -98,7 +99,7 @@ def set_gates(guide_trace: poutine.Trace, layout: Layout, values: GateValues) ->
     for gate, _ in values.gates.values():
         gate.factor = torch.ones(())  # the checks below look for paths through them
     for position, site in enumerate(sites):
-        if site["is_observed"] or site["name"] in values.chosen:
+        if site["is_observed"] or site["name"] in values.enumerated:
             continue
         asked = site["infer"].get("estimator")
         smooth = is_reparameterised(site)

@@ -42,17 +42,17 @@ class SiteGate(NamedTuple):
 
 
 class Particles(NamedTuple):
-    """K weighted draws of the guide for each of B datapoints; `*S` are dimensions of sites with given values.
+    """K weighted draws of the guide for each of B datapoints; `*S` are dimensions of enumerated sites.
 
     Attributes:
         log_weights: log w, differentiable in the parameters of the model, in those of the guide inside log q, and
-            through reparameterised values. With given values: log of q(values) w.
+            through reparameterised values. With enumerated values: log of q(values) w.
         log_p: log p(x, latents) alone.
         log_q: log q(latents) of the guide itself.
         log_proposal: what the latents were drawn from, and what the weights have: q, unless a handler widened it.
         log_q_reparameterised: the part of log q of the reparameterised sites.
         scores: of the guide's sites that are not reparameterised.
-        given: log q of the sites with given values, without masks and scales; zero without any.
+        log_q_enumerated: log q of the enumerated sites, without masks and scales; zero without any.
         live: whether any site of the datapoint counts.
         scale: full size over subsample size of the batch plates, which multiplies the bound.
         batch_shape: sizes of the batch plates; B is their product.
@@ -60,7 +60,7 @@ class Particles(NamedTuple):
         subsamples: the draws of randomly subsampled plates, for further particles of the same datapoints.
         layout: where tensors of sites have particles and datapoints.
         draws: traces of the guide: one of all particles, or one of each; empty if they are not kept.
-        chosen_site: the last of the sites with given values, and the layout of its tensors.
+        enumerated_site: the last of the enumerated sites, and the layout of its tensors.
     """
 
     log_weights: Float[Tensor, "*S K B"]
@@ -69,7 +69,7 @@ class Particles(NamedTuple):
     log_proposal: Float[Tensor, "*S K B"]
     log_q_reparameterised: Float[Tensor, "*S K B"]
     scores: tuple[SiteScore, ...]
-    given: Float[Tensor, "*S K B"]
+    log_q_enumerated: Float[Tensor, "*S K B"]
     live: Bool[Tensor, "*S K B"]
     scale: float
     batch_shape: torch.Size
@@ -77,12 +77,12 @@ class Particles(NamedTuple):
     subsamples: poutine.Trace
     layout: Layout
     draws: tuple[poutine.Trace, ...] = ()
-    chosen_site: tuple[Layout, Site] | None = None
+    enumerated_site: tuple[Layout, Site] | None = None
 
     def at_datapoints(self, values: Float[Tensor, "..."]) -> Float[Tensor, " B"]:
-        """Values [plates] of the site with given values, such as its normaliser, as [B]."""
-        assert self.chosen_site is not None
-        layout, site = self.chosen_site
+        """Values [plates] that belong to the enumerated site, such as its normaliser, as [B]."""
+        assert self.enumerated_site is not None
+        layout, site = self.enumerated_site
         return layout.per_datapoint(site, values).reshape(-1)
 
     @property
@@ -114,7 +114,7 @@ def concatenate(runs: Sequence[Particles]) -> Particles:
         log_proposal=cat([run.log_proposal for run in runs]),
         log_q_reparameterised=cat([run.log_q_reparameterised for run in runs]),
         scores=_merged(runs),
-        given=cat([run.given for run in runs]),
+        log_q_enumerated=cat([run.log_q_enumerated for run in runs]),
         live=cat([run.live for run in runs]),
         gates=tuple(
             gate._replace(start=start + gate.start)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyro
-import torch
 from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-Program = Callable[..., Any]
+PyroProgram = Callable[..., Any]
 Site = Any  # a node of a trace; Pyro's own type leaves most of its fields open
 PARTICLES = "num_particles_vectorized"  # Pyro's own name of the plate
 
 
-def particle_plate(num_particles: int, max_plate_nesting: int) -> Callable[[Program], Program]:
+def particle_plate(num_particles: int, max_plate_nesting: int) -> Callable[[PyroProgram], PyroProgram]:
     """The plate of the particles, left of all plates of the program."""
     return pyro.plate(PARTICLES, num_particles, dim=-max_plate_nesting - 1)
 
@@ -50,45 +47,6 @@ def is_random_subsample(site: Site) -> bool:
     return size is not None and size < site["fn"].size
 
 
-class PlateNesting:
-    """Guesses the number of plate dimensions by one run of model and guide, which leaves no trace behind.
-
-    The guess is kept per pair of programs, not per objective: one objective may serve several programs.
-    """
-
-    def __init__(self) -> None:
-        self._known: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], int]] = weakref.WeakKeyDictionary()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy knows nothing yet: weak references cannot be copied."""
-        return PlateNesting, ()
-
-    def __call__(self, model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-        """The largest plate dimension, counted from the right, over the sites of both programs."""
-        try:
-            guide_ref, nesting = self._known[model]
-            if guide_ref() is guide:
-                return nesting
-        except (KeyError, TypeError):
-            pass
-        from vma_pyro.infer.engine.running import run  # which keeps errors to a line, and stands on this file
-
-        with torch.random.fork_rng(), torch.no_grad(), poutine.block():
-            guide_trace = run(guide, args, kwargs)
-            model_trace = run(poutine.replay(model, trace=drawn_by(guide_trace)), args, kwargs)
-        frames = (
-            frame
-            for trace in (model_trace, guide_trace)
-            for site in sample_sites(prune_subsample_sites(trace))
-            for frame in site["cond_indep_stack"]
-            if frame.vectorized
-        )
-        nesting = max((-frame.dim for frame in frames), default=0)
-        with suppress(TypeError):  # a callable without weak references is guessed anew each time
-            self._known[model] = (weakref.ref(guide), nesting)
-        return nesting
-
-
 def has_plates(trace: poutine.Trace) -> bool:
     """Whether any site lies in a plate, vectorised or sequential, of the program's own."""
     return any(f.name != PARTICLES for site in sample_sites(trace) for f in site["cond_indep_stack"])
@@ -105,7 +63,7 @@ class Layout:
     Args:
         batch_plates: plates whose elements are the datapoints; none: the whole program is one.
         max_plate_nesting: number of plate dimensions, without the particles'.
-        leading: number of dimensions left of the particles', of sites with given values.
+        leading: number of dimensions left of the particles', of enumerated sites.
     """
 
     def __init__(self, batch_plates: tuple[str, ...], max_plate_nesting: int, leading: int = 0) -> None:
@@ -136,6 +94,10 @@ class Layout:
             return values
         kept, rest = self._gathered(site, values)
         return kept.amax(rest) if rest else kept
+
+    def flat(self, values: Tensor) -> Tensor:
+        """Values [*leading, K, *batch] with all datapoints in one dimension, [*leading, K, B]."""
+        return values.reshape(*values.shape[: self.leading + 1], -1)
 
     def spread(self, site: Site, values: Tensor) -> Tensor:
         """The inverse: values [*leading, K, *batch] at the dimensions where the site's own log_prob has them."""

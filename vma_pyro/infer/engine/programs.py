@@ -9,10 +9,11 @@ from typing import Any
 
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
+from torch import Tensor
 
-from vma_pyro.infer.engine.plates import Program
+from vma_pyro.infer.engine.plates import PyroProgram
 
-Handler = Callable[[Program], Program]
+Handler = Callable[[PyroProgram], PyroProgram]
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Programs:
         given: `args` and `kwargs` as they were before the guide prepared them; None: it has not been asked.
     """
 
-    model: Program
-    guide: Program
+    model: PyroProgram
+    guide: PyroProgram
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     given: tuple[Sequence[Any], Mapping[str, Any]] | None = None
@@ -51,6 +52,10 @@ class Programs:
         """`args` and `kwargs` of the caller, which a learned baseline or a critic sees."""
         return self.given or (self.args, self.kwargs)
 
+    def loss(self, elbo: Any) -> Tensor:
+        """Minus the objective, differentiable."""
+        return elbo.differentiable_loss(self.model, self.guide, *self.args, **self.kwargs)
+
     def under(self, handler: Handler) -> Programs:
         """Both programs under an effect handler."""
         return replace(self, model=handler(self.model), guide=handler(self.guide))
@@ -60,7 +65,7 @@ class Programs:
         return self.under(functools.partial(poutine.replay, trace=subsamples))
 
 
-def unwrapped(program: Program) -> tuple[Program, tuple[Messenger, ...]]:
+def unwrapped(program: PyroProgram) -> tuple[PyroProgram, tuple[Messenger, ...]]:
     """The program within effect handlers, and the handlers, outermost first."""
     handlers: list[Messenger] = []
     while isinstance(program, functools.partial):
@@ -74,7 +79,7 @@ def unwrapped(program: Program) -> tuple[Program, tuple[Messenger, ...]]:
     return program, tuple(handlers)
 
 
-def _preparation(guide: Program) -> Callable[..., Sequence[Any]] | None:
+def _preparation(guide: PyroProgram) -> Callable[..., Sequence[Any]] | None:
     """The guide's method `prepare`, also within effect handlers."""
     inner, handlers = unwrapped(guide)
     if any(hasattr(handler, "_pyro_param") for handler in handlers):

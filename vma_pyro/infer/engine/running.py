@@ -8,27 +8,27 @@ from typing import Any
 
 from pyro import poutine
 
-from vma_pyro.infer.engine.plates import PARTICLES, Program
+from vma_pyro.infer.engine.plates import PARTICLES, PyroProgram
 
 SINGLE_VALUE = ("converted to Scalar", "Boolean value of Tensor with more than one value is ambiguous")
 
 
 def run(
-    program: Program, args: Sequence[Any], kwargs: Mapping[str, Any], *, chosen: Collection[str] = ()
+    program: PyroProgram, args: Sequence[Any], kwargs: Mapping[str, Any], *, enumerated: Collection[str] = ()
 ) -> poutine.Trace:
     """The trace of a program, whose errors keep to their one line: Pyro adds the shapes of all its sites.
 
     Args:
         program: a Pyro program.
         args, kwargs: its arguments.
-        chosen: sites whose values stand in new dimensions on the left.
+        enumerated: sites whose values stand in new dimensions on the left.
     """
     try:
         return poutine.trace(program).get_trace(*args, **kwargs)
     except (ValueError, RuntimeError, IndexError, TypeError, NotImplementedError) as error:
         cause = error.__cause__
         own = cause if type(cause) is type(error) and str(error).startswith(str(cause)) else error
-        explained = _explained(str(own), chosen)
+        explained = _explained(str(own), enumerated)
         if explained is not None:
             raise ValueError(explained) from error
         if own is error:
@@ -36,7 +36,7 @@ def run(
         raise own from None
 
 
-def _explained(told: str, chosen: Collection[str]) -> str | None:
+def _explained(told: str, enumerated: Collection[str]) -> str | None:
     """One line for what our handlers bring about; None for a program's own errors."""
     first = told.splitlines()[0] if told else ""
     if collision := re.match(r'at plates "(.*)" and "(.*)", collide at dim=-(\d+)', first):
@@ -52,8 +52,8 @@ def _explained(told: str, chosen: Collection[str]) -> str | None:
             "vectorize_particles: expected False for a program that looks at single values, as all particles "
             f"at once have many, got True ({first})"
         )
-    if chosen and _is_about_shapes(first):
-        names = " and ".join(f"'{name}'" for name in sorted(chosen))
+    if enumerated and is_about_shapes(first):
+        names = " and ".join(f"'{name}'" for name in sorted(enumerated))
         return (
             f"site {names}: its values stand in a new dimension on the left, shape [values, 1, ...] before the "
             f"plates, which programs must broadcast as under Pyro's parallel enumeration, but: {first}"
@@ -61,7 +61,7 @@ def _explained(told: str, chosen: Collection[str]) -> str | None:
     return None
 
 
-def _is_about_shapes(line: str) -> bool:
+def is_about_shapes(line: str) -> bool:
     """Whether an error is of the kind that a dimension more brings about."""
     own = re.match(r"(site '.*'|[\w.]+): (expected|its)", line)  # one of ours, or of the program's own checks
     words = ("shape", "size", "dimension", "broadcast", "expand", "index", "same number of dims")

@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vma_pyro.infer.engine.checks import check_batch_plates_only
+from vma_pyro.infer.engine.distributions import whole_support
 from vma_pyro.infer.engine.estimator import Estimate, Noise, PlateOptions
-from vma_pyro.infer.engine.handlers import check_no_own_mask, whole_support
+from vma_pyro.infer.engine.messages import check_no_own_mask
 from vma_pyro.infer.engine.particles import SiteScore
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.programs import Programs

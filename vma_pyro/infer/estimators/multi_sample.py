@@ -19,10 +19,10 @@ from vma_pyro.infer.engine.estimator import (
     normalised,
     weighted,
 )
-from vma_pyro.infer.engine.handlers import ShareDiscrete
 from vma_pyro.infer.engine.particles import Particles, SiteScore, concatenate
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.programs import Programs
+from vma_pyro.infer.engine.sharing import ShareDiscrete
 from vma_pyro.infer.estimators.baselines import ScoreBaseline, baseline_name, vimco
 from vma_pyro.infer.estimators.learned_baseline import LearnedBaseline
 

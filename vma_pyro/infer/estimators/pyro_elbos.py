@@ -29,9 +29,9 @@ from vma_pyro.infer.engine.estimator import finite
 from vma_pyro.infer.engine.first_look import look
 from vma_pyro.infer.engine.masks import check_same_power, without_mask
 from vma_pyro.infer.engine.options import Options, check_options
-from vma_pyro.infer.engine.plates import Layout, Program, Site, sample_sites
+from vma_pyro.infer.engine.plates import Layout, PyroProgram, Site, sample_sites
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.engine.running import _is_about_shapes, run
+from vma_pyro.infer.engine.running import is_about_shapes, run
 from vma_pyro.infer.engine.svi import check_svi_trains
 
 UNKNOWN_NESTING = 1_000  # more than any program has
@@ -64,29 +64,31 @@ class GraphELBO(TraceGraph_ELBO):
     min_particles = 1
     handles_discrete = True
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
+    def differentiable_loss(
+        self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any
+    ) -> Float[Tensor, ""]:
         """Minus the bound in nats, summed over datapoints; its gradient is that of `loss_and_grads`."""
         programs = _begin(self, model, guide, args, kwargs)
         elbo, surrogate_loss = self._loss_and_surrogate_loss(model, guide, programs.args, programs.kwargs)
         return surrogate_loss - surrogate_loss.detach() - elbo.detach()
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
         """Minus the bound; accumulates gradients in the parameters, of modules as well."""
         loss = _backward(self.differentiable_loss(model, guide, *args, **kwargs), retain_graph=self.retain_graph)
         check_svi_trains(model, guide)
         return loss
 
     @torch.no_grad()
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
         """Minus the bound, without gradients."""
         programs = _begin(self, model, guide, args, kwargs)
         return super().loss(model, guide, *programs.args, **programs.kwargs)
 
-    def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[Traces]:
+    def _get_traces(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Iterator[Traces]:
         model, guide = _prepared(model, guide)
         yield from super()._get_traces(model, guide, args, kwargs)
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Traces:
+    def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Traces:
         return importance_traces(Programs(model, guide, args, kwargs), nesting=self.max_plate_nesting)
 
     def _loss_and_surrogate_loss_particle(
@@ -156,7 +158,9 @@ class EnumeratedELBO(TraceEnum_ELBO):
     min_particles = 1
     handles_discrete = True
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
+    def differentiable_loss(
+        self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any
+    ) -> Float[Tensor, ""]:
         """Minus the bound in nats, summed over datapoints."""
         programs = _begin(self, model, guide, args, kwargs)
         guide = config_enumerate(guide, "parallel")
@@ -165,23 +169,23 @@ class EnumeratedELBO(TraceEnum_ELBO):
         bounds = [_compute_dice_elbo(*pair) for pair in traces]
         return -torch.as_tensor(sum(bounds) / self.num_particles)
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
         """Minus the bound; accumulates gradients in the parameters, of modules as well."""
         loss = _backward(self.differentiable_loss(model, guide, *args, **kwargs), retain_graph=self.retain_graph)
         check_svi_trains(model, guide)
         return loss
 
     @torch.no_grad()
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
         """Minus the bound, without gradients."""
         programs = _begin(self, model, guide, args, kwargs)
         return super().loss(model, config_enumerate(guide, "parallel"), *programs.args, **programs.kwargs)
 
-    def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[Traces]:
+    def _get_traces(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Iterator[Traces]:
         model, guide = _prepared(model, guide)
         yield from super()._get_traces(model, guide, args, kwargs)
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Traces:
+    def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Traces:
         nesting = self.max_plate_nesting
         programs = Programs(model, guide, args, kwargs)
         model_trace, guide_trace = importance_traces(programs, nesting=nesting, enumerated=True)
@@ -221,9 +225,9 @@ def importance_traces(
     for site in list(sample_sites(full)):
         if site["is_observed"]:
             drawn.remove_node(site["name"])  # given to the guide: not drawn, and nothing to replay
-    chosen = [site["name"] for site in sample_sites(full) if site["infer"].get("_enumerate_dim") is not None]
+    summed = [site["name"] for site in sample_sites(full) if site["infer"].get("_enumerate_dim") is not None]
     with _OneLine("model", enumerated=enumerated):
-        model_trace = run(poutine.replay(asked(programs.model), trace=drawn), args, kwargs, chosen=chosen)
+        model_trace = run(poutine.replay(asked(programs.model), trace=drawn), args, kwargs, enumerated=summed)
     model_trace, guide_trace = prune_subsample_sites(model_trace), prune_subsample_sites(full)
     _check(model_trace, guide_trace, asked.found, nesting=nesting, enumerated=enumerated)
     with _OneLine():
@@ -285,7 +289,7 @@ def _score(site: Site) -> Any:
     return sum_rightmost(score, inner) if isinstance(score, Tensor) else score
 
 
-def _begin(elbo: Any, model: Program, guide: Program, args: Any, kwargs: Any) -> Programs:
+def _begin(elbo: Any, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Programs:
     """The programs, prepared, after a first look at them.
 
     Particles or enumeration would hide a dimension that no plate declares.
@@ -296,7 +300,7 @@ def _begin(elbo: Any, model: Program, guide: Program, args: Any, kwargs: Any) ->
     return programs
 
 
-def _prepared(model: Program, guide: Program) -> tuple[Program, Program]:
+def _prepared(model: PyroProgram, guide: PyroProgram) -> tuple[PyroProgram, PyroProgram]:
     """Model and guide, with masks of distributions at their sites, and given values that cost the guide nothing.
 
     A value that was given to the guide was not drawn from q, so that log q of it belongs into no weight.
@@ -342,7 +346,7 @@ class _OneLine:
             raise ValueError(text) from error
         if not self.program:
             raise ValueError(text) from error
-        if not (is_single or isinstance(error, NotImplementedError) or _is_about_shapes(lines[0])):
+        if not (is_single or isinstance(error, NotImplementedError) or is_about_shapes(lines[0])):
             return  # the program's own
         what = "all values of its discrete sites" if self.enumerated else "all particles"
         cause = error.__cause__ if is_single and error.__cause__ is not None else error

@@ -10,14 +10,17 @@ from pyro.infer.elbo import ELBO
 
 from vma_pyro.infer.engine.pathwise import dreg, stl
 from vma_pyro.infer.estimators.baselines import OVIS, OVISMonteCarlo, loo, reinforce, vimco_geometric
-from vma_pyro.infer.estimators.chosen_site import DistinctELBO, ExactELBO, SumAndSampleELBO, UnorderedSetELBO
+from vma_pyro.infer.estimators.distinct import DistinctELBO
+from vma_pyro.infer.estimators.exact import ExactELBO
 from vma_pyro.infer.estimators.learned_baseline import NVIL
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
 from vma_pyro.infer.estimators.pyro_elbos import EnumeratedELBO, GraphELBO
 from vma_pyro.infer.estimators.relaxed import RelaxedELBO
 from vma_pyro.infer.estimators.resampled import ResampledELBO
 from vma_pyro.infer.estimators.rloo import RLOO
+from vma_pyro.infer.estimators.sum_and_sample import SumAndSampleELBO
 from vma_pyro.infer.estimators.thermodynamic import ThermodynamicELBO
+from vma_pyro.infer.estimators.unordered_set import UnorderedSetELBO
 from vma_pyro.infer.estimators.wake_sleep import WakeWake
 
 Build = Callable[..., ELBO]

@@ -20,7 +20,7 @@ from vma_pyro.infer.engine.estimator import (
     normalised,
     weighted,
 )
-from vma_pyro.infer.engine.handlers import Message
+from vma_pyro.infer.engine.messages import Message
 from vma_pyro.infer.engine.programs import Programs
 
 RELAXED = (torch.distributions.Categorical, torch.distributions.OneHotCategorical)

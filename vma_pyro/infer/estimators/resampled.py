@@ -10,8 +10,8 @@ from jaxtyping import Float, Int64
 from pyro import poutine
 from torch import Tensor
 
+from vma_pyro.infer.engine.drawing import model_log_prob
 from vma_pyro.infer.engine.estimator import Estimate, log_mean_exp, normalised
-from vma_pyro.infer.engine.log_weights import model_log_prob
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
@@ -64,11 +64,7 @@ class ResampledELBO(MultiSampleELBO):
         alive = v.sum(0) > 0  # else all particles weigh nothing, and there is nothing to learn
         k = resample(torch.where(alive, v, 1.0))  # [B]
         log_p = model_log_prob(
-            poutine.replay(programs.model, trace=particles.subsamples),
-            select(particles, k),
-            programs.args,
-            programs.kwargs,
-            particles.layout,
+            programs.with_subsamples(particles.subsamples), select(particles, k), particles.layout
         )
         log_q = particles.log_proposal.gather(0, k[None])
         surrogate = torch.where(alive, log_p - log_q, 0.0).sum()

@@ -11,7 +11,10 @@ from pyro import poutine
 from pyro.distributions import Unit
 from torch import nn
 
-from vma_pyro.infer.engine.checks import is_point
+from vma_pyro.infer.engine.defensive import Defensive
+from vma_pyro.infer.engine.detached import DetachValues
+from vma_pyro.infer.engine.distributions import is_point
+from vma_pyro.infer.engine.drawing import guide_log_prob
 from vma_pyro.infer.engine.estimator import (
     Estimate,
     Estimator,
@@ -21,10 +24,8 @@ from vma_pyro.infer.engine.estimator import (
     normalised,
     weighted,
 )
-from vma_pyro.infer.engine.handlers import Defensive, DetachValues
-from vma_pyro.infer.engine.log_weights import guide_log_prob
 from vma_pyro.infer.engine.particles import Particles
-from vma_pyro.infer.engine.plates import Program, is_random_subsample, sample_sites
+from vma_pyro.infer.engine.plates import PyroProgram, is_random_subsample, sample_sites
 from vma_pyro.infer.engine.programs import Handler, Programs, unwrapped
 
 
@@ -135,6 +136,6 @@ def _given(guide_trace: poutine.Trace) -> list[str]:
     return [s["name"] for s in sample_sites(guide_trace) if s["is_observed"] and not isinstance(s["fn"], Unit)]
 
 
-def _signature(program: Program) -> inspect.Signature:
+def _signature(program: PyroProgram) -> inspect.Signature:
     program, _ = unwrapped(program)
     return inspect.signature(program.forward if isinstance(program, nn.Module) else program)

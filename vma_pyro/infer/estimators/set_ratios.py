@@ -1,4 +1,4 @@
-r"""Distinct values of a discrete site: drawing them, and what a draw is worth.
+r"""What a set of distinct values is worth.
 
 Draw k values one after the other without replacement from q, and forget the order: a set U. Below, m(T) is the
 probability that is left once the values in T are taken, and
@@ -13,22 +13,10 @@ leave-one-out ratios of Kool et al. 2020, equation 9. Sums run over 2^k subsets,
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 MOST_VALUES = 12  # 2^k subsets
-
-
-def draw_distinct(log_probs: Float[Tensor, "*B S"], k: int) -> Int[Tensor, " k *B"]:
-    """k distinct values by the Gumbel top-k trick (Kool et al. 2019), in the order in which they are drawn."""
-    gumbel = -torch.empty_like(log_probs).exponential_().log()
-    return (log_probs + gumbel).topk(k, dim=-1).indices.movedim(-1, 0)
-
-
-def left_over(log_probs: Float[Tensor, "*B S"], values: Int[Tensor, " k *B"]) -> Float[Tensor, " *B"]:
-    """log of the probability outside a set, without cancellation."""
-    taken = torch.zeros_like(log_probs, dtype=torch.bool).scatter(-1, values.movedim(0, -1), True)
-    return log_probs.masked_fill(taken, -torch.inf).logsumexp(-1)
 
 
 class SetRatios:

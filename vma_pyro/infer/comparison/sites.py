@@ -1,0 +1,87 @@
+"""The latent sites of a guide, and whether they can be enumerated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pyro.poutine.util import prune_subsample_sites
+
+from vma_pyro.infer.engine.checks import is_reparameterised
+from vma_pyro.infer.engine.distributions import whole_support
+from vma_pyro.infer.engine.plates import is_random_subsample, sample_sites
+from vma_pyro.infer.engine.programs import Programs
+from vma_pyro.infer.engine.running import run
+
+MOST_OUTCOMES = 2_000_000  # of all particles and datapoints together
+
+
+class DiscreteSite(NamedTuple):
+    """One discrete site of a guide: its name, and the size of its support (None: not to be enumerated)."""
+
+    name: str
+    size: int | None
+    why_not: str = ""
+
+
+class GuideSites(NamedTuple):
+    """The latent sites of a guide, in the order in which it draws them.
+
+    Attributes:
+        discrete: those that are not reparameterised.
+        is_random_otherwise: whether there are others, or randomly subsampled plates; if not, enumeration is exact.
+    """
+
+    discrete: tuple[DiscreteSite, ...]
+    is_random_otherwise: bool
+
+    @property
+    def values(self) -> int:
+        """Joint values of the discrete sites."""
+        return math.prod(site.size or 1 for site in self.discrete)
+
+    def why_not_enumerated(self, num_particles: int, datapoints: int) -> str:
+        """What stands against `EnumeratedReference`, or ""."""
+        for site in self.discrete:
+            if site.size is None:
+                return f"site '{site.name}' {site.why_not}"
+        if not self.discrete:
+            return "the guide has no discrete site"
+        if self.values**num_particles * datapoints > MOST_OUTCOMES:
+            return f"{self.values}^{num_particles} outcomes of {datapoints} datapoints are too many to sum"
+        return ""
+
+
+def find_sites(programs: Programs, batch_plates: Sequence[str] = ("data",)) -> GuideSites:
+    """Run the guide once, and look at its latent sites."""
+    with torch.no_grad():
+        programs = programs.prepared()
+        trace = run(programs.guide, programs.args, programs.kwargs)
+        others = any(is_random_subsample(site) for site in trace.nodes.values())
+        trace = prune_subsample_sites(trace)
+        trace.compute_score_parts()
+    discrete = []
+    for site in sample_sites(trace):
+        if site["is_observed"]:
+            continue
+        if is_reparameterised(site) and getattr(site["fn"], "has_rsample", True):
+            others = True
+            continue
+        discrete.append(DiscreteSite(site["name"], *_size(site, batch_plates)))
+    return GuideSites(tuple(discrete), others)
+
+
+def _size(site: Any, batch_plates: Sequence[str]) -> tuple[int | None, str]:
+    """Of the site's support; None and why, if it is not to be enumerated."""
+    if not getattr(site["fn"], "has_enumerate_support", False):
+        return None, f"has no finite support ({type(site['fn']).__name__})"
+    # In a plate of its own a site has many values per datapoint, which are not enumerated.
+    others = [f.name for f in site["cond_indep_stack"] if f.vectorized and f.name not in batch_plates]
+    if others:
+        return None, f"has many values per datapoint, in plate '{others[0]}'"
+    try:
+        return len(whole_support(site["fn"])), ""
+    except NotImplementedError:  # such as a Binomial with a total count for each datapoint
+        return None, "has a support that differs between datapoints"

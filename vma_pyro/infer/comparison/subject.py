@@ -1,0 +1,71 @@
+"""What is compared on: two programs and their data, with their parameters, sites, weights and gradients."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vma_pyro.infer.comparison.groups import Groups, group_parameters
+from vma_pyro.infer.comparison.sites import GuideSites, find_sites
+from vma_pyro.infer.engine.drawing import draw
+from vma_pyro.infer.engine.nesting import PlateNesting
+from vma_pyro.infer.engine.programs import Programs
+
+
+class Subject:
+    """Two programs and their data.
+
+    Args:
+        programs: with their arguments, as they are given.
+        plates: whose elements are the datapoints; none: the whole program is one.
+    """
+
+    def __init__(self, programs: Programs, plates: Sequence[str]) -> None:
+        self.programs, self.plates = programs, tuple(plates)
+        self.nesting = PlateNesting()(programs)
+        self.parameters: list[Tensor] = []
+
+    @property
+    def plate_options(self) -> dict[str, Any]:
+        """For an estimator of these programs."""
+        return {"batch_plates": self.plates, "max_plate_nesting": self.nesting}
+
+    def groups(self) -> dict[str, list[Tensor]]:
+        """The parameters by what they parameterise."""
+        return group_parameters(self.programs, **self.plate_options)
+
+    def measure(self, groups: Groups) -> None:
+        """Take gradients in these parameters from now on."""
+        self.parameters = [p for group in groups.values() for p in group]
+
+    def sites(self) -> GuideSites:
+        """The guide's latent sites."""
+        return find_sites(self.programs, self.plates)
+
+    @functools.cached_property
+    def datapoints(self) -> int:
+        """B."""
+        return self.weights(1).shape[1]
+
+    def weights(self, num_particles: int, *, vectorize: bool = True) -> Tensor:
+        """log w [K, B]."""
+        with torch.no_grad():
+            return draw(
+                self.programs.prepared(),
+                num_particles=num_particles,
+                vectorize=vectorize,
+                pathwise=None,
+                **self.plate_options,
+            ).log_weights
+
+    def gradients(self, elbo: Any) -> list[Tensor]:
+        """One draw of the gradient in each of the parameters; zeros in those that the loss does not have."""
+        loss = self.programs.loss(elbo)
+        found: Sequence[Tensor | None] = [None] * len(self.parameters)
+        if loss.requires_grad:
+            found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]

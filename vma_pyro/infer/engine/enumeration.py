@@ -1,0 +1,53 @@
+"""Enumerating the values of a discrete site: all of them, or some, in a dimension of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from vma_pyro.infer.engine.messages import Message, check_no_own_mask, decide, is_open
+
+Values = Callable[[Any], Tensor]  # from a distribution to some of its values
+
+
+class EnumerateValues(Messenger):
+    """Give one site several values, in a new dimension left of the particles'.
+
+    Args:
+        site: its name.
+        values: from the site's distribution, with batch shape [K, plates], to values [S, *batch, *event], where
+            batch broadcasts to the distribution's.
+        dims: number of dimensions right of the new one: plates, particles, and those of sites enumerated later.
+    """
+
+    def __init__(self, site: str, values: Values, dims: int) -> None:
+        super().__init__()
+        self.site, self.values, self.dims = site, values, dims
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["name"] == self.site and is_open(msg):
+            if not getattr(msg["fn"], "has_enumerate_support", False):
+                raise ValueError(
+                    f"site '{self.site}': expected a finite support to choose values from, "
+                    f"got {type(msg['fn']).__name__}"
+                )
+            check_no_own_mask(msg)
+            try:
+                value = self.values(msg["fn"])
+            except NotImplementedError as error:  # a Binomial with a total count for each datapoint
+                raise ValueError(
+                    f"site '{self.site}': expected a finite support, the same for all datapoints, got "
+                    f"{type(msg['fn']).__name__} whose support cannot be enumerated"
+                ) from error
+            shape = value.shape[: value.dim() - msg["fn"].event_dim]
+            event = value.shape[len(shape) :]
+            padding = (1,) * (self.dims + 1 - len(shape))
+            decide(msg, value.reshape(shape[0], *padding, *shape[1:], *event))
+
+
+def fixed(values: Tensor) -> Values:
+    """The same values [S] for every particle and datapoint."""
+    return lambda fn: values
