@@ -277,8 +277,12 @@ def test_sites_choose_their_own_estimator():
     ("build", "message"),
     [
         (
-            lambda: CriticELBO(2, critic=Constant(3), site="a", chunk_size=1),
-            "chunk_size: expected None, as the critic judges all particles at once, got 1",
+            lambda: CriticELBO(2, critic=Constant(3), site="a", draws_per_score=2),
+            "draws_per_score: expected 1, as the critic judges all particles at once, got 2",
+        ),
+        (
+            lambda: CriticELBO(2, critic=Constant(3), site="a", vectorize_particles=False),
+            "vectorize_particles: expected True, as the critic judges all particles at once, got False",
         ),
         (lambda: WakeWake(2, noise="common"), "noise: expected 'independent' for WakeWake, got 'common'"),
         (

@@ -13,6 +13,7 @@ from vma_pyro.infer.comparison.subject import Subject
 from vma_pyro.infer.engine.estimator import Estimator
 from vma_pyro.infer.engine.pathwise import iwae
 from vma_pyro.infer.estimators.baselines import baseline_name, loo, reinforce, vimco
+from vma_pyro.infer.estimators.k_sample_bound import KSampleBound
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
 from vma_pyro.infer.estimators.rloo import RLOO
 
@@ -192,6 +193,6 @@ def _vectorizes(elbo: Any) -> bool:
 
 def _named(elbo: Any) -> str:
     what = type(elbo).__name__
-    if isinstance(elbo, MultiSampleELBO):
+    if isinstance(elbo, KSampleBound):
         what += f" ({baseline_name(elbo.baseline)}, {elbo.pathwise.name})"
     return f"{what}, K = {elbo.num_particles}"

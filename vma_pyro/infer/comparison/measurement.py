@@ -18,6 +18,7 @@ from vma_pyro.infer.comparison.judges import REFUSALS, Judge, Judges, objective_
 from vma_pyro.infer.comparison.subject import Subject
 from vma_pyro.infer.comparison.table import Row
 from vma_pyro.infer.engine.estimator import Estimator
+from vma_pyro.infer.engine.weights import effective_samples
 
 RANDOM_DIRECTIONS = 16
 WEIGHT_DRAWS = 100  # for the effective sample size: at most
@@ -173,7 +174,6 @@ class Measurement:
             evaluations=evaluations,
             milliseconds=milliseconds,
             variance_time=relative * milliseconds,
-            variance_evaluations=relative * evaluations,
             draws=self.draws,
             reference=judge.how,
             reference_error=error,
@@ -201,15 +201,14 @@ class Measurement:
         if key not in self._effective:
             torch.manual_seed(self.seed + 2)
             try:
-                found = [self._effective_draw(K, vectorize) for _ in range(min(self.draws, WEIGHT_DRAWS))]
-                self._effective[key] = torch.stack(found).nanmean().item()
+                weights = (
+                    self.subject.weights(K, vectorize=vectorize) for _ in range(min(self.draws, WEIGHT_DRAWS))
+                )
+                found = torch.stack([effective_samples(log_w) for log_w in weights])
+                self._effective[key] = found.nanmean().item()
             except REFUSALS:  # programs that only Pyro's own can run
                 self._effective[key] = math.nan
         return self._effective[key]
-
-    def _effective_draw(self, num_particles: int, vectorize: bool) -> Tensor:
-        log_w = self.subject.weights(num_particles, vectorize=vectorize)  # [K, B]
-        return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
 
     def _reference(self, elbo: Any) -> Reference:
         judge = self.judges.of(elbo)

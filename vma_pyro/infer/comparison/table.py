@@ -36,7 +36,6 @@ class Row(NamedTuple):
             takes twice the operations of a forward pass, and so is one that the backward pass repeats.
         milliseconds: per gradient, median.
         variance_time: relative_variance times milliseconds: what a given precision costs.
-        variance_evaluations: relative_variance times evaluations.
         draws: gradients drawn.
         reference: how G was found.
         reference_error: standard error of G as a whole, over |G|; 0 for an exact one, NaN in old tables.
@@ -59,7 +58,6 @@ class Row(NamedTuple):
     evaluations: float
     milliseconds: float
     variance_time: float
-    variance_evaluations: float
     draws: int
     reference: str
     reference_error: float = math.nan
@@ -96,9 +94,10 @@ class Comparison(NamedTuple):
 
     @classmethod
     def of_plain(cls, content: Mapping[str, Any]) -> Comparison:
-        """The inverse; None becomes NaN."""
+        """The inverse; None becomes NaN. Figures that only earlier tables had are left out."""
         rows: list[dict[str, Any]] = [
-            {k: math.nan if v is None else v for k, v in row.items()} for row in content["rows"]
+            {k: math.nan if v is None else v for k, v in row.items() if k in Row._fields}
+            for row in content["rows"]
         ]
         return cls(tuple(Row(**row) for row in rows), content["seed"])
 

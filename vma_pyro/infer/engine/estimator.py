@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
@@ -67,7 +66,7 @@ class Estimator(ELBO):
             "relaxed", or "wake-sleep" (no single objective).
         unbiased: whether the expected gradient is that of the objective, for all parameters.
         min_particles: the least K.
-        handles_discrete: whether sites that are not reparameterised are allowed.
+        draws_per_score: particles that share the values of the sites that are not reparameterised.
 
     Args:
         num_particles: K.
@@ -87,7 +86,7 @@ class Estimator(ELBO):
     objective: str
     unbiased: bool
     min_particles: int = 1
-    handles_discrete: bool = True
+    draws_per_score: int = 1
     _knows_rules = False  # whether sites may ask for pathwise rules
     _knows_baselines = False  # whether they may ask for score baselines
     _couples = True  # whether particles may share noise
@@ -168,7 +167,7 @@ class Estimator(ELBO):
 
     def _look(self, programs: Programs) -> None:
         """Refuse what cannot be told from particles once there are several."""
-        if self.vectorize_particles and self.num_particles * getattr(self, "draws_per_score", 1) > 1:
+        if self.vectorize_particles and self.num_particles * self.draws_per_score > 1:
             look.check(programs, self._nesting(programs))
 
     def _check_site_options(self, guide_trace: Any, of_model: dict[str, Any]) -> None:
@@ -218,27 +217,3 @@ class Estimator(ELBO):
     def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Any:
         """Pyro's abstract hook; these objectives draw their particles in `vma_pyro.infer.engine.log_weights`."""
         raise NotImplementedError(f"{type(self).__name__} draws with vma_pyro.infer.draw_particles")
-
-
-def log_mean_exp(log_weights: Float[Tensor, " K *B"]) -> Float[Tensor, "*B"]:
-    """log 1/K sum_k exp, over the first dimension."""
-    return torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))
-
-
-def normalised(log_weights: Float[Tensor, " K *B"]) -> Float[Tensor, " K *B"]:
-    """v_k = w_k / sum_l w_l without gradient; zero where all weigh nothing."""
-    with torch.no_grad():
-        return torch.nan_to_num(log_weights.softmax(0), nan=0.0)
-
-
-def weighted(v: Float[Tensor, "K B"], log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
-    """v_k log w_k; exactly nothing where v_k is zero, whatever the weight.
-
-    With v the normalised weights its gradient is that of log mean w.
-    """
-    return v * torch.where(v == 0, 0.0, log_weights)
-
-
-def finite(values: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """The same values, and 0 (without a gradient) for those that are not finite: there the loss is infinite."""
-    return torch.where(values.isfinite(), values, 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Unpack, final
 
 import torch
 from jaxtyping import Float, Int
@@ -16,10 +16,11 @@ from vma_pyro.infer.engine.particles import SiteScore
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.estimators.baselines import ScoreBaseline, vimco
-from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
+from vma_pyro.infer.estimators.k_sample_bound import KSampleBound, plain_surrogate
 
 
-class CriticELBO(MultiSampleELBO):
+@final
+class CriticELBO(KSampleBound):
     r"""The multi-sample bound, with the learning signal of one discrete site compared with a critic's.
 
     .. math::
@@ -52,14 +53,13 @@ class CriticELBO(MultiSampleELBO):
         **plates: Unpack[PlateOptions],
     ) -> None:
         super().__init__(num_particles, baseline=baseline, pathwise=pathwise, noise=noise, **plates)
-        for name, needed in (("draws_per_score", 1), ("chunk_size", None), ("vectorize_particles", True)):
+        for name, needed in (("draws_per_score", 1), ("vectorize_particles", True)):
             if getattr(self, name) != needed:
                 raise ValueError(
                     f"{name}: expected {needed}, as the critic judges all particles at once, "
                     f"got {getattr(self, name)}"
                 )
         self.critic, self.site = critic, site
-        self._values, self._met = torch.zeros(0), False
 
     def learned_parts(self) -> dict[str, nn.Module]:
         """The critic, and the baseline if it has parameters."""
@@ -67,39 +67,51 @@ class CriticELBO(MultiSampleELBO):
 
     def _estimate(self, programs: Programs) -> Estimate:
         args, kwargs = programs.as_given
-        self._values = self.critic(*args, **kwargs)  # [*batch, S]
-        self._met = False
-        try:
-            estimate = super()._estimate(programs)
-        finally:
-            args, kwargs = programs.as_given
-        self._values = torch.zeros(0)  # an objective with a graph in it could not be copied
-        if not self._met:
+        judged = _Judged(self.site, self.critic(*args, **kwargs))
+        particles = self._particles(programs, self._all_particles())
+        estimate = self._estimate_with(programs, particles, judged.surrogate)
+        if not judged.met:
             raise ValueError(
                 f"site '{self.site}': expected among the guide's sites that are not reparameterised, found none"
             )
         return estimate
 
-    def _surrogate_of(
+
+class _Judged:
+    """A site, and what the critic says of its values [*batch, S].
+
+    Attributes:
+        met: whether the site was among the scores.
+    """
+
+    def __init__(self, site: str, values: Tensor) -> None:
+        self.site, self.values = site, values
+        self.met = False
+
+    def surrogate(
         self, score: SiteScore, coefficient: Float[Tensor, "K B"], log_q: Float[Tensor, "K B"]
     ) -> Float[Tensor, ""]:
+        """The surrogate of one site's score; the critic's part in it at the judged site."""
         if score.name != self.site:
-            return super()._surrogate_of(score, coefficient, log_q)
-        self._met = True
+            return plain_surrogate(score, coefficient, log_q)
+        self.met = True
         log_probs, drawn = _table(score)  # [S, K, B], [K, B]
-        size = len(log_probs)
-        if self._values.shape[-1] != size or self._values.numel() != coefficient.shape[1] * size:
-            raise ValueError(
-                f"critic: expected output [*batch, {size}], one value for each of site '{self.site}', "
-                f"got {list(self._values.shape)}"
-            )
-        predicted = self._values.reshape(-1, size).T[:, None].expand(size, *coefficient.shape)  # [S, K, B]
+        predicted = self._predicted(len(log_probs), coefficient.shape)  # [S, K, B]
         at_draw = predicted.gather(0, drawn[None]).squeeze(0)  # [K, B]
         live = log_q != 0  # of a datapoint that is masked entirely nothing is learned
         probs = torch.where(live, log_probs.exp(), 0.0)
         exact = (probs * predicted.detach()).sum()
         error = torch.where(live, coefficient - at_draw, 0.0)
         return ((coefficient - at_draw.detach()) * log_q).sum() + exact - (error**2).sum()
+
+    def _predicted(self, size: int, shape: torch.Size) -> Float[Tensor, "S K B"]:
+        """The critic's values for S = size values of the site, as the particles of shape [K, B] see them."""
+        if self.values.shape[-1] != size or self.values.numel() != shape[1] * size:
+            raise ValueError(
+                f"critic: expected output [*batch, {size}], one value for each of site '{self.site}', "
+                f"got {list(self.values.shape)}"
+            )
+        return self.values.reshape(-1, size).T[:, None].expand(size, *shape)
 
 
 def _table(score: SiteScore) -> tuple[Float[Tensor, "S K B"], Int[Tensor, "K B"]]:

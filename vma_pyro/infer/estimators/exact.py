@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from vma_pyro.infer.engine.distributions import whole_support
-from vma_pyro.infer.engine.estimator import Estimate, Noise, PlateOptions, normalised, weighted
+from vma_pyro.infer.engine.estimator import Estimate, Noise, PlateOptions
 from vma_pyro.infer.engine.programs import Programs
+from vma_pyro.infer.engine.weights import normalised, weighted
 from vma_pyro.infer.estimators.subset import SubsetELBO
 
 

@@ -25,7 +25,6 @@ from pyro.util import check_traceenum_requirements
 from torch import Tensor
 
 from vma_pyro.infer.engine.checks import check_dimensions, check_nesting, check_no_enumeration, check_same_latents
-from vma_pyro.infer.engine.estimator import finite
 from vma_pyro.infer.engine.first_look import look
 from vma_pyro.infer.engine.masks import check_same_power, without_mask
 from vma_pyro.infer.engine.options import Options, check_options
@@ -33,6 +32,7 @@ from vma_pyro.infer.engine.plates import Layout, PyroProgram, Site, sample_sites
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.running import is_about_shapes, run
 from vma_pyro.infer.engine.svi import check_svi_trains
+from vma_pyro.infer.engine.weights import finite
 
 UNKNOWN_NESTING = 1_000  # more than any program has
 
@@ -62,7 +62,6 @@ class GraphELBO(TraceGraph_ELBO):
     objective = "elbo"
     unbiased = True
     min_particles = 1
-    handles_discrete = True
 
     def differentiable_loss(
         self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any
@@ -156,7 +155,6 @@ class EnumeratedELBO(TraceEnum_ELBO):
     objective = "elbo"
     unbiased = True
     min_particles = 1
-    handles_discrete = True
 
     def differentiable_loss(
         self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any

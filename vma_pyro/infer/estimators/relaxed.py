@@ -11,17 +11,10 @@ from pyro.distributions import MaskedDistribution, TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vma_pyro.infer.engine.estimator import (
-    Estimate,
-    Estimator,
-    Noise,
-    RunOptions,
-    log_mean_exp,
-    normalised,
-    weighted,
-)
+from vma_pyro.infer.engine.estimator import Estimate, Estimator, Noise, RunOptions
 from vma_pyro.infer.engine.messages import Message
 from vma_pyro.infer.engine.programs import Programs
+from vma_pyro.infer.engine.weights import log_mean_exp, normalised, weighted
 
 RELAXED = (torch.distributions.Categorical, torch.distributions.OneHotCategorical)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int64
@@ -11,13 +11,15 @@ from pyro import poutine
 from torch import Tensor
 
 from vma_pyro.infer.engine.drawing import model_log_prob
-from vma_pyro.infer.engine.estimator import Estimate, log_mean_exp, normalised
+from vma_pyro.infer.engine.estimator import Estimate
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
+from vma_pyro.infer.engine.weights import log_mean_exp, normalised
+from vma_pyro.infer.estimators.k_sample_bound import KSampleBound
 
 
-class ResampledELBO(MultiSampleELBO):
+@final
+class ResampledELBO(KSampleBound):
     r"""The multi-sample bound; only one of the K particles, drawn by its weight, goes backward through the model.
 
     .. math::
@@ -34,29 +36,22 @@ class ResampledELBO(MultiSampleELBO):
     dropout, would differ between its two runs.
 
     Args:
-        num_particles, baseline, ...: those of `MultiSampleELBO`; `chunk_size` has to be None.
+        num_particles, baseline, ...: those of `MultiSampleELBO`, but for `chunk_size`, as one particle alone keeps
+            its graph.
 
     Raises:
-        ValueError: as for `MultiSampleELBO`; a `chunk_size`.
+        ValueError: as for `MultiSampleELBO`.
     """
-
-    def _check_options(self) -> None:
-        super()._check_options()
-        if self.chunk_size is not None:
-            raise ValueError(
-                f"chunk_size: expected None, as one particle alone keeps its graph, got {self.chunk_size}"
-            )
 
     def _estimate(self, programs: Programs) -> Estimate:
         if not torch.is_grad_enabled():
-            return super()._estimate(programs)
+            return self._estimate_with(programs, self._particles(programs, self._all_particles()))
 
         def forward_only(*args: Any, **kwargs: Any) -> Any:
             with torch.no_grad():
                 return programs.model(*args, **kwargs)
 
-        nesting = self._nesting(programs)
-        particles = self._particles(replace(programs, model=forward_only), nesting)
+        particles = self._particles(replace(programs, model=forward_only), self._all_particles())
         torch.clear_autocast_cache()  # else weights that were cast without a graph would get no gradient
         log_w = self._own(particles.log_weights).detach()  # [K, B]
         bound, v = log_mean_exp(log_w), normalised(log_w)

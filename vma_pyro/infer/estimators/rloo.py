@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vma_pyro.infer.engine.estimator import Estimate, Estimator, finite
+from vma_pyro.infer.engine.estimator import Estimate, Estimator
 from vma_pyro.infer.engine.programs import Programs
+from vma_pyro.infer.engine.weights import finite
 from vma_pyro.infer.estimators.baselines import leave_one_out_sum
 
 

@@ -6,8 +6,9 @@ import math
 
 import torch
 
-from vma_pyro.infer.engine.estimator import Estimate, finite
+from vma_pyro.infer.engine.estimator import Estimate
 from vma_pyro.infer.engine.programs import Programs
+from vma_pyro.infer.engine.weights import finite
 from vma_pyro.infer.estimators.distinct_values import DistinctDraw
 from vma_pyro.infer.estimators.subset import SubsetELBO, log_q_and_f
 

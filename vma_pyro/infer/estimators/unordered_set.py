@@ -8,8 +8,9 @@ from typing import Unpack
 import torch
 
 from vma_pyro._system.double import in_double
-from vma_pyro.infer.engine.estimator import Estimate, Noise, PlateOptions, finite
+from vma_pyro.infer.engine.estimator import Estimate, Noise, PlateOptions
 from vma_pyro.infer.engine.programs import Programs
+from vma_pyro.infer.engine.weights import finite
 from vma_pyro.infer.estimators.distinct_values import DistinctDraw
 from vma_pyro.infer.estimators.set_ratios import MOST_VALUES, SetRatios
 from vma_pyro.infer.estimators.subset import SubsetELBO, log_q_and_f
