@@ -29,7 +29,7 @@ from vma_pyro.infer import (
     reinforce,
     vimco,
 )
-from vma_pyro.infer.comparison.measurement import Moments
+from vma_pyro.infer.comparison.moments import Moments
 
 N = 6
 

@@ -13,7 +13,7 @@ from pyro.distributions.testing.rejection_gamma import RejectionGamma
 from programs import FLOAT, Fixed, log_normal, rows
 from vma_pyro.infer import EnumeratedELBO, GraphELBO, loo
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.estimators.pyro_elbos import importance_traces
+from vma_pyro.infer.estimators.pyro_traces import importance_traces
 
 X = torch.tensor(0.8, **FLOAT)
 TRIALS = 60_000

@@ -86,12 +86,12 @@ def compare(
     groups = groups or subject.groups()
     if not any(groups.values()):
         raise ValueError("groups: expected parameters that require a gradient, found none")
-    table = Measurement(subject, groups, draws, reference_draws or 4 * draws, seed, reference)
+    measurement = Measurement(subject, groups, draws, reference_draws or 4 * draws, seed, reference)
     rows: list[Row] = []
     with torch.random.fork_rng(), tqdm(estimators.items(), disable=not show_progress, unit="estimator") as bar:
         for name, elbo in bar:
             bar.set_description(name)
-            rows += table.rows_of(name, elbo, warm_up)
+            rows += measurement.measure(name, elbo, warm_up)
     return Comparison(tuple(rows), seed)
 
 
@@ -119,7 +119,7 @@ def matched(
 
 
 def _largest(make: Callable[[int], ELBO], evaluations: int, programs: Programs) -> ELBO:
-    """With the most particles whose cost is within the budget, or the fewest that the estimator accepts."""
+    """The estimator with the most particles that the budget allows, or with the fewest that it accepts."""
 
     def cost_of(elbo: ELBO) -> float:
         return count_evaluations(copy.deepcopy(elbo), programs)  # a learned baseline learns from a draw

@@ -15,6 +15,7 @@ from torch import Tensor
 from vma_pyro.infer.comparison.evaluations import count_evaluations
 from vma_pyro.infer.comparison.groups import Groups
 from vma_pyro.infer.comparison.judges import REFUSALS, Judge, Judges, objective_of
+from vma_pyro.infer.comparison.moments import Moments
 from vma_pyro.infer.comparison.subject import Subject
 from vma_pyro.infer.comparison.table import Row
 from vma_pyro.infer.engine.estimator import Estimator
@@ -22,57 +23,6 @@ from vma_pyro.infer.engine.weights import effective_samples
 
 RANDOM_DIRECTIONS = 16
 WEIGHT_DRAWS = 100  # for the effective sample size: at most
-
-
-class Moments:
-    """Running mean and variance of gradients, and their parts along given directions."""
-
-    def __init__(self, size: int, directions: Tensor | None) -> None:
-        self.count = 0
-        self.mean = torch.zeros(size, dtype=torch.float64)
-        self.squares = torch.zeros(size, dtype=torch.float64)
-        self.directions = directions  # [D, size], of length one; the first is the reference's
-        self.along: list[Tensor] = []
-        self.lengths: list[float] = []  # squared
-
-    def add(self, g: Tensor) -> None:
-        """One more gradient."""
-        self.count += 1
-        difference = g - self.mean
-        self.mean += difference / self.count
-        self.squares += difference * (g - self.mean)
-        if self.directions is not None:
-            self.along.append(self.directions @ g)
-            self.lengths.append(g.square().sum().item())
-
-    def variance(self) -> float:
-        """Sum over components of the variance."""
-        return self.squares.sum().item() / (self.count - 1)
-
-    def projections(self) -> tuple[Tensor, Tensor]:
-        """Mean along each direction, and its squared standard error."""
-        along = torch.stack(self.along)
-        return along.mean(0), along.var(0) / self.count
-
-    def is_zero(self) -> bool:
-        """Whether all gradients were exactly zero: nothing here is trained."""
-        return not self.mean.any() and not self.squares.any()
-
-    def directional_snr(self, reference_error: float) -> float:
-        """sqrt(E g_par^2 / E g_perp^2), parts along and across the first direction.
-
-        A mean over draws of the ratio |g_par| / |g_perp| is ruled by the few draws whose part across is nearly
-        nothing; the two mean squares are each without bias. A reference that was sampled points a little aside,
-        which puts part of the square along into the square across: to first order the square along times the
-        reference's squared relative error, which is taken out again.
-        """
-        if len(self.mean) < 2:
-            return math.nan
-        along = torch.stack(self.along)[:, 0].square().mean().item()
-        across = sum(self.lengths) / self.count - along - along * reference_error**2
-        if across <= 1e-12 * along:
-            return math.inf
-        return math.sqrt(along / across)
 
 
 class Reference(NamedTuple):
@@ -112,7 +62,7 @@ class Measurement:
         self._references: dict[int, Reference] = {}
         self._effective: dict[tuple[int, bool], float] = {}
 
-    def rows_of(self, name: str, elbo: Any, warm_up: int) -> list[Row]:
+    def measure(self, name: str, elbo: Any, warm_up: int) -> list[Row]:
         """One row per group."""
         elbo = copy.deepcopy(elbo)  # what it learns here stays here
         self._train_learned_parts(elbo, warm_up)
@@ -121,63 +71,55 @@ class Measurement:
         moments = {g: Moments(len(reference.gradients[g]), reference.directions[g]) for g in self.groups}
         milliseconds = self._draw_all(elbo, self.draws, moments)
         evaluations = count_evaluations(elbo, self.subject.programs)
-        ess = self._effective_samples(elbo)
-        return [
-            self._row(name, elbo, group, moments[group], reference, ess, evaluations, milliseconds)
-            for group in self.groups
-        ]
+        same = _same_objective(elbo, reference.judge)
+        of_all_groups: dict[str, Any] = {
+            "estimator": name,
+            "num_particles": elbo.num_particles,
+            "objective": objective_of(elbo),
+            "claims_unbiased": getattr(elbo, "unbiased", True),
+            "effective_samples": self._effective_samples(elbo),
+            "evaluations": evaluations,
+            "milliseconds": milliseconds,
+            "draws": self.draws,
+            "reference": reference.judge.how,
+        }
+        rows = []
+        for group in self.groups:
+            quality = self._quality(moments[group], reference, group, same_objective=same)
+            variance_time = quality["relative_variance"] * milliseconds
+            rows.append(Row(group=group, variance_time=variance_time, **quality, **of_all_groups))
+        return rows
 
-    def _row(
-        self,
-        name: str,
-        elbo: Any,
-        group: str,
-        moments: Moments,
-        reference: Reference,
-        ess: float,
-        evaluations: float,
-        milliseconds: float,
-    ) -> Row:
-        G, judge = reference.gradients[group], reference.judge
-        error = reference.relative_errors[group]
+    def _quality(
+        self, moments: Moments, reference: Reference, group: str, *, same_objective: bool
+    ) -> dict[str, Any]:
+        """What `Row` says of a group's gradient."""
+        G, error = reference.gradients[group], reference.relative_errors[group]
         square = G.square().sum().item()
         variance = moments.variance()
         # The mean of n draws has the variance's n-th part in its squared length.
         signal = max(0.0, moments.mean.square().sum().item() - variance / moments.count)
         # What is held to the gradient of another objective has another length: compare it with itself.
-        length = square if _same_objective(elbo, judge) else signal
+        length = square if same_objective else signal
         if variance < 1e-18 * max(square, signal):  # rounding
             variance = 0.0
-        relative = variance / length if length > 0 else math.nan
-        nothing = moments.is_zero()
-        if nothing:
-            snr = directional = cosine = relative = math.nan
-        else:
+        bias_z = relative = snr = directional = cosine = math.nan
+        if square > 0 or not moments.is_zero():
+            bias_z = _bias_z(moments, reference, group, self._rounding(reference))
+        if not moments.is_zero():
+            relative = variance / length if length > 0 else math.nan
             snr = math.sqrt(signal / variance) if variance > 0 else math.inf
-            directional = moments.directional_snr(error) if square > 0 else math.nan
-            similarity = torch.nn.functional.cosine_similarity(moments.mean, G, dim=0).item()
-            cosine = similarity if square > 0 else math.nan
-        return Row(
-            estimator=name,
-            group=group,
-            num_particles=elbo.num_particles,
-            objective=objective_of(elbo),
-            claims_unbiased=getattr(elbo, "unbiased", True),
-            bias_z=math.nan
-            if nothing and square == 0
-            else _bias_z(moments, reference, group, self._rounding(reference)),
-            relative_variance=relative,
-            snr=snr,
-            directional_snr=directional,
-            cosine=cosine,
-            effective_samples=ess,
-            evaluations=evaluations,
-            milliseconds=milliseconds,
-            variance_time=relative * milliseconds,
-            draws=self.draws,
-            reference=judge.how,
-            reference_error=error,
-        )
+            if square > 0:
+                directional = moments.directional_snr(error)
+                cosine = torch.nn.functional.cosine_similarity(moments.mean, G, dim=0).item()
+        return {
+            "bias_z": bias_z,
+            "relative_variance": relative,
+            "snr": snr,
+            "directional_snr": directional,
+            "cosine": cosine,
+            "reference_error": error,
+        }
 
     def _draw_all(self, elbo: Any, draws: int, moments: Mapping[str, Moments]) -> float:
         """Gradients into moments; returns the median time in milliseconds."""
@@ -193,7 +135,7 @@ class Measurement:
         return 1000 * sorted(seconds)[draws // 2]
 
     def _effective_samples(self, elbo: Any) -> float:
-        """Over as many draws as there are gradients, up to 100; the same for all estimators with the same K."""
+        """Mean over as many draws as there are gradients, up to 100; estimators with the same K share it."""
         K, vectorize = elbo.num_particles, getattr(elbo, "vectorize_particles", True)
         if K == 1 or objective_of(elbo) == "exact":
             return math.nan
@@ -236,7 +178,7 @@ class Measurement:
         second = {name: Moments(size, directions[name]) for name, size in sizes.items()}
         self._draw_all(judge.elbo, max(2, draws // 4), second)
         errors = {name: m.projections()[1] * m.count / draws for name, m in second.items()}
-        relative = {name: 0.0 if judge.is_exact else _relative_error(m) for name, m in first.items()}
+        relative = {name: 0.0 if judge.is_exact else m.relative_error() for name, m in first.items()}
         return Reference(judge, gradients, directions, errors, relative)
 
     def _directions(self, G: Tensor) -> Tensor:
@@ -271,12 +213,6 @@ def _bias_z(moments: Moments, reference: Reference, group: str, rounding: float)
     spread = (error + reference.errors[group]).sqrt()
     z = torch.where(difference.abs() <= rounding, 0.0, difference.abs() / spread.clamp(min=1e-300))
     return z.max().item()
-
-
-def _relative_error(moments: Moments) -> float:
-    """Standard error of the mean over its length; NaN where the mean is nothing."""
-    length = moments.mean.square().sum().item()
-    return math.sqrt(moments.variance() / moments.count / length) if length > 0 else math.nan
 
 
 def _same_objective(elbo: Any, judge: Judge) -> bool:

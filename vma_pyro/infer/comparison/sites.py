@@ -19,7 +19,7 @@ MOST_OUTCOMES = 2_000_000  # of all particles and datapoints together
 
 
 class DiscreteSite(NamedTuple):
-    """One discrete site of a guide: its name, and the size of its support (None: not to be enumerated)."""
+    """One discrete site of a guide: its name, and the size of its support (None: it cannot be enumerated, `why_not` says why)."""
 
     name: str
     size: int | None
@@ -74,7 +74,7 @@ def find_sites(programs: Programs, batch_plates: Sequence[str] = ("data",)) -> G
 
 
 def _size(site: Any, batch_plates: Sequence[str]) -> tuple[int | None, str]:
-    """Of the site's support; None and why, if it is not to be enumerated."""
+    """The size of a site's support; None and the reason, if it cannot be enumerated."""
     if not getattr(site["fn"], "has_enumerate_support", False):
         return None, f"has no finite support ({type(site['fn']).__name__})"
     # In a plate of its own a site has many values per datapoint, which are not enumerated.

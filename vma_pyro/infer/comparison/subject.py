@@ -1,4 +1,4 @@
-"""What is compared on: two programs and their data, with their parameters, sites, weights and gradients."""
+"""The programs and data on which estimators are compared: their parameters, sites, weights and gradients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Subject:
 
     @property
     def plate_options(self) -> dict[str, Any]:
-        """For an estimator of these programs."""
+        """Arguments for an estimator of these programs."""
         return {"batch_plates": self.plates, "max_plate_nesting": self.nesting}
 
     def groups(self) -> dict[str, list[Tensor]]:
@@ -48,7 +48,7 @@ class Subject:
 
     @functools.cached_property
     def datapoints(self) -> int:
-        """B."""
+        """The number of datapoints, B."""
         return self.weights(1).shape[1]
 
     def weights(self, num_particles: int, *, vectorize: bool = True) -> Tensor:

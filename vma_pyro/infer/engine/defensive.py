@@ -28,7 +28,7 @@ class Defended(TorchDistribution):
         super().__init__(guide.batch_shape, guide.event_shape, validate_args=False)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """From q, or from the uniform distribution."""
+        """Draw from q, or from the uniform distribution."""
         values = self.guide.enumerate_support(expand=False)
         pick = torch.randint(len(values), self.batch_shape, device=values.device)
         u = torch.rand(self.batch_shape, device=values.device)
@@ -44,7 +44,7 @@ class Defended(TorchDistribution):
         return torch.where(lucky, uniform, self.guide.sample())
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Of the mixture."""
+        """Log probability under the mixture."""
         log_q = self.guide.log_prob(value) + math.log(1 - self.share)
         possible = log_q > -math.inf
         log_uniform = math.log(self.share) - self.number.log().to(log_q.dtype)
@@ -53,7 +53,7 @@ class Defended(TorchDistribution):
 
 
 class Defensive(Messenger):
-    """Draw the discrete sites with finite support from `Defended`."""
+    """Draw the discrete sites from `Defended`; a site without a finite support is refused."""
 
     def __init__(self, share: float) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ class RunOptions(PlateOptions, total=False):
 
 
 class Estimate(NamedTuple):
-    """What one draw tells.
+    """One draw of an objective and of its gradient.
 
     Attributes:
         value: the objective of each datapoint [B], in nats.
@@ -58,7 +58,8 @@ class Estimator(ELBO):
     """A gradient estimator for programs with discrete and continuous latents, as a `pyro.infer.ELBO`.
 
     A new one defines `_estimate` and says what it is. All work as a loss (`elbo(model, guide)` is an
-    `nn.Module`), with `pyro.infer.SVI`, and in `compare`.
+    `nn.Module`), with `pyro.infer.SVI`, and in `compare`. A guide with a method `prepare` makes the arguments of
+    both programs ready once per estimate, see `vma_pyro.infer.engine.programs.Programs`.
 
     Attributes:
         objective: what is estimated: "iwae" (the K-sample bound), "iwae-coupled" (the same of particles that share
@@ -181,7 +182,7 @@ class Estimator(ELBO):
         )
 
     def _what(self) -> str:
-        """What needs so many particles, for the error."""
+        """Name what needs so many particles, for the error."""
         return type(self).__name__
 
     def _nesting(self, programs: Programs) -> int:

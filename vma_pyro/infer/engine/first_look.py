@@ -93,7 +93,7 @@ def _shapes(tree: Any) -> Any:
 
 
 def _traces(programs: Programs) -> tuple[poutine.Trace, ...]:
-    """Of the guide and of the model; none if they fail: the run of all particles says why."""
+    """Trace the guide and the model; no traces if they fail, as the run of all particles says why."""
     args, kwargs = programs.args, programs.kwargs
     try:
         with _undisturbed(programs.model, programs.guide), poutine.block():

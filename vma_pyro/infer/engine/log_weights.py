@@ -1,4 +1,4 @@
-"""Weighted draws of a guide, one weight per datapoint: the engine's three functions for every caller.
+"""Weighted draws of a guide, with one weight per datapoint: what callers of the engine use.
 
 Particle k of datapoint b weighs log w = log p(x, latents) - log q(latents), summed over the sites of b.
 """

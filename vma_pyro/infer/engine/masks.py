@@ -41,7 +41,7 @@ class Mask(NamedTuple):
         return self.values.flatten(-self.inner).any(-1)
 
     def __str__(self) -> str:
-        """For errors."""
+        """Describe the mask, for errors."""
         if isinstance(self.values, bool):
             return "no mask" if self.values else "a mask of nothing"
         return f"a mask of {int(self.values.sum())} of {self.values.numel()} elements"

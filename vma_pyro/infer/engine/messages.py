@@ -1,4 +1,4 @@
-"""What an effect handler sees at a sample site, and how it decides on the value there.
+"""What effect handlers ask about a sample site, and how they decide on its value.
 
 The handlers of this package stand outside the particle plate, so that a site's distribution has all its plate
 dimensions when they see it. Sites whose value is already decided (observed, replayed, conditioned) are left alone.

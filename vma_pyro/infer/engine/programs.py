@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -61,7 +62,7 @@ class Programs:
         return replace(self, model=handler(self.model), guide=handler(self.guide))
 
     def with_subsamples(self, subsamples: poutine.Trace) -> Programs:
-        """Both programs on the datapoints that were drawn before: a plate must show them all particles alike."""
+        """Both programs on the datapoints that were drawn before: a plate shows all particles the same ones."""
         return self.under(functools.partial(poutine.replay, trace=subsamples))
 
 
@@ -69,13 +70,13 @@ def unwrapped(program: PyroProgram) -> tuple[PyroProgram, tuple[Messenger, ...]]
     """The program within effect handlers, and the handlers, outermost first."""
     handlers: list[Messenger] = []
     while isinstance(program, functools.partial):
-        if not program.args and not program.keywords:
-            program = program.func
-        elif program.args and isinstance(program.args[0], Messenger):
-            handlers.append(program.args[0])
-            program = program.args[1]
+        if program.keywords or (program.args and not isinstance(program.args[0], Messenger)):
+            break  # a partial of the caller's own
+        if program.args:
+            handler, program = program.args
+            handlers.append(handler)
         else:
-            break
+            program = program.func
     return program, tuple(handlers)
 
 
@@ -84,4 +85,5 @@ def _preparation(guide: PyroProgram) -> Callable[..., Sequence[Any]] | None:
     inner, handlers = unwrapped(guide)
     if any(hasattr(handler, "_pyro_param") for handler in handlers):
         return None  # it is prepared outside of the handlers, which would change its parameters
-    return getattr(inner, "prepare", None)
+    prepare = getattr(inner, "prepare", None)
+    return prepare if inspect.ismethod(prepare) else None

@@ -49,7 +49,7 @@ class CommonNoise(Messenger):
 
 
 def _base_noise(fn: Any, particle_dim: int) -> Tensor:
-    """A draw of the standardised distribution, the same for all particles and all values of chosen sites."""
+    """A draw of the standardised distribution, the same for all particles and all values of enumerated sites."""
     with torch.no_grad():
         noise: Tensor = (fn.sample() - fn.loc) / fn.scale
     for dim in range(noise.dim() + particle_dim + 1):  # none for a single particle

@@ -113,7 +113,7 @@ class GuideSums:
 
 
 class Sites:
-    """Takes one site after the other, and checks that they agree.
+    """Reads log probabilities of one site after the other, and checks that the sites agree.
 
     Attributes:
         layout: where their tensors have particles and datapoints.

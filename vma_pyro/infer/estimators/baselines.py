@@ -35,7 +35,7 @@ def score_baseline(*, min_particles: int = 2, unbiased: bool = True) -> Callable
 
 
 def baseline_name(baseline: Any) -> str:
-    """For errors and tables."""
+    """A baseline's name, for errors and tables."""
     return getattr(baseline, "__name__", None) or type(baseline).__name__
 
 
@@ -87,17 +87,17 @@ class OVIS:
     min_particles = 2
 
     def __post_init__(self) -> None:
-        """Refuse another range."""
+        """Refuse a gamma outside the range."""
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma: expected 0 <= gamma <= 1, got {self.gamma}")
 
     @property
     def unbiased(self) -> bool:
-        """Only at gamma = 0."""
+        """Whether the gradient is unbiased: only at gamma = 0."""
         return self.gamma == 0
 
     def __call__(self, log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
-        """c [K, B]."""
+        """The baseline c [K, B]."""
         K = len(log_weights)
         v = torch.nan_to_num(log_weights.softmax(0), nan=0.0)
         return vimco(log_weights) - self.gamma * v + (1 - self.gamma) * math.log(1 - 1 / K)
@@ -120,7 +120,7 @@ class OVISMonteCarlo:
     unbiased = True
 
     def __post_init__(self) -> None:
-        """Refuse none."""
+        """Refuse to draw no sample."""
         if self.samples < 1:
             raise ValueError(f"samples: expected at least 1, got {self.samples}")
 
@@ -130,7 +130,7 @@ class OVISMonteCarlo:
         return self.samples
 
     def __call__(self, log_weights: Float[Tensor, "K B"], fresh: Float[Tensor, "S B"]) -> Float[Tensor, "K B"]:
-        """c [K, B] from the particles' and the fresh ones' log weights."""
+        """The baseline c [K, B], from the log weights of the particles and of the fresh ones."""
         others = leave_one_out_logsumexp(log_weights)
         return torch.logaddexp(others, fresh[:, None]).mean(0) - math.log(len(log_weights))
 

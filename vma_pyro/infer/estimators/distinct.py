@@ -98,7 +98,7 @@ class DistinctELBO(SubsetELBO):
         v: Float[Tensor, "k B"],
         live: Tensor,
     ) -> Tensor:
-        """Of s', whose log probability outside C is log_q; -v is its derivative inside the bracket."""
+        """The score part of s', whose log probability outside C is log_q; -v is its derivative in the bracket."""
         without = terms[:-1].logsumexp(0)
         coefficient = bound - torch.where(without == -math.inf, 0.0, without) - v[-1]
         coefficient = torch.where(live & (bound > -math.inf), coefficient, 0.0)

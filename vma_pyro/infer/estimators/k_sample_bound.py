@@ -33,7 +33,7 @@ def plain_surrogate(
 class KSampleBound(Estimator):
     r"""The bound log 1/K sum_k w_k, with a score baseline and a pathwise rule; see `MultiSampleELBO`.
 
-    An estimator of it says in `_estimate` how particles are drawn, and what goes backward through them.
+    Its subclasses say in `_estimate` how particles are drawn, and which of them gradients go through.
     """
 
     objective = "iwae"
@@ -95,11 +95,11 @@ class KSampleBound(Estimator):
         return Estimate(bound, weighted(v, log_w).sum() + score_part, particles.scale)
 
     def _own(self, values: Float[Tensor, "N B"]) -> Float[Tensor, "K B"]:
-        """Without the fresh particles of the baseline."""
+        """Leave out the fresh particles of the baseline."""
         return values[: self.num_particles * self.draws_per_score]
 
     def _open_gates(self, particles: Particles, v: Float[Tensor, "K B"]) -> None:
-        """Fresh particles weigh nothing."""
+        """Open the gates of all particles; fresh ones weigh nothing."""
         particles.open_gates(torch.cat([v, torch.zeros_like(particles.log_weights[len(v) :])]))
 
     def _score_part(
@@ -131,7 +131,7 @@ class KSampleBound(Estimator):
         log_weights: Float[Tensor, "N B"],
         programs: Programs,
     ) -> Float[Tensor, "K B"]:
-        """c from the weights of all particles, N = K + fresh ones."""
+        """Compute c from the weights of all N particles: the K and the fresh ones."""
         least = getattr(baseline, "min_particles", 1)
         if self.num_particles < least:
             raise ValueError(

@@ -24,7 +24,7 @@ class LearnedBaseline(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, log_weights: Float[Tensor, "K B"], *args: Any, **kwargs: Any) -> Float[Tensor, "K B"]:
-        """c [K, B], from log weights without gradient and the arguments of the program."""
+        """The baseline c [K, B], from log weights without gradient and the arguments of the programs."""
 
 
 class NVIL(LearnedBaseline):
@@ -52,7 +52,7 @@ class NVIL(LearnedBaseline):
         self.register_buffer("variance", torch.tensor(1.0))
 
     def forward(self, log_weights: Float[Tensor, "K B"], *args: Any, **kwargs: Any) -> Float[Tensor, "K B"]:
-        """c, the same for every particle [K, B]."""
+        """The baseline c [K, B], the same for every particle."""
         bound = log_weights.logsumexp(0) - math.log(len(log_weights))
         mean = torch.nan_to_num(self.mean, nan=0.0).to(bound.dtype)
         c = mean.expand_as(bound)

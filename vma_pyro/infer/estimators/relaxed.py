@@ -92,11 +92,11 @@ class SoftCategorical(TorchDistribution):
         return SoftCategorical(logits, self.temperature, self.hard)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """By the Gumbel-softmax trick."""
+        """Draw by the Gumbel-softmax trick."""
         return F.gumbel_softmax(self.logits.expand(*sample_shape, *self.logits.shape), self.temperature, self.hard)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Linear in the weights; the categorical one at one-hot values.
+        """Log q is linear in the weights; at one-hot values it is the categorical one.
 
         A value of probability zero counts nothing where it has no weight (0 log 0 = 0, also in the gradient), and
         is impossible where it has some.

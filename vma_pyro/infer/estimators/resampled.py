@@ -94,7 +94,7 @@ def select(particles: Particles, k: Int64[Tensor, " B"]) -> poutine.Trace:
 
 
 def _check_same_sites(particles: Particles) -> None:
-    """Of several datapoints each takes its own particle, so that all particles need the same sites."""
+    """Each of several datapoints takes its own particle, so that all particles need the same sites."""
     first = set(particles.draws[0].stochastic_nodes)
     for draw in particles.draws[1:]:
         for name in sorted(first ^ set(draw.stochastic_nodes)):

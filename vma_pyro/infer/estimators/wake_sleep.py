@@ -92,23 +92,32 @@ class WakeWake(Estimator):
 
     def _sleep(self, programs: Programs, particles: Particles) -> torch.Tensor:
         """log q [1, B] of what the model dreamed, given the dreamed data."""
-        model, args, kwargs = programs.model, programs.args, programs.kwargs
-        for given in _given(particles.draws[0]):
+        self._check_can_dream(particles.draws[0])
+        with torch.no_grad():
+            unconditioned = poutine.uncondition(programs.model)
+            dream = poutine.trace(unconditioned).get_trace(*programs.args, **programs.kwargs)
+        if any(is_random_subsample(site) for site in dream.nodes.values()):
+            raise ValueError("insomnia: expected 1 (no sleep) with randomly subsampled plates, got less")
+        bound = self._dreamed_arguments(programs, dream)
+        guide = poutine.replay(programs.guide, trace=dream)
+        return guide_log_prob(guide, bound.args, bound.kwargs, particles.layout)
+
+    def _check_can_dream(self, guide_trace: poutine.Trace) -> None:
+        for given in _given(guide_trace):
             raise ValueError(
                 f"insomnia: expected 1 (no sleep) where the value of site '{given}' is given, as dreams have "
                 f"another, got {self.insomnia:g}"
             )
-        for site in sample_sites(particles.draws[0]):
+        for site in sample_sites(guide_trace):
             if is_point(site["fn"]):
                 raise ValueError(
                     f"insomnia: expected 1 (no sleep) where site '{site['name']}' is a Delta, which gives a dream "
                     f"no density, got {self.insomnia:g}"
                 )
-        with torch.no_grad():
-            dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
-        if any(is_random_subsample(site) for site in dream.nodes.values()):
-            raise ValueError("insomnia: expected 1 (no sleep) with randomly subsampled plates, got less")
-        bound = _signature(model).bind(*args, **kwargs)
+
+    def _dreamed_arguments(self, programs: Programs, dream: poutine.Trace) -> inspect.BoundArguments:
+        """The arguments of the programs, with dreamed data in the place of what was observed."""
+        bound = _signature(programs.model).bind(*programs.args, **programs.kwargs)
         for name in dream.stochastic_nodes:
             infer: Any = dream.nodes[name]["infer"]
             if infer.get("was_observed") and not isinstance(dream.nodes[name]["fn"], Unit):
@@ -119,9 +128,7 @@ class WakeWake(Estimator):
                         f"{sorted(bound.arguments)}"
                     )
                 bound.arguments[argument] = dream.nodes[name]["value"]
-        return guide_log_prob(
-            poutine.replay(programs.guide, trace=dream), bound.args, bound.kwargs, particles.layout
-        )
+        return bound
 
 
 def _given(guide_trace: poutine.Trace) -> list[str]:
