@@ -61,11 +61,10 @@ from vma_pyro.infer.estimators.baselines import (
 )
 from vma_pyro.infer.estimators.critic import CriticELBO
 from vma_pyro.infer.estimators.distinct import DistinctELBO
-from vma_pyro.infer.estimators.enumerated import EnumeratedELBO
 from vma_pyro.infer.estimators.exact import ExactELBO
-from vma_pyro.infer.estimators.graph import GraphELBO
 from vma_pyro.infer.estimators.learned_baseline import NVIL, LearnedBaseline
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
+from vma_pyro.infer.estimators.pyro_elbos import EnumeratedELBO, GraphELBO
 from vma_pyro.infer.estimators.registry import ESTIMATORS, make
 from vma_pyro.infer.estimators.relaxed import RelaxedELBO
 from vma_pyro.infer.estimators.resampled import ResampledELBO

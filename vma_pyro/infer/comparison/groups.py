@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from vma_pyro.infer.engine.detached import DetachValues
-from vma_pyro.infer.engine.drawing import draw
+from vma_pyro.infer.engine.log_weights import draw
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.plates import PyroProgram
 from vma_pyro.infer.engine.programs import Handler, Programs

@@ -19,7 +19,7 @@ MOST_OUTCOMES = 2_000_000  # of all particles and datapoints together
 
 
 class DiscreteSite(NamedTuple):
-    """One discrete site of a guide: its name, and the size of its support (None: it cannot be enumerated, `why_not` says why)."""
+    """One discrete site of a guide: its name, and the size of its support (None: `why_not` it is enumerated)."""
 
     name: str
     size: int | None

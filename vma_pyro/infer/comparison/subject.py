@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vma_pyro.infer.comparison.groups import Groups, group_parameters
 from vma_pyro.infer.comparison.sites import GuideSites, find_sites
-from vma_pyro.infer.engine.drawing import draw
+from vma_pyro.infer.engine.log_weights import draw
 from vma_pyro.infer.engine.nesting import PlateNesting
 from vma_pyro.infer.engine.programs import Programs
 

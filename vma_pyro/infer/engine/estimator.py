@@ -12,8 +12,8 @@ from jaxtyping import Float
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import Tensor, nn
 
-from vma_pyro.infer.engine.drawing import draw
 from vma_pyro.infer.engine.first_look import look
+from vma_pyro.infer.engine.log_weights import draw
 from vma_pyro.infer.engine.nesting import PlateNesting
 from vma_pyro.infer.engine.options import check_options
 from vma_pyro.infer.engine.particles import Particles

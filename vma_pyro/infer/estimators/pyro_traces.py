@@ -18,8 +18,7 @@ from vma_pyro.infer.engine.masks import check_same_power, without_mask
 from vma_pyro.infer.engine.options import Options, check_options
 from vma_pyro.infer.engine.plates import Layout, Site, sample_sites
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.engine.running import run
-from vma_pyro.infer.estimators.one_line import OneLine
+from vma_pyro.infer.engine.running import OneLine, run
 
 UNKNOWN_NESTING = 1_000  # more than any program has
 

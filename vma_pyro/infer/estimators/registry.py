@@ -14,11 +14,10 @@ from vma_pyro.infer.engine.estimator import Estimator
 from vma_pyro.infer.engine.pathwise import dreg, stl
 from vma_pyro.infer.estimators.baselines import OVIS, OVISMonteCarlo, loo, reinforce, vimco_geometric
 from vma_pyro.infer.estimators.distinct import DistinctELBO
-from vma_pyro.infer.estimators.enumerated import EnumeratedELBO
 from vma_pyro.infer.estimators.exact import ExactELBO
-from vma_pyro.infer.estimators.graph import GraphELBO
 from vma_pyro.infer.estimators.learned_baseline import NVIL
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
+from vma_pyro.infer.estimators.pyro_elbos import EnumeratedELBO, GraphELBO
 from vma_pyro.infer.estimators.relaxed import RelaxedELBO
 from vma_pyro.infer.estimators.resampled import ResampledELBO
 from vma_pyro.infer.estimators.rloo import RLOO

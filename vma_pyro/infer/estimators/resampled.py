@@ -10,8 +10,8 @@ from jaxtyping import Float, Int64
 from pyro import poutine
 from torch import Tensor
 
-from vma_pyro.infer.engine.drawing import model_log_prob
 from vma_pyro.infer.engine.estimator import Estimate
+from vma_pyro.infer.engine.log_weights import model_log_prob
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import log_mean_exp, normalised
