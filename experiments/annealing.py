@@ -19,16 +19,15 @@ import tyro
 from torch import Tensor, nn
 
 from common import alike, folder, kept, plots, protocols, results
-from common.several import SeveralConfig, small
+from common.several import SeveralConfig, episodes_of, small, train_one, validation_of
 from common.train import as_many
-from vma_pyro import ConvNetworks, CosineSimilarity, Guide, Model, cli, models
+from vma_pyro import ConvNetworks, CosineSimilarity, Guide, Model, cli
 from vma_pyro._system.record import read_metrics
-from vma_pyro.data import Episode, EpisodeSampler, NestedEpisodes, Split, load_split
+from vma_pyro.data import Episode, NestedEpisodes, Split, load_split
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import Estimate, TwoPhase
-from vma_pyro.infer import make
 from vma_pyro.models import Pair, on
-from vma_pyro.training import TrainConfig, device_of, fit
+from vma_pyro.training import TrainConfig, device_of
 
 
 @dataclass(frozen=True)
@@ -97,34 +96,21 @@ class Falling:
 
 def train(config: AnnealingConfig, name: str, data: Split, start: float) -> tuple[Pair, dict[str, Any]]:
     """One of the two runs, or its models from an earlier one."""
+    updates = config.train.updates or 0
     torch.manual_seed(config.train.seed)
     networks, tempered = ConvNetworks(config.latent_dim, width=config.width), Tempered()
-    model, guide = Model(networks), Guide(networks, similarity=tempered)
-    if config.load is not None:
-        path = config.load / "models" / name / "checkpoint.pt"
-        models.read_weights((model, guide), path)
-        return (model, guide), {"loaded_from": str(path), **models.facts_of(path)}
-    shape: dict[str, Any] = {"classes": config.classes, "shots": config.shots, "queries": config.queries}
-    turned: Any = None if config.augment == "none" else config.augment
-    episodes = EpisodeSampler(data.train, **shape, seed=config.train.seed, augment=turned)
-    held_out = EpisodeSampler(data.validation, **shape, seed=1)
-    shared = ("data", "queries", "particles", "estimator", "augment", "width", "latent_dim", "classes", "shots")
-    result = fit(
-        model,
-        guide,
-        make(config.estimator, config.particles),
-        Falling(episodes, tempered, start, (config.train.updates or 0) // 2),
+    pair = Model(networks), Guide(networks, similarity=tempered)
+    shape, shared = {"classes": config.classes, "shots": config.shots}, ("augment", "width", "latent_dim")
+    facts = train_one(
         # As many updates for both; a temperature that changes cannot be recorded.
-        config=replace(as_many(config.train, config.train.updates or 0), capture=False),
-        folder=config.out / "models" / name,
-        validation=[held_out.sample() for _ in range(4)],
-        identity={key: getattr(config, key) for key in shared} | {"temperature": start},
-        resume=config.resume,
-        label=name,
+        replace(config, train=replace(as_many(config.train, updates), capture=False)),
+        name,
+        pair,
+        Falling(episodes_of(config, data, **shape), tempered, start, updates // 2),
+        validation=validation_of(config, data, **shape),
+        identity={**shape, **{name: getattr(config, name) for name in shared}, "temperature": start},
     )
-    if result.interrupted:
-        raise cli.Stopped(result.interrupted, result.updates)
-    return (model, guide), {"updates": result.updates, "training_seconds": round(result.seconds, 1)}
+    return pair, facts
 
 
 def score(pair: Pair, nested: NestedEpisodes, config: AnnealingConfig, device: torch.device) -> dict[str, Any]:

@@ -24,9 +24,7 @@ from laboratory import (
     Training,
     candidate_of,
     check_same,
-    load,
     measure_all,
-    plan_of,
     snr_of,
     to_markdown,
     train_all,
@@ -36,6 +34,7 @@ from vma_pyro import cli
 from vma_pyro._system import lock
 from vma_pyro._system.atomic import write_text
 from vma_pyro._system.record import command
+from vma_pyro.data import load_split
 from vma_pyro.training import keep_freed_memory
 
 
@@ -49,11 +48,11 @@ def main(config: LaboratoryConfig) -> None:
         raise ValueError(f"out: expected a new or empty folder, or --resume, got {config.out}")
     check_same(config)
     start = time.monotonic()
-    data = load(config, config.data)
+    data = load_split(config.data, config.data_dir)
     training = train_all(config, data)
     final = train_finalists(config, data, training)
     stages, particles, memories = measure_all(config, data, candidate_of(final[0]))
-    plan = plan_of(config)
+    plan = config.plan()
     minutes = (time.monotonic() - start) / 60
     about = (
         f"Data: {config.data}; memories of {plan.classes} classes x {plan.shots} examples; networks of width",

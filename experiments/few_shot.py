@@ -195,21 +195,27 @@ def train(
     """Train one of the two models, or go on with it; without memory for as many updates as the other one."""
     episodes, held_out = samplers(config, data)
     only = {} if config.train_only == "all" or not memory else {"train_only": config.train_only}
-    return train_pair(
-        architecture_of(config, memory=memory),
+    architecture = architecture_of(config, memory=memory)
+    torch.manual_seed(config.train.seed)
+    pair = models.build(architecture)
+    if only:
+        freeze_all_but(pair, config.train_only)
+    facts = train_pair(
+        pair,
         objective(config, memory=memory),
         episodes,
         config=config.train if updates is None else as_many(config.train, updates),
         folder=folder,
         data=str(config.data),
+        architecture=architecture,
         validation=[held_out.sample() for _ in range(8)],
         identity={name: getattr(config, name) for name in IDENTITY} | only,
         init=config.init if memory else None,
-        only=only.get("train_only"),
         resume=config.resume,
         tensorboard=config.tensorboard,
         label="memory model" if memory else "memoryless model",
     )
+    return pair, facts
 
 
 def main(config: FewShotConfig) -> None:

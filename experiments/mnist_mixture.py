@@ -22,15 +22,14 @@ from torch import Tensor, nn
 
 from common import folder, kept, plots, results
 from common.few_shot import generate, pixels
-from common.several import SeveralConfig, model_of, small
-from vma_pyro import Guide, Memory, MLPNetworks, Model, cli, models
+from common.several import SeveralConfig, model_of, small, train_one
+from vma_pyro import Guide, Memory, MLPNetworks, Model, cli
 from vma_pyro.data import Characters, Episode, EpisodeSampler, LabelledImages, Split, load_split, mnist
 from vma_pyro.data.episodes import as_images
 from vma_pyro.evaluation import Estimate, kl_report
-from vma_pyro.infer import make
 from vma_pyro.models import Pair, on
 from vma_pyro.program import Program
-from vma_pyro.training import TrainConfig, device_of, fit
+from vma_pyro.training import TrainConfig, device_of
 
 HELD_OUT = 5000  # of MNIST's training images, for validation
 KINDS = {
@@ -139,37 +138,20 @@ def mixture(
     first, targets, held_out = parts_of(images, config.entries)
     memory = Memory(as_images(torch.from_numpy(first)))
     pair, components = programs(kind, memory.entries, 32)
-    if config.load is None:
-        facts = train_mixture(config, kind, pair, memory, targets, held_out)
-    else:
-        path = config.load / "models" / kind / "checkpoint.pt"
-        models.read_weights(pair, path)
-        facts = {"loaded_from": str(path), **models.facts_of(path)}
+    validation = OneMemory(held_out, memory, queries=200, seed=1)
+    facts = train_one(
+        config,
+        kind,
+        pair,
+        OneMemory(targets, memory, queries=config.queries, seed=config.train.seed),
+        validation=[validation.sample() for _ in range(4)],
+        identity={"entries": config.entries, "kind": kind},
+        data="mnist",
+        label=KINDS[kind],
+    )
     pair, components = on(device, pair), components.to(device)
     todo = partial(taken_apart, config, kind, pair, components, memory.to(device), test)
     return facts, kept.once(config, kind, todo)
-
-
-def train_mixture(
-    config: MixtureConfig, kind: str, pair: Pair, memory: Memory, targets: np.ndarray, held_out: np.ndarray
-) -> dict[str, Any]:
-    """Train one mixture, or go on; facts about it."""
-    validation = OneMemory(held_out, memory, queries=200, seed=1)
-    shared = ("queries", "particles", "estimator", "entries")
-    result = fit(
-        *pair,
-        make(config.estimator, config.particles),
-        OneMemory(targets, memory, queries=config.queries, seed=config.train.seed),
-        config=config.train,
-        folder=config.out / "models" / kind,
-        validation=[validation.sample() for _ in range(4)],
-        identity={name: getattr(config, name) for name in shared} | {"kind": kind},
-        resume=config.resume,
-        label=KINDS[kind],
-    )
-    if result.interrupted:
-        raise cli.Stopped(result.interrupted, result.updates)
-    return {"updates": result.updates, "training_seconds": round(result.seconds, 1)}
 
 
 @torch.no_grad()

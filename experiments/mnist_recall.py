@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from torch import nn
 
@@ -80,29 +81,29 @@ class RecallConfig:
         return config
 
 
-def architecture_of(config: RecallConfig) -> dict[str, Any]:
-    """The paper's networks for MNIST."""
-    return {"networks": "mlp", "latent_dim": 32, "copies": config.copies, "program": "memory"}
-
-
 def train(config: RecallConfig, images: LabelledImages) -> tuple[models.Pair, dict[str, Any]]:
     """Train, or go on."""
     shuffled = images.shuffled(seed=0).images
     seen, held_out = shuffled[:-HELD_OUT], shuffled[-HELD_OUT:]
     shape = {"size": config.memory, "queries": config.queries}
     validation = RecallSampler(held_out, **shape, seed=1)
-    return train_pair(
-        architecture_of(config),
+    architecture = {"networks": "mlp", "latent_dim": 32, "copies": config.copies, "program": "memory"}
+    torch.manual_seed(config.train.seed)
+    pair = models.build(architecture)
+    facts = train_pair(
+        pair,
         make(config.estimator, config.particles),
         RecallSampler(seen, **shape, seed=config.train.seed),
         config=config.train,
         folder=config.out,
         data="mnist",
+        architecture=architecture,
         validation=[validation.sample() for _ in range(4)],
         identity={name: getattr(config, name) for name in ("memory", "queries", "particles", "estimator")},
         resume=config.resume,
         label="recall",
     )
+    return pair, facts
 
 
 def test(

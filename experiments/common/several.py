@@ -1,18 +1,20 @@
-"""Several models trained alike, to be compared: what they have in common, and one of them."""
+"""Several models that are trained alike and compared: their common options, and how one of them comes about."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 
 from common.protocols import TINY, Samples
 from common.train import as_many, train_pair
 from vma_pyro import cli, models
-from vma_pyro.data import EpisodeSampler, Split
-from vma_pyro.data.episodes import Augmentation
+from vma_pyro.data import Episode, EpisodeSampler, Split
+from vma_pyro.data.episodes import Augmentation, Episodes
 from vma_pyro.infer import make
 from vma_pyro.training import TrainConfig
 
@@ -61,7 +63,7 @@ class SeveralConfig:
 
 
 def small(config: SeveralConfig) -> dict[str, Any]:
-    """What makes any of them tiny."""
+    """The options that make any of these experiments tiny."""
     steps = replace(config.train, updates=2, minutes=None, log_every=1, validate_every=2, validation_samples=1)
     return {"width": 0.1, "latent_dim": 4, "queries": 4, "train": steps, "images": 4, "samples": TINY}
 
@@ -90,29 +92,82 @@ def model_of(
         Model and guide, and facts about the training.
 
     Raises:
-        Stopped: told to, with a checkpoint left.
+        Stopped: the run was told to stop, and has left a checkpoint.
         ValueError, OSError, FloatingPointError: see `training.fit`.
     """
     if config.load is not None:
         path = config.load / "models" / name / "model.pt"
         return models.load(path, program=program), {"loaded_from": str(path), **models.facts_of(path)}
-    augment: Augmentation | None = None if config.augment == "none" else config.augment
-    shape: dict[str, Any] = {"classes": classes, "shots": shots, "queries": config.queries}
-    held_out = EpisodeSampler(data.validation, **shape, seed=1)
+    architecture = {"networks": "conv", "width": config.width, "latent_dim": config.latent_dim, "program": program}
+    torch.manual_seed(config.train.seed)
+    pair = models.build(architecture)
+    facts = train_one(
+        config if updates is None else replace(config, train=as_many(config.train, updates)),
+        name,
+        pair,
+        episodes_of(config, data, classes=classes, shots=shots),
+        validation=validation_of(config, data, classes=classes, shots=shots),
+        identity={"augment": config.augment, "classes": classes, "shots": shots},
+        architecture=architecture,
+    )
+    return pair, facts
+
+
+def train_one(
+    config: SeveralConfig,
+    name: str,
+    pair: models.Pair,
+    episodes: Episodes,
+    *,
+    validation: Sequence[Episode],
+    identity: dict[str, Any],
+    data: str | None = None,
+    architecture: dict[str, Any] | None = None,
+    label: str | None = None,
+) -> dict[str, Any]:
+    """Train one of the models in `models/NAME` of the run's folder, or give it the weights that it has in another.
+
+    Args:
+        config: what all of them share.
+        name: of this one.
+        pair: model and guide.
+        episodes, validation, identity, architecture: see `train_pair`.
+        data: name of the data set; default: the experiment's.
+        label: in front of the progress line; default: the name.
+
+    Returns:
+        Facts about the training.
+    """
+    if config.load is not None:
+        path = config.load / "models" / name / "checkpoint.pt"
+        models.read_weights(pair, path)
+        return {"loaded_from": str(path), **models.facts_of(path)}
     with cli.option("estimator", instead_of="name"), cli.option("particles", instead_of="num_particles"):
         elbo = make(config.estimator, config.particles)
-    architecture = {"networks": "conv", "width": config.width, "latent_dim": config.latent_dim, "program": program}
-    train = config.train if updates is None else as_many(config.train, updates)
-    shared = {n: getattr(config, n) for n in ("queries", "particles", "estimator", "augment")}
+    shared = {n: getattr(config, n) for n in ("queries", "particles", "estimator")}
     return train_pair(
-        architecture,
+        pair,
         elbo,
-        EpisodeSampler(data.train, **shape, seed=config.train.seed, augment=augment),
-        config=train,
+        episodes,
+        config=config.train,
         folder=config.out / "models" / name,
-        data=config.data,
-        validation=[held_out.sample() for _ in range(4)],
-        identity=shared | {"classes": classes, "shots": shots},
+        data=data or config.data,
+        architecture=architecture,
+        validation=validation,
+        identity=shared | identity,
         resume=config.resume,
-        label=name,
+        label=label or name,
     )
+
+
+def episodes_of(config: SeveralConfig, data: Split, *, classes: int, shots: int) -> EpisodeSampler:
+    """Episodes of the training classes, turned if the configuration says so."""
+    augment: Augmentation | None = None if config.augment == "none" else config.augment
+    shape: dict[str, Any] = {"classes": classes, "shots": shots, "queries": config.queries}
+    return EpisodeSampler(data.train, **shape, seed=config.train.seed, augment=augment)
+
+
+def validation_of(config: SeveralConfig, data: Split, *, classes: int, shots: int) -> list[Episode]:
+    """A few episodes of held-out classes."""
+    held_out = EpisodeSampler(data.validation, classes=classes, shots=shots, queries=config.queries, seed=1)
+    return [held_out.sample() for _ in range(4)]

@@ -8,7 +8,7 @@ from laboratory.gradients import measure_all
 from laboratory.page import Findings, snr_of, to_markdown
 from laboratory.records import Quality, Training
 from laboratory.runs import candidate_of, train_all, train_finalists
-from laboratory.setting import LaboratoryConfig, load, plan_of
+from laboratory.setting import LaboratoryConfig
 
 __all__ = [
     "Findings",
@@ -17,9 +17,7 @@ __all__ = [
     "Training",
     "candidate_of",
     "check_same",
-    "load",
     "measure_all",
-    "plan_of",
     "snr_of",
     "to_markdown",
     "train_all",
