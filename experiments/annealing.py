@@ -22,6 +22,7 @@ from common import alike, folder, kept, plots, protocols, results
 from common.several import SeveralConfig, episodes_of, small, train_one, validation_of
 from common.train import as_many
 from vma_pyro import ConvNetworks, CosineSimilarity, Guide, Model, cli
+from vma_pyro._system.markdown import table
 from vma_pyro._system.record import read_metrics
 from vma_pyro.data import Episode, NestedEpisodes, Split, load_split
 from vma_pyro.data.episodes import Episodes
@@ -146,7 +147,7 @@ def main(config: AnnealingConfig) -> None:
         nll = scores[-1].estimate()._asdict()
         rows.append({"annealing": name, "nll": nll, "accuracy": found["accuracy"], "curve": curve})
     content = {
-        **results.header(config, seconds=time.monotonic() - start, device=device, training=training),
+        **results.header(config, since=start, device=device, training=training),
         "log_memory": math.log(config.classes * config.shots),
         "rows": rows,
         "worse_without": scores[0].minus(scores[1]).estimate()._asdict(),
@@ -181,7 +182,7 @@ def write(content: dict[str, Any], config: AnnealingConfig) -> None:
         "Bound, KL(a) and KL(z) in training",
         lambda path: plots.save_training(path, curves, log_memory=content["log_memory"]),
     )
-    parts: list[str | results.Picture] = [about, results.table(head, lines), training]
+    parts: list[str | results.Picture] = [about, table(head, lines), training]
     results.write(config.out, content, "No annealing needed", parts)
 
 

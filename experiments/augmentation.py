@@ -20,6 +20,7 @@ import tyro
 from common import alike, folder, kept, plots, protocols, results
 from common.several import SeveralConfig, model_of, small
 from vma_pyro import cli, models
+from vma_pyro._system.markdown import table
 from vma_pyro.data import NestedEpisodes, load_split
 from vma_pyro.evaluation import Estimate, TwoPhase
 from vma_pyro.training import TrainConfig, device_of
@@ -92,7 +93,7 @@ def main(config: AugmentationConfig) -> None:
         alike.check((pairs["none"], pair), (training["none"], training[kind]), example, but_for="augment")
         todo = partial(score, models.on(device, pair), nested, config, device)
         rows.append({"augment": kind, **kept.once(config, f"{name}-scores", todo)})
-    head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
+    head = results.header(config, since=start, device=device, training=training)
     write({**head, "rows": compared(rows)}, config)
 
 
@@ -142,7 +143,7 @@ def write(content: dict[str, Any], config: AugmentationConfig) -> None:
     }
     axes: dict[str, Any] = {"x": "examples of the class", "y": "NLL, nats per image", "log": True}
     by_shots = results.Picture(picture, "NLL by shots", lambda path: plots.save_lines(path, curves, **axes))
-    parts = [about, "## NLL", results.table(head, lines), "## Correct by q(a|x), %", results.table(tasks, shares)]
+    parts = [about, "## NLL", table(head, lines), "## Correct by q(a|x), %", table(tasks, shares)]
     results.write(config.out, content, "Turned characters as training classes", [*parts, by_shots])
 
 

@@ -20,6 +20,7 @@ from common import folder, kept, plots, protocols, results
 from common.protocols import Subject, TestConfig, subject_of
 from paper import published
 from vma_pyro import cli, models, pretrained
+from vma_pyro._system.markdown import table
 from vma_pyro.data import NestedEpisodes
 from vma_pyro.evaluation import Estimate
 
@@ -120,7 +121,7 @@ def main(config: ClassificationConfig) -> None:
     for task in tqdm(tasks(config), desc="tasks", unit="task"):
         name = "-".join(map(str, task)).replace(" ", "_")
         rows.append(kept.once(config, name, partial(score, subject, soft, config, task)))
-    head = results.header(config, seconds=time.monotonic() - start, device=subject.device, training=training)
+    head = results.header(config, since=start, device=subject.device, training=training)
     write({**head, "rows": rows}, config)
 
 
@@ -164,7 +165,7 @@ def write(content: dict[str, Any], config: ClassificationConfig) -> None:
         "Accuracy by number of classes",
         lambda path: plots.save_lines(path, curves, **axes),  # type: ignore[arg-type]
     )
-    parts: list[str | results.Picture] = [about, results.table(head, lines), by_classes]
+    parts: list[str | results.Picture] = [about, table(head, lines), by_classes]
     results.write(config.out, content, "Few-shot classification, no fine-tuning", parts)
 
 

@@ -23,6 +23,7 @@ from common import folder, kept, plots, protocols, results
 from common.several import SeveralConfig, model_of, small
 from paper import published
 from vma_pyro import cli, models
+from vma_pyro._system.markdown import table
 from vma_pyro.data import NestedEpisodes, load_split
 from vma_pyro.evaluation import Estimate, kl_report
 from vma_pyro.training import TrainConfig, device_of
@@ -92,7 +93,7 @@ def main(config: SplitConfig) -> None:
         pair, training[name] = model_of(mine, name, data, classes=config.classes, shots=shots)
         todo = partial(score, models.on(device, pair), nested, config, device, shots)
         rows.append(kept.once(config, name, todo))
-    head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
+    head = results.header(config, since=start, device=device, training=training)
     write({**head, "rows": rows}, config)
 
 
@@ -125,7 +126,7 @@ def write(content: dict[str, Any], config: SplitConfig) -> None:
     curves = results.Picture(
         f"{config.out.name}.png", "KL(a), KL(z), NLL", lambda path: draw(path, content["rows"])
     )
-    parts: list[str | results.Picture] = [about, results.table(head, lines), curves]
+    parts: list[str | results.Picture] = [about, table(head, lines), curves]
     results.write(config.out, content, "Where the nats go, by examples per class", parts)
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from common import folder, kept, plots, protocols, results
 from common.protocols import TINY, TestConfig, subject_of
 from vma_pyro import cli, models, pretrained
+from vma_pyro._system.markdown import table
 from vma_pyro.data import Characters, NestedEpisodes, omniglot
 from vma_pyro.evaluation import Estimate, TwoPhase
 
@@ -130,7 +131,7 @@ def main(config: SizeConfig) -> None:
         name = "-".join(map(str, cell)).replace(" ", "_")
         todo = partial(score, pairs[cell.model], nested[cell.test], config, subject.device, cell)
         found.append(kept.once(config, name, todo))
-    head = results.header(config, seconds=time.monotonic() - start, device=subject.device, training=training)
+    head = results.header(config, since=start, device=subject.device, training=training)
     write({**head, "rows": summed_up(found)}, config)
 
 
@@ -175,7 +176,7 @@ def write(content: dict[str, Any], config: SizeConfig) -> None:
     by_size = results.Picture(
         picture, "NLL by size of the memory", lambda path: draw(path, content["rows"], config)
     )
-    parts: list[str | results.Picture] = [about, results.table(head, lines), by_size]
+    parts: list[str | results.Picture] = [about, table(head, lines), by_size]
     results.write(config.out, content, "The size of the test memory", parts)
 
 

@@ -24,6 +24,7 @@ from common import folder, kept, plots, results
 from common.few_shot import generate, pixels
 from common.several import SeveralConfig, model_of, small, train_one
 from vma_pyro import Guide, Memory, MLPNetworks, Model, cli
+from vma_pyro._system.markdown import table
 from vma_pyro.data import Characters, Episode, EpisodeSampler, LabelledImages, Split, load_split, mnist
 from vma_pyro.data.episodes import as_images
 from vma_pyro.evaluation import Estimate, kl_report
@@ -239,7 +240,7 @@ def main(config: MixtureConfig) -> None:
     for name, data in sets.items():
         training[name], found = compared(config, name, data, device)
         comparison.append(found)
-    head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
+    head = results.header(config, since=start, device=device, training=training)
     write({**head, "mixtures": mixtures, "comparison": comparison}, config)
 
 
@@ -271,8 +272,8 @@ def write(content: dict[str, Any], config: MixtureConfig) -> None:
         f"log |M| = {math.log(config.classes * config.shots):.2f}; the target is another example of one of "
         "the classes. MNIST: digits of classes seen in training, unseen images; Omniglot: unseen classes."
     )
-    parts = ["## Mixtures", about, results.table(head, lines), *samples, "## KL(a) by data", again]
-    parts.append(results.table(["data", "KL(a)", "KL(z)", "NLL", "q on the right class, %"], by_data))
+    parts = ["## Mixtures", about, table(head, lines), *samples, "## KL(a) by data", again]
+    parts.append(table(["data", "KL(a)", "KL(z)", "NLL", "q on the right class, %"], by_data))
     results.write(config.out, content, "A memory as the components of a mixture", parts)
 
 

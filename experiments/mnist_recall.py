@@ -20,6 +20,7 @@ from torch import nn
 from common import folder, plots, results
 from common.train import train_pair
 from vma_pyro import cli, models
+from vma_pyro._system.markdown import table
 from vma_pyro._system.record import read_metrics
 from vma_pyro.data import LabelledImages, RecallSampler, mnist
 from vma_pyro.evaluation import Estimate, kl_report
@@ -158,7 +159,7 @@ def write(content: dict[str, Any], config: RecallConfig) -> None:
         config.out,
         content,
         "Recall on MNIST: the target is one of the entries",
-        [setting, about, results.table(head, rows), *([training] if curve else [])],
+        [setting, about, table(head, rows), *([training] if curve else [])],
     )
 
 
@@ -187,7 +188,7 @@ def main(config: RecallConfig) -> None:
     tests = [{"images": "training"} | test(model, guide, images, config.memory, config)]
     tests += [{"images": "unseen"} | test(model, guide, unseen, size, config) for size in config.memories]
     content = {
-        **results.header(config, seconds=time.monotonic() - start, device=device, training={"recall": facts}),
+        **results.header(config, since=start, device=device, training={"recall": facts}),
         "tests": tests,
         "curve": read_metrics(config.out / "metrics.jsonl"),
     }

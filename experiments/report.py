@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import results
 from paper.claims import Claim, claims
 from paper.identities import Identity, identities
 from vma_pyro import cli
 from vma_pyro._system import lock
 from vma_pyro._system.atomic import write_text
+from vma_pyro._system.markdown import table
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- report: start -->", "<!-- report: end -->"
@@ -122,7 +122,7 @@ def page(found: dict[str, dict[str, Any]], folder: Path) -> str:
                 "better than the paper's figure by more than two of them; reproduced: not worse by more than "
                 f"two, or the claim holds. {RECALLED}",
                 "## The paper's claims",
-                results.table(head, map(row, rows)),
+                table(head, map(row, rows)),
                 "## Identities",
                 "\n".join(map(checked, identities(found))),
                 "## All results",
@@ -141,7 +141,7 @@ def short(rows: Sequence[Claim]) -> str:
         for word in ("exceeded", "reproduced", "not reached")
     }
     summary = ", ".join(f"{number} {word}" for word, number in counts.items())
-    shown = results.table(["claim", "paper", "ours", "verdict"], lines)
+    shown = table(["claim", "paper", "ours", "verdict"], lines)
     return f"{shown}\n\nOf {sum(counts.values())} claims: {summary}. {RECALLED}"
 
 

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from common import alike, folder, kept, plots, protocols, results
 from common.several import SeveralConfig, model_of, small
 from vma_pyro import cli, models
+from vma_pyro._system.markdown import table
 from vma_pyro.data import NestedEpisodes, load_split
 from vma_pyro.evaluation import Estimate, TwoPhase
 from vma_pyro.training import TrainConfig, device_of
@@ -110,7 +111,7 @@ def main(config: SoftConfig) -> None:
         found = kept.once(config, key, partial(score, name, models.on(device, pair), nested, config, device))
         nlls += found["nll"]
         accuracies += found["accuracy"]
-    head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
+    head = results.header(config, since=start, device=device, training=training)
     write({**head, "nll": compared(nlls), "accuracy": accuracies}, config)
 
 
@@ -144,7 +145,7 @@ def write(content: dict[str, Any], config: SoftConfig) -> None:
             for name in PROGRAMS
         ]
         head = ["model", *(f"{c} class{'es' * (c > 1)}" for c in config.classes)]
-        parts += [f"## NLL, {shots} example{'s' * (shots > 1)} of each class", results.table(head, lines)]
+        parts += [f"## NLL, {shots} example{'s' * (shots > 1)} of each class", table(head, lines)]
     shares = {(r["model"], r["ways"], r["shots"]): Estimate.read(r["accuracy"]) for r in content["accuracy"]}
     lines = [
         [
@@ -157,7 +158,7 @@ def write(content: dict[str, Any], config: SoftConfig) -> None:
         for name in list(PROGRAMS)[:3]
     ]
     head = ["model", *(f"{ways}-way {shots}-shot" for ways, shots in config.tasks)]
-    parts += ["## Correct, %", "Hard: by q(a|x). Soft: by the weights of the read.", results.table(head, lines)]
+    parts += ["## Correct, %", "Hard: by q(a|x). Soft: by the weights of the read.", table(head, lines)]
     picture = f"{config.out.name}.png"
     shown_by_classes = results.Picture(picture, "NLL by classes", lambda path: draw(path, content["nll"], config))
     results.write(config.out, content, "Hard against soft attention", [*parts, shown_by_classes])

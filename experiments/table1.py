@@ -21,6 +21,7 @@ from common import folder, kept, plots, protocols, results
 from common.protocols import TINY, Subject, TestConfig, subject_of
 from paper import published
 from vma_pyro import cli, pretrained
+from vma_pyro._system.markdown import table
 from vma_pyro.data import Episode, NestedEpisodes
 from vma_pyro.evaluation import Estimate, TwoPhase
 
@@ -105,9 +106,7 @@ def main(config: TableConfig) -> None:
     for memories in tqdm(all_memories(config), desc="memories", unit="memory"):
         name = "-".join(map(str, memories[:3])).replace(" ", "_").replace(",", "")
         rows += kept.once(config, name, partial(score, subject, nested, config, memories))["rows"]
-    head = results.header(
-        config, seconds=time.monotonic() - start, device=subject.device, training={"model": subject.facts}
-    )
+    head = results.header(config, since=start, device=subject.device, training={"model": subject.facts})
     write({**head, "rows": rows}, config)
 
 
@@ -142,7 +141,7 @@ def grid(rows: list[dict[str, Any]], config: TableConfig, way: str) -> str:
             by_shots = dict(zip(published.SHOTS, row, strict=True))
             again = " (recalled)" if (name, c) in published.RECALLED else ""
             lines.append([f"{name}, C = {c}{again}", *(str(by_shots.get(s, "")) for s in config.shots)])
-    return results.table(["", *(f"{s} shot{'s' * (s > 1)}" for s in config.shots)], lines)
+    return table(["", *(f"{s} shot{'s' * (s > 1)}" for s in config.shots)], lines)
 
 
 def others(way: str) -> Mapping[str, Mapping[int, tuple[float, ...]]]:

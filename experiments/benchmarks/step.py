@@ -14,13 +14,16 @@ from typing import Any, Literal
 
 import torch
 from contenders import EVERY, HAND, OURS, OWN, PUBLIC, REENCODING, SIZE, Contender, K, contenders
-from page import device_of, machine, run, write
-from step_page import page, picture
-from timing import Spread, peak_memory, rates, ratio, take_turns
+from figures import write
+from machine import peak_memory, rates
+from step_page import page
 from torch.utils.flop_counter import FlopCounterMode
 from update import episodes
 
+from common.timing import Spread, milliseconds, ratio, take_turns
+from vma_pyro import cli
 from vma_pyro.data import Episode
+from vma_pyro.training import device_of_name
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def some_updates(name: str, width: float, batch: int) -> None:
 
 def measure(config: StepConfig, width: float, batch: int) -> dict[str, Any]:
     """One configuration: seconds, ratios, operations, memory."""
-    device = device_of(config.accelerator)
+    device = device_of_name(config.accelerator)
     all_ = {name: make() for name, make in contenders(width, device).items()}
     rounds = {own: episodes(SIZE, batch, device, own_memory=own) for own in (False, True)}
     same = difference(all_[OURS], all_[HAND], rounds[False][0])
@@ -114,7 +117,7 @@ def measure(config: StepConfig, width: float, batch: int) -> dict[str, Any]:
         },
         "contenders": {
             name: {
-                "milliseconds": Spread.of([1e3 * s for s in seconds[name]])._asdict(),
+                "milliseconds": milliseconds(seconds[name]),
                 "images_per_second": batch / Spread.of(seconds[name]).median,
                 "forward_gflop": counted[name][0] / 1e9,
                 "update_gflop": counted[name][1] / 1e9,
@@ -130,18 +133,16 @@ def main(config: StepConfig) -> None:
     """Measure and write."""
     if config.tiny:
         config = replace(config, widths=(0.1,), batches=(4,), repetitions=2)
-    device = device_of(config.accelerator)
+    device = device_of_name(config.accelerator)
     fastest = {name: rate / 1e9 for name, rate in rates(device, size=256 if config.tiny else 2048).items()}
     rows = [measure(config, width, batch) for width in config.widths for batch in config.batches]
     content = {
-        "machine": machine(device),
         "gflop_per_second": fastest,
         "ratios": [row["ratio"]["median"] for row in rows],
         "configurations": rows,
     }
-    write(config.output, "step", "One parameter update", content, page(rows, fastest))
-    picture(config.output / "step.png", rows)
+    write(config.output, "step", "One parameter update", content, page(rows, fastest), device=device)
 
 
 if __name__ == "__main__":
-    run(main, StepConfig, __doc__)
+    cli.run(main, StepConfig, __doc__)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from laboratory.records import ADDRESS, JUDGE, Quality, Training
+from vma_pyro._system.markdown import table
 from vma_pyro.evaluation import Estimate
 from vma_pyro.infer import Row, fit_slope
 
@@ -54,7 +55,7 @@ def to_markdown(found: Findings) -> str:
         "Behind each name: particles, images per update, learning rate. A run of the model without a graph counts",
         "as a third of one, as a backward pass takes twice the operations of a forward pass.",
         "",
-        *training_table(found.training),
+        training_table(found.training),
         "",
         "![Validation NLL and KL(a) against updates and seconds](training.png)",
         "",
@@ -73,7 +74,7 @@ def to_markdown(found: Findings) -> str:
         "squared length of the objective's own gradient: one whose gradient is long (`distinct`, once q(a|x) has",
         "become sharp) looks good here, and need not train better. What trains best stands under Training.",
         "",
-        *gain_table(found.stages),
+        gain_table(found.stages),
         "",
         "## Particles",
         "",
@@ -83,7 +84,7 @@ def to_markdown(found: Findings) -> str:
         "",
         "## Memory size",
         "",
-        *gain_table(found.memories),
+        gain_table(found.memories),
         "",
         "## All figures",
         "",
@@ -221,39 +222,35 @@ def final_table(final: Sequence[Training]) -> list[str]:
     lines = []
     for seed in dict.fromkeys(run.seed for run in final):
         runs = [run for run in final if run.seed == seed]
-        lines += [f"### {runs[0].final_minutes:g} minutes, seed {seed}", "", *training_table(runs), ""]
+        lines += [f"### {runs[0].final_minutes:g} minutes, seed {seed}", "", training_table(runs), ""]
     return lines
 
 
-def training_table(runs: Sequence[Training]) -> list[str]:
+def training_table(runs: Sequence[Training]) -> str:
     """One line per run, the best test NLL first; the first run is VIMCO's."""
     judge = runs[0]
     target = judge.validation[-1][2] if judge.validation else math.nan
-    lines = [
-        "| estimator | updates | runs of the model per image | seconds | test NLL, nats | "
-        "less VIMCO's, paired | test KL(a), nats | seconds to VIMCO's last validation NLL |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["estimator", "updates", "runs of the model per image", "seconds", "test NLL, nats"]
+    head += ["less VIMCO's, paired", "test KL(a), nats", "seconds to VIMCO's last validation NLL"]
+    lines = []
     for run in sorted(runs, key=_mean):
         reached = run.seconds_to(target)
         lines.append(
-            f"| {run.label} | {run.updates} | {run.evaluations:.3g} | {run.seconds:.0f} | "
-            f"{run.test_nll or 'diverged'} | {run.test_minus_vimco or ''} | "
-            f"{run.test_kl_address or ''} | "
-            f"{f'{reached:.0f}' if reached < math.inf else 'never'} |"
+            [run.label, run.updates, f"{run.evaluations:.3g}", f"{run.seconds:.0f}", run.test_nll or "diverged"]
+            + [run.test_minus_vimco or "", run.test_kl_address or ""]
+            + [f"{reached:.0f}" if reached < math.inf else "never"]
         )
-    return lines
+    return table(head, lines)
 
 
-def gain_table(qualities: Sequence[Quality]) -> list[str]:
+def gain_table(qualities: Sequence[Quality]) -> str:
     """Variance x time on the address relative to VIMCO: tables down, estimators across, or the other way round."""
     names = list(dict.fromkeys(row.estimator for quality in qualities for row in _rows(quality)))
     heads = [f"{q.program} {q.stage}".strip() + f", M = {q.memory}" for q in qualities]
     cells = [[_gain(quality, name) for quality in qualities] for name in names]
     if len(names) < len(heads):
         names, heads, cells = heads, names, [list(column) for column in zip(*cells, strict=True)]
-    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
-    return lines + [f"| {name} | " + " | ".join(row) + " |" for name, row in zip(names, cells, strict=True)]
+    return table(["", *heads], [[name, *row] for name, row in zip(names, cells, strict=True)])
 
 
 def _gain(quality: Quality, name: str) -> str:
@@ -266,16 +263,12 @@ def slope_table(qualities: Sequence[Quality]) -> list[str]:
     lines = []
     for (program, stage), group in _by_program(qualities).items():
         budgets = [quality.evaluations for quality in group]
-        lines += [
-            f"SNR of the address, {program} {stage}:",
-            "",
-            "| estimator | " + " | ".join(f"{b} runs" for b in budgets) + " | slope |",
-            "|---|" + "---|" * (len(budgets) + 1),
+        rows = [
+            [name, *(f"{value:.3g}" for value in values), slope_of(budgets, values)]
+            for name, values in snr_of(group).items()
         ]
-        for name, values in snr_of(group).items():
-            shown = " | ".join(f"{value:.3g}" for value in values)
-            lines.append(f"| {name} | {shown} | {slope_of(budgets, values)} |")
-        lines.append("")
+        shown = table(["estimator", *(f"{b} runs" for b in budgets), "slope"], rows)
+        lines += [f"SNR of the address, {program} {stage}:", "", shown, ""]
     return lines
 
 

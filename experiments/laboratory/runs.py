@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from common.kept import once
+from common.timing import ratio, take_turns
 from common.train import train_pair
 from laboratory.records import JUDGE, Training
 from laboratory.setting import Candidate, LaboratoryConfig, initial_pair, sampler
@@ -145,7 +144,7 @@ def train_finalists(config: LaboratoryConfig, data: Split, runs: Sequence[Traini
         raise ValueError("training: expected a run of vimco and of another that did not diverge, got none")
     judge, rival = judges[0], rivals[0]
     # Other work on the machine slows one run and not the next: half of the time is a number of updates.
-    cost = once(config, f"cost-{rival.folder}", partial(timed, config, data, rival, judge))["ratio"]
+    cost = once(config, f"cost-{rival.folder}", partial(compare_costs, config, data, rival, judge))["ratio"]
     finalists = []
     for minutes in config.final_minutes:
         for seed in range(config.seed, config.seed + config.final_seeds):
@@ -173,18 +172,14 @@ def candidate_of(run: Training) -> Candidate:
     return Candidate(run.estimator, run.num_particles, run.queries, run.learning_rate)
 
 
-def timed(config: LaboratoryConfig, data: Split, candidate: Candidate, judge: Candidate) -> dict[str, float]:
+def compare_costs(
+    config: LaboratoryConfig, data: Split, candidate: Candidate, judge: Candidate
+) -> dict[str, float]:
     """Seconds per update over the judge's, both in turns; the median of the rounds."""
-    steps = [updates_of(config, data, who) for who in (candidate, judge)]
-    ratios = []
-    for turn in range(3 if config.tiny else 60):
-        seconds = [0.0, 0.0]
-        for which in (0, 1) if turn % 2 else (1, 0):
-            start = time.perf_counter()
-            next(steps[which])
-            seconds[which] = time.perf_counter() - start
-        ratios.append(seconds[0] / seconds[1])
-    return {"ratio": statistics.median(ratios[len(ratios) // 5 :])}  # without the first, which warm up
+    turns = {who.folder: partial(next, updates_of(config, data, who)) for who in (candidate, judge)}
+    rounds, warm_up = (3, 1) if config.tiny else (48, 12)
+    seconds = take_turns(turns, repetitions=rounds, warm_up=warm_up, label="an update of both")
+    return {"ratio": ratio(seconds[candidate.folder], seconds[judge.folder]).median}
 
 
 def updates_of(config: LaboratoryConfig, data: Split, candidate: Candidate) -> Iterator[None]:

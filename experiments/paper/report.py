@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common import results
 from common.few_shot import FewShotScores, Protocol
+from vma_pyro._system.markdown import table
 from vma_pyro.evaluation import Estimate
 from vma_pyro.models import updates_of
 
@@ -114,20 +115,20 @@ images ± their standard error; {seeds}.
 Upper bound from {protocol.samples} importance samples, nats per image, {protocol.images} images; examples of the
 image's own class in memory, the image itself never.
 
-{results.table(("examples", "NLL in nats"), likelihoods)}
+{table(("examples", "NLL in nats"), likelihoods)}
 
 ## Classification by q(a|x), no fine-tuning
 
 {protocol.queries} images, each with a memory of its own.
 
-{results.table(("task", "correct, %"), accuracies)}
+{table(("task", "correct, %"), accuracies)}
 
 ## Where the nats go
 
 {protocol.images} images, each with a memory of {protocol.classes} classes x {protocol.shots} examples; nats per
 image unless said otherwise. The reconstructions and the KLs of the sites add up to the NLL with a single sample.
 
-{results.table(("part", "value"), split)}
+{table(("part", "value"), split)}
 
 {" ".join(pictures)}
 """
