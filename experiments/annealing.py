@@ -116,13 +116,9 @@ def train(config: AnnealingConfig, name: str, data: Split, start: float) -> tupl
 
 def score(pair: Pair, nested: NestedEpisodes, config: AnnealingConfig, device: torch.device) -> dict[str, Any]:
     """NLL of each test image under a memory as in training, and the share classified right."""
-
-    def episodes(first: int | None) -> Any:
-        return nested.episodes(config.classes, config.shots, first=first)
-
-    found = protocols.nll(pair, episodes, config.samples, device=device)
-    share = protocols.accuracy(pair, episodes, device=device)
-    return {"cheap": found.cheap.tolist(), "costly": found.costly.tolist(), "accuracy": share._asdict()}
+    targets = partial(nested.episodes, config.classes, config.shots)
+    share = protocols.accuracy(pair, targets(), device=device)
+    return protocols.nll(pair, targets, config.samples, device=device).plain() | {"accuracy": share._asdict()}
 
 
 def main(config: AnnealingConfig) -> None:
@@ -142,7 +138,7 @@ def main(config: AnnealingConfig) -> None:
         pairs[name] = on(device, pair)
         alike.check((pairs["none"], pair), (training["none"], training[name]), example)
         found = kept.once(config, f"{name}-scores", partial(score, on(device, pair), nested, config, device))
-        scores.append(TwoPhase(torch.tensor(found["cheap"]), torch.tensor(found["costly"])))
+        scores.append(TwoPhase.read(found))
         curve = read_metrics((config.load or config.out) / "models" / name / "metrics.jsonl")
         nll = scores[-1].estimate()._asdict()
         rows.append({"annealing": name, "nll": nll, "accuracy": found["accuracy"], "curve": curve})

@@ -55,16 +55,12 @@ def score(
     pair: models.Pair, nested: NestedEpisodes, config: AugmentationConfig, device: torch.device
 ) -> dict[str, Any]:
     """NLL of every target under every memory, and the accuracy of every task."""
-
-    def episodes(classes: int, shots: int, first: int | None) -> Any:
-        return nested.episodes(classes, shots, first=first)
-
     nlls, shares = [], []
     for shots in config.test_shots:
-        found = protocols.nll(pair, partial(episodes, 1, shots), config.samples, device=device)
-        nlls.append({"shots": shots, "cheap": found.cheap.tolist(), "costly": found.costly.tolist()})
+        found = protocols.nll(pair, partial(nested.episodes, 1, shots), config.samples, device=device)
+        nlls.append({"shots": shots, **found.plain()})
     for ways, shots in config.tasks:
-        share = protocols.accuracy(pair, partial(episodes, ways, shots), device=device)
+        share = protocols.accuracy(pair, nested.episodes(ways, shots), device=device)
         shares.append({"ways": ways, "shots": shots, "accuracy": share._asdict()})
     return {"nll": nlls, "accuracy": shares}
 
@@ -99,17 +95,13 @@ def main(config: AugmentationConfig) -> None:
 
 def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each NLL, and how much more it is than the first model's, paired by target."""
-
-    def of(row: dict[str, Any]) -> dict[int, TwoPhase]:
-        return {n["shots"]: TwoPhase(torch.tensor(n["cheap"]), torch.tensor(n["costly"])) for n in row["nll"]}
-
-    first = of(rows[0])
     found = []
     for row in rows:
-        nlls = [
-            {"shots": s, "nll": v.estimate()._asdict(), "more": v.minus(first[s]).estimate()._asdict()}
-            for s, v in of(row).items()
-        ]
+        nlls = []
+        for own, plain in zip(row["nll"], rows[0]["nll"], strict=True):
+            nll = TwoPhase.read(own)
+            more = nll.minus(TwoPhase.read(plain)).estimate()
+            nlls.append({"shots": own["shots"], "nll": nll.estimate()._asdict(), "more": more._asdict()})
         found.append({**row, "nll": nlls})
     return found
 

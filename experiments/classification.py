@@ -89,14 +89,9 @@ def score(subject: Subject, soft: models.Pair | None, config: ClassificationConf
     pair = soft if task.by == "attention" else subject.pair
     assert pair is not None  # tasks come from the configuration
     how: Any = task.by
-    found = protocols.accuracy(
-        pair,
-        lambda first: nested.episodes(task.ways, task.shots, first=first),
-        device=subject.device,
-        by=how,
-        num_samples=config.draws,
-        first=config.likelihood_images if task.by == "likelihood" else None,
-    )
+    first = config.likelihood_images if task.by == "likelihood" else None
+    episodes = nested.episodes(task.ways, task.shots, first=first)
+    found = protocols.accuracy(pair, episodes, device=subject.device, by=how, num_samples=config.draws)
     return {**task._asdict(), "accuracy": found._asdict()}
 
 

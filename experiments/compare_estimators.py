@@ -30,6 +30,7 @@ from laboratory import (
     train_all,
     train_finalists,
 )
+from laboratory.pictures import save_curves, save_slopes
 from vma_pyro import cli
 from vma_pyro._system import lock
 from vma_pyro._system.atomic import write_text
@@ -84,10 +85,10 @@ def write(config: LaboratoryConfig, found: Findings) -> None:
     for name, runs in (("training.png", found.training), ("final.png", found.final)):
         seen = [run for run in runs if run.validation]
         nll, kl = ({name_of(run): getattr(run, of) for run in seen} for of in ("validation", "kl_address"))
-        plots.drawn(config.out / name, partial(plots.save_curves, nll=nll, kl_address=kl))
+        plots.drawn(config.out / name, partial(save_curves, nll=nll, kl_address=kl))
     end = [q for q in found.particles if q.program == config.data and q.stage == "end"]
     runs_of_model = [q.evaluations for q in end]
-    plots.drawn(config.out / "slopes.png", lambda path: plots.save_slopes(path, runs_of_model, snr_of(end)))
+    plots.drawn(config.out / "slopes.png", lambda path: save_slopes(path, runs_of_model, snr_of(end)))
 
 
 def name_of(run: Training) -> str:

@@ -25,7 +25,7 @@ from paper import published
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
 from vma_pyro.data import NestedEpisodes, load_split
-from vma_pyro.evaluation import Estimate, kl_report
+from vma_pyro.evaluation import Estimate
 from vma_pyro.training import TrainConfig, device_of
 
 
@@ -55,19 +55,12 @@ def score(
     pair: models.Pair, nested: NestedEpisodes, config: SplitConfig, device: torch.device, shots: int
 ) -> dict[str, Any]:
     """The bound of the targets taken apart, nats per image."""
-
-    def episodes(first: int | None) -> Any:
-        return nested.episodes(config.classes, shots, first=first)
-
-    parts = []
-    for episode in episodes(None):
-        e = episode.to(device)
-        parts.append(kl_report(*pair, e.memory, e.x, labels=e.labels, num_samples=config.samples.few))
-    nll = protocols.nll(pair, episodes, config.samples, device=device).estimate()
+    targets, samples = partial(nested.episodes, config.classes, shots), config.samples
     names = ("kl_address", "kl_z", "reconstruction", "right_class")
-    pooled = {name: Estimate.pooled([getattr(part, name) for part in parts])._asdict() for name in names}
+    parts = protocols.split(pair, targets(), names, num_samples=samples.few, device=device)
+    nll = protocols.nll(pair, targets, samples, device=device).estimate()
     size = config.classes * shots
-    return {"shots": shots, "entries": size, "log_memory": math.log(size), "nll": nll._asdict(), **pooled}
+    return {"shots": shots, "entries": size, "log_memory": math.log(size), "nll": nll._asdict(), **parts}
 
 
 def as_many_targets(config: SplitConfig, left: int) -> SplitConfig:

@@ -100,13 +100,8 @@ def score(
     pair: models.Pair, nested: NestedEpisodes, config: SizeConfig, device: torch.device, cell: Cell
 ) -> dict[str, Any]:
     """NLL of every target, nats: with few samples, and of the first of them with many."""
-    found = protocols.nll(
-        pair,
-        lambda first: nested.episodes(cell.classes, cell.shots, first=first),
-        config.samples,
-        device=device,
-    )
-    return {**cell._asdict(), "cheap": found.cheap.tolist(), "costly": found.costly.tolist()}
+    targets = partial(nested.episodes, cell.classes, cell.shots)
+    return {**cell._asdict(), **protocols.nll(pair, targets, config.samples, device=device).plain()}
 
 
 def main(config: SizeConfig) -> None:
@@ -137,10 +132,7 @@ def main(config: SizeConfig) -> None:
 
 def summed_up(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each size's NLL, and its excess over L_1 + log C, paired by target with the memory of one class."""
-    scores = {
-        Cell(*(f[k] for k in Cell._fields)): TwoPhase(torch.tensor(f["cheap"]), torch.tensor(f["costly"]))
-        for f in found
-    }
+    scores = {Cell(*(f[k] for k in Cell._fields)): TwoPhase.read(f) for f in found}
     rows = []
     for cell, score_ in scores.items():
         row = {**cell._asdict(), "entries": cell.classes * cell.shots, "nll": score_.estimate()._asdict()}

@@ -12,6 +12,7 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,8 +21,8 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from common import folder, kept, plots, results
-from common.few_shot import generate, pixels
+from common import folder, kept, plots, protocols, results
+from common.images import save_generated
 from common.several import SeveralConfig, model_of, small, train_one
 from vma_pyro import Guide, Memory, MLPNetworks, Model, cli
 from vma_pyro._system.markdown import table
@@ -170,10 +171,7 @@ def taken_apart(
     one_entry = Model(model.networks)  # generates from one entry, whatever p(a) is
     title = "left: entries, the most probable first; right: E[x | z, m] for z from p(z | m)"
 
-    def draw(path: Path) -> None:
-        samples = generate(one_entry, own[rows], num_samples=12)
-        plots.save_samples(path, pixels(own[rows]), pixels(samples), title=title)
-
+    draw = partial(save_generated, model=one_entry, entries=own[rows], title=title)
     plots.drawn(config.out / f"{config.out.name}_{kind}.png", draw)
     names = ("nll", "kl_address", "kl_z", "mutual_information")
     found = {name: getattr(report, name)._asdict() for name in names}
@@ -196,18 +194,13 @@ def compared(
     pair, facts = model_of(mine, name, data, classes=config.classes, shots=config.shots)
 
     def measure() -> dict[str, Any]:
-        episodes = EpisodeSampler(
+        stream = EpisodeSampler(
             data.test, classes=config.classes, shots=config.shots, queries=100, seed=0, shared_memory=False
         )
-        reports = []
-        for _ in range(max(1, config.images // 100)):
-            e = episodes.sample().to(device)
-            reports.append(
-                kl_report(*on(device, pair), e.memory, e.x, labels=e.labels, num_samples=config.samples.few)
-            )
-        names = ("nll", "kl_address", "kl_z", "right_class")
-        pooled = {n: Estimate.pooled([getattr(r, n) for r in reports])._asdict() for n in names}
-        return {"data": name, "log_memory": math.log(config.classes * config.shots), **pooled}
+        episodes = islice(stream, max(1, config.images // 100))
+        names, few = ("nll", "kl_address", "kl_z", "right_class"), config.samples.few
+        parts = protocols.split(on(device, pair), episodes, names, num_samples=few, device=device)
+        return {"data": name, "log_memory": math.log(config.classes * config.shots), **parts}
 
     return facts, kept.once(config, name, measure)
 

@@ -10,20 +10,20 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
-from torch import nn
 
-from common import folder, plots, results
+from common import folder, plots, protocols, results
 from common.train import train_pair
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
 from vma_pyro._system.record import read_metrics
 from vma_pyro.data import LabelledImages, RecallSampler, mnist
-from vma_pyro.evaluation import Estimate, kl_report
+from vma_pyro.evaluation import Estimate
 from vma_pyro.infer import make
 from vma_pyro.training import TrainConfig, device_of
 
@@ -107,24 +107,14 @@ def train(config: RecallConfig, images: LabelledImages) -> tuple[models.Pair, di
     return pair, facts
 
 
-def test(
-    model: nn.Module, guide: nn.Module, images: LabelledImages, size: int, config: RecallConfig
-) -> dict[str, Any]:
+def test(pair: models.Pair, images: LabelledImages, size: int, config: RecallConfig) -> dict[str, Any]:
     """The bound taken apart, over memories of `size` images until there are enough targets."""
     sampler = RecallSampler(images.images, size=size, queries=min(size, config.eval_images), seed=0)
-    reports = []
-    for _ in range(-(-config.eval_images // sampler.queries)):
-        episode = sampler.sample().to(device_of(config.train))
-        reports.append(
-            kl_report(
-                model, guide, episode.memory, episode.x, labels=episode.labels, num_samples=config.eval_samples
-            )
-        )
-    pooled = {
-        name: Estimate.pooled([getattr(report, name) for report in reports])._asdict()
-        for name in ("nll", "kl_address", "kl_z", "reconstruction", "right_class")
-    }
-    return {"memory": size, "log_memory": math.log(size), **pooled}
+    episodes = islice(sampler, -(-config.eval_images // sampler.queries))
+    names = ("nll", "kl_address", "kl_z", "reconstruction", "right_class")
+    device = device_of(config.train)
+    parts = protocols.split(pair, episodes, names, num_samples=config.eval_samples, device=device)
+    return {"memory": size, "log_memory": math.log(size), **parts}
 
 
 def write(content: dict[str, Any], config: RecallConfig) -> None:
@@ -179,14 +169,14 @@ def main(config: RecallConfig) -> None:
         make(config.estimator, config.particles)
     folder.make_room(config.out, resume=config.resume, load=config.load)
     if config.load is None:
-        (model, guide), facts = train(config, images)
+        pair, facts = train(config, images)
     else:
-        model, guide = models.load(config.load, program="memory")
+        pair = models.load(config.load, program="memory")
         facts = {"loaded_from": str(config.load)}
     device = device_of(config.train)
-    model, guide = model.to(device), guide.to(device)
-    tests = [{"images": "training"} | test(model, guide, images, config.memory, config)]
-    tests += [{"images": "unseen"} | test(model, guide, unseen, size, config) for size in config.memories]
+    pair = models.on(device, pair)
+    tests = [{"images": "training"} | test(pair, images, config.memory, config)]
+    tests += [{"images": "unseen"} | test(pair, unseen, size, config) for size in config.memories]
     content = {
         **results.header(config, since=start, device=device, training={"recall": facts}),
         "tests": tests,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,21 +64,16 @@ class PublishConfig:
 def nll(pair: models.Pair, of: Characters, shots: int, config: PublishConfig, device: torch.device) -> Any:
     """With one class in memory, nats per image."""
     nested = NestedEpisodes(of, images=config.images, seed=0)
-    found = protocols.nll(
-        pair, lambda first: nested.episodes(1, shots, first=first), config.samples, device=device
-    )
-    return found.estimate()._asdict()
+    targets = partial(nested.episodes, 1, shots)
+    return protocols.nll(pair, targets, config.samples, device=device).estimate()._asdict()
 
 
 def accuracy(
     pair: models.Pair, of: Characters, task: tuple[int, int], config: PublishConfig, device: torch.device
 ) -> Any:
     """By q(a | x), among all test classes."""
-    ways, shots = task
     nested = NestedEpisodes(of, images=config.images, seed=0)
-    return protocols.accuracy(
-        pair, lambda first: nested.episodes(ways, shots, first=first), device=device
-    )._asdict()
+    return protocols.accuracy(pair, nested.episodes(*task), device=device)._asdict()
 
 
 def main(config: PublishConfig) -> None:

@@ -71,21 +71,16 @@ def score(
     nlls, accuracies = [], []
     for shots in config.shots:
         for classes in config.classes if name != "no memory" else config.classes[:1]:
-            episodes = partial(nested_episodes, nested, classes, shots)
-            found = protocols.nll(pair, episodes, config.samples, device=device)
-            values = {"cheap": found.cheap.tolist(), "costly": found.costly.tolist()}
-            nlls.append({"model": name, "classes": classes, "shots": shots, **values})
+            targets = partial(nested.episodes, classes, shots)
+            found = protocols.nll(pair, targets, config.samples, device=device)
+            nlls.append({"model": name, "classes": classes, "shots": shots, **found.plain()})
     for ways, shots in config.tasks if name != "no memory" else ():
-        episodes = partial(nested_episodes, nested, ways, shots)
         how: Any = "guide" if name == "hard" else "attention"
-        share = protocols.accuracy(pair, episodes, device=device, by=how, num_samples=config.draws)
+        share = protocols.accuracy(
+            pair, nested.episodes(ways, shots), device=device, by=how, num_samples=config.draws
+        )
         accuracies.append({"model": name, "ways": ways, "shots": shots, "accuracy": share._asdict()})
     return {"nll": nlls, "accuracy": accuracies}
-
-
-def nested_episodes(nested: NestedEpisodes, classes: int, shots: int, first: int | None) -> Any:
-    """The targets under one size of memory."""
-    return nested.episodes(classes, shots, first=first)
 
 
 def main(config: SoftConfig) -> None:
@@ -117,10 +112,7 @@ def main(config: SoftConfig) -> None:
 
 def compared(nlls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each NLL, and how much more it is than with the hard lookup, paired by target."""
-    scores = {
-        (r["model"], r["classes"], r["shots"]): TwoPhase(torch.tensor(r["cheap"]), torch.tensor(r["costly"]))
-        for r in nlls
-    }
+    scores = {(r["model"], r["classes"], r["shots"]): TwoPhase.read(r) for r in nlls}
     rows = []
     for (model, classes, shots), found in scores.items():
         more = found.minus(scores["hard", classes, shots]).estimate()

@@ -9,7 +9,7 @@ targets in every cell. Writes results.json, report.md and a picture.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from common.protocols import TINY, Subject, TestConfig, subject_of
 from paper import published
 from vma_pyro import cli, pretrained
 from vma_pyro._system.markdown import table
-from vma_pyro.data import Episode, NestedEpisodes
+from vma_pyro.data import NestedEpisodes
 from vma_pyro.evaluation import Estimate, TwoPhase
 
 WAYS = {
@@ -77,18 +77,14 @@ def score(
 ) -> dict[str, list[dict[str, Any]]]:
     """NLL under one kind of memories, nats per image; the figures from few samples serve both kinds of address."""
     way, classes, shots, addresses = memories
-
-    def episodes(first: int | None) -> Iterator[Episode]:
-        if way == "shots per class":
-            return nested.episodes(classes, shots, first=first)
-        return nested.pooled(classes, shots, replacement=way.endswith("replacement"), first=first)
-
-    samples, rows = config.samples, []
-    cheap = protocols.scored(subject.pair, episodes(None), samples.few, device=subject.device)
+    targets = partial(nested.episodes, classes, shots)
+    if way != "shots per class":
+        targets = partial(nested.pooled, classes, shots, replacement=way.endswith("replacement"))
+    (pair, device), samples, rows = (subject.pair, subject.device), config.samples, []
+    cheap = protocols.nll_of_each(pair, targets(), samples.few, device=device)
     for how in addresses:
-        costly = protocols.scored(
-            subject.pair, episodes(samples.corrected), samples.many, device=subject.device, address=how
-        )
+        corrected = targets(first=samples.corrected)
+        costly = protocols.nll_of_each(pair, corrected, samples.many, device=device, address=how)
         found = TwoPhase(cheap, costly)
         figures = {"nll": found.estimate()._asdict(), "gain": found.gain()._asdict()}
         rows.append({"counting": way, "classes": classes, "shots": shots, "address": how, **figures})

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pyro import poutine
 
+from common.protocols import first_of
 from vma_pyro.data import Episode
 from vma_pyro.evaluation import undisturbed
 from vma_pyro.models import Pair, updates_of
@@ -31,12 +32,14 @@ def difference(
         but_for: the fact in which they are meant to differ.
     """
     one, other = facts
-    if total_of(one) != total_of(other):
-        return f"updates: expected as many for both models, got {shown(one)} and {shown(other)}"
+    if count_updates(one) != count_updates(other):
+        return (
+            f"updates: expected as many for both models, got {describe_updates(one)} and {describe_updates(other)}"
+        )
     for name in SHARED:
         if name != but_for and name in one and name in other and one[name] != other[name]:
             return f"{name}: expected the same for both models, got {one[name]} and {other[name]}"
-    return difference_of_likelihoods(pairs, episode)
+    return compare_likelihoods(pairs, episode)
 
 
 def check(pairs: tuple[Pair, Pair], facts: tuple[Facts, Facts], episode: Episode, *, but_for: str = "") -> None:
@@ -50,20 +53,20 @@ def check(pairs: tuple[Pair, Pair], facts: tuple[Facts, Facts], episode: Episode
         raise ValueError(found)
 
 
-def total_of(facts: Facts) -> int:
+def count_updates(facts: Facts) -> int:
     """Updates in all cycles of training."""
     return sum(cycle.get("updates", 0) for cycle in (*facts.get("cycles", ()), facts))
 
 
-def shown(facts: Facts) -> str:
+def describe_updates(facts: Facts) -> str:
     """The updates in words."""
     early = ", stopped early" if facts.get("stopped_early") else ""
     return (updates_of(facts) if "updates" in facts else "an unknown number") + early
 
 
-def difference_of_likelihoods(pairs: tuple[Pair, Pair], episode: Episode) -> str | None:
+def compare_likelihoods(pairs: tuple[Pair, Pair], episode: Episode) -> str | None:
     """In what p(x | z, m) of two models differs beside what their networks give it; None if in nothing."""
-    first, second = (site_of(pair, episode) for pair in pairs)
+    first, second = (trace_x(pair, episode) for pair in pairs)
     if not torch.equal(first["value"], second["value"]):
         return "site 'x': expected both models to score the same values, got others"
     ours, theirs = traits(first), traits(second)
@@ -74,10 +77,10 @@ def difference_of_likelihoods(pairs: tuple[Pair, Pair], episode: Episode) -> str
     return None
 
 
-def site_of(pair: Pair, episode: Episode) -> Any:
+def trace_x(pair: Pair, episode: Episode) -> Any:
     """The site `x` of a model on two images of an episode."""
     model, guide = pair
-    memory, x = episode.memory.datapoints(slice(2)), episode.x[:2]
+    memory, x, _ = first_of(episode, 2)
     with undisturbed(model, guide, seed=0), torch.enable_grad():  # a gradient tells what is learned
         trace = poutine.trace(guide).get_trace(memory, x)
         return poutine.trace(poutine.replay(model, trace=trace)).get_trace(memory, x).nodes["x"]

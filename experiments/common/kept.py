@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 from vma_pyro._system.atomic import write_text
 
 
-class Job(Protocol):
+class LongJob(Protocol):
     """The options of a long job, a dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -39,7 +39,7 @@ FREE = {
 }
 
 
-def once(config: Job, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def once(config: LongJob, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A part of the results: from its file, if an interrupted job has got so far, else computed and kept."""
     path = config.out / "parts" / f"{name}.json"
     if config.resume and path.exists():
@@ -73,7 +73,7 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def check_same(config: Job, *files: Path) -> None:
+def check_same(config: LongJob, *files: Path) -> None:
     """Refuse to go on under another configuration: parts of both would stand on one page.
 
     Args:

@@ -1,11 +1,11 @@
-"""Scores over nested episodes: the same targets under memories of every size."""
+"""How a trained model is tested: likelihoods, accuracies and the split of the bound over streams of episodes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
 import tyro
@@ -19,12 +19,18 @@ from vma_pyro.evaluation import (
     classify,
     classify_by_attention,
     classify_by_likelihood,
+    kl_report,
     log_likelihood,
 )
 from vma_pyro.models import Pair
 from vma_pyro.training import device_of_name
 
-Episodes = Callable[[int | None], Iterator[Episode]]  # all, or only the first so many targets
+
+class Targets(Protocol):
+    """The same targets at every call, each under a memory of its own, as `NestedEpisodes.episodes` gives them."""
+
+    def __call__(self, *, first: int | None = None) -> Iterator[Episode]:
+        """All of them, or only the first so many."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ def subject_of(config: TestConfig) -> Subject:
 
 def nll(
     pair: Pair,
-    episodes: Episodes,
+    targets: Targets,
     samples: Samples,
     *,
     device: torch.device,
@@ -127,20 +133,20 @@ def nll(
 
     Args:
         pair: model and guide.
-        episodes: the targets under their memories.
+        targets: under their memories.
         samples: how many. With the address summed exactly, `many` is the number of decoder evaluations: as many
             samples of z for each address as fit into it, at least one.
         device: where model and guide live.
         address: of the corrected targets; see `log_likelihood`.
     """
+    cheap = nll_of_each(pair, targets(), samples.few, device=device)
+    corrected = targets(first=samples.corrected)
+    return TwoPhase(cheap, nll_of_each(pair, corrected, samples.many, device=device, address=address))
 
-    cheap = scored(pair, episodes(None), samples.few, device=device)
-    return TwoPhase(cheap, scored(pair, episodes(samples.corrected), samples.many, device=device, address=address))
 
-
-def scored(
+def nll_of_each(
     pair: Pair,
-    episodes: Iterator[Episode],
+    episodes: Iterable[Episode],
     number: int,
     *,
     device: torch.device,
@@ -165,12 +171,11 @@ def scored(
 
 def accuracy(
     pair: Pair,
-    episodes: Episodes,
+    episodes: Iterable[Episode],
     *,
     device: torch.device,
     by: Literal["guide", "likelihood", "attention"] = "guide",
     num_samples: int = 10,
-    first: int | None = None,
 ) -> Estimate:
     """Share of targets whose most probable class is theirs.
 
@@ -180,12 +185,11 @@ def accuracy(
         device: where model and guide live.
         by: `classify`, `classify_by_likelihood` or `classify_by_attention`.
         num_samples: of z; for the guide none are needed.
-        first: only so many targets.
     """
     model, guide = pair
     options: dict[str, Any] = {"num_samples": num_samples}
     right = []
-    for episode in episodes(first):
+    for episode in episodes:
         e = episode.to(device)
         if by == "guide":
             probs = classify(guide, e.memory, e.x)
@@ -195,3 +199,28 @@ def accuracy(
             probs = classify_by_attention(model, guide, e.memory, e.x, **options)
         right.append(probs.argmax(-1) == e.labels)
     return Estimate.of(torch.cat(right))
+
+
+def split(
+    pair: Pair, episodes: Iterable[Episode], names: Sequence[str], *, num_samples: int, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """Figures of `KLReport` over all targets, for JSON.
+
+    Args:
+        pair: model and guide.
+        episodes: the targets under their memories.
+        names: of the figures, estimates all.
+        num_samples: importance samples per target.
+        device: where model and guide live.
+    """
+    reports = []
+    for episode in episodes:
+        e = episode.to(device)
+        reports.append(kl_report(*pair, e.memory, e.x, labels=e.labels, num_samples=num_samples))
+    return {name: Estimate.pooled([getattr(report, name) for report in reports])._asdict() for name in names}
+
+
+def first_of(episode: Episode, number: int) -> Episode:
+    """The first so many targets of an episode with their memories."""
+    part = slice(number)
+    return Episode(episode.memory.datapoints(part), episode.x[part], episode.labels[part])
