@@ -8,7 +8,6 @@ trains without. Writes results.json, report.md and a picture.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,17 +17,17 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from common import alike, folder, kept, plots, protocols, results
-from common.several import SeveralConfig, episodes_of, small, train_one, validation_of
+from common import kept, plots, protocols, results
+from common.several import Session, SeveralConfig, begin, episodes_of, small, train_one, validation_of
 from common.train import as_many
 from vma_pyro import ConvNetworks, CosineSimilarity, Guide, Model, cli
 from vma_pyro._system.markdown import table
 from vma_pyro._system.record import read_metrics
-from vma_pyro.data import Episode, NestedEpisodes, Split, load_split
+from vma_pyro.data import Episode, Split
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import Estimate, TwoPhase
 from vma_pyro.models import Pair, on
-from vma_pyro.training import TrainConfig, device_of
+from vma_pyro.training import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -114,36 +113,30 @@ def train(config: AnnealingConfig, name: str, data: Split, start: float) -> tupl
     return pair, facts
 
 
-def score(pair: Pair, nested: NestedEpisodes, config: AnnealingConfig, device: torch.device) -> dict[str, Any]:
+def score(pair: Pair, session: Session, config: AnnealingConfig) -> dict[str, Any]:
     """NLL of each test image under a memory as in training, and the share classified right."""
-    targets = partial(nested.episodes, config.classes, config.shots)
+    device = session.device
+    targets = partial(session.nested.episodes, config.classes, config.shots)
     share = protocols.accuracy(pair, targets(), device=device)
     return protocols.nll(pair, targets, config.samples, device=device).plain() | {"accuracy": share._asdict()}
 
 
 def main(config: AnnealingConfig) -> None:
     """Train and test both, write."""
-    start = time.monotonic()
     config = config.resolved()
-    device = device_of(config.train)
-    data = load_split(config.data, config.data_dir)
-    nested = NestedEpisodes(data.test, images=config.images, seed=0)
-    folder.begin(config, load=config.load)
-    training: dict[str, dict[str, Any]] = {}
+    session = begin(config)
+    group = session.group()
     rows, scores = [], []
-    pairs: dict[str, Pair] = {}
-    example = next(nested.episodes(1, 1)).to(device)
     for name, temperature in (("none", 1.0), ("temperature", config.temperature)):
-        pair, training[name] = train(config, name, data, temperature)
-        pairs[name] = on(device, pair)
-        alike.check((pairs["none"], pair), (training["none"], training[name]), example)
-        found = kept.once(config, f"{name}-scores", partial(score, on(device, pair), nested, config, device))
+        pair, facts = train(config, name, session.data, temperature)
+        group.add(name, on(session.device, pair), facts)
+        found = kept.once(config, f"{name}-scores", partial(score, pair, session, config))
         scores.append(TwoPhase.read(found))
         curve = read_metrics((config.load or config.out) / "models" / name / "metrics.jsonl")
         nll = scores[-1].estimate()._asdict()
         rows.append({"annealing": name, "nll": nll, "accuracy": found["accuracy"], "curve": curve})
     content = {
-        **results.header(config, since=start, device=device, training=training),
+        **results.header(config, since=session.since, device=session.device, training=group.training),
         "log_memory": math.log(config.classes * config.shots),
         "rows": rows,
         "worse_without": scores[0].minus(scores[1]).estimate()._asdict(),
@@ -160,10 +153,9 @@ def write(content: dict[str, Any], config: AnnealingConfig) -> None:
         halfway = next(
             (line["update"] for line in seen if line["kl_address"] > content["log_memory"] / 2), "never"
         )
-        share = Estimate.read(row["accuracy"])
         lines.append(
             [names[row["annealing"]], halfway, f"{seen[-1]['kl_address']:.2f}", Estimate.read(row["nll"])]
-            + [f"{100 * share.mean:.1f} ± {100 * share.se:.1f}"]
+            + [results.percent(Estimate.read(row["accuracy"]))]
         )
     about = (
         f"{config.classes} classes x {config.shots} examples in memory, log |M| = "
@@ -171,10 +163,9 @@ def write(content: dict[str, Any], config: AnnealingConfig) -> None:
         f"{config.samples.about(content['rows'][0]['nll']['n'])}"
     )
     head = ["annealing", "update at which KL(a) is half of log |M|", "KL(a) at the end", "NLL", "correct, %"]
-    picture = f"{config.out.name}.png"
     curves = {names[row["annealing"]]: row["curve"] for row in content["rows"]}
     training = results.Picture(
-        picture,
+        f"{config.out.name}.png",
         "Bound, KL(a) and KL(z) in training",
         lambda path: plots.save_training(path, curves, log_memory=content["log_memory"]),
     )

@@ -7,23 +7,20 @@ results.json, report.md and a picture.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 
-from common import alike, folder, kept, plots, protocols, results
-from common.several import SeveralConfig, model_of, small
+from common import kept, plots, protocols, results
+from common.several import Session, SeveralConfig, begin, model_of, small
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
-from vma_pyro.data import NestedEpisodes, load_split
 from vma_pyro.evaluation import Estimate, TwoPhase
-from vma_pyro.training import TrainConfig, device_of
+from vma_pyro.training import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -51,10 +48,9 @@ class AugmentationConfig(SeveralConfig):
         return replace(self, **small(self), **sizes) if self.tiny else self
 
 
-def score(
-    pair: models.Pair, nested: NestedEpisodes, config: AugmentationConfig, device: torch.device
-) -> dict[str, Any]:
+def score(pair: models.Pair, session: Session, config: AugmentationConfig) -> dict[str, Any]:
     """NLL of every target under every memory, and the accuracy of every task."""
+    nested, device = session.nested, session.device
     nlls, shares = [], []
     for shots in config.test_shots:
         found = protocols.nll(pair, partial(nested.episodes, 1, shots), config.samples, device=device)
@@ -67,29 +63,21 @@ def score(
 
 def main(config: AugmentationConfig) -> None:
     """Train and test all models, write."""
-    start = time.monotonic()
     config = config.resolved()
     if config.augment == "none":
         raise ValueError("augment: expected rotations or rotations+flips, to compare with none, got none")
-    device = device_of(config.train)
-    data = load_split(config.data, config.data_dir)
-    nested = NestedEpisodes(data.test, images=config.images, seed=0)
-    folder.begin(config, load=config.load)
-    training: dict[str, Any] = {}
-    updates: int | None = None  # of the first, for both
-    pairs: dict[str, models.Pair] = {}
-    example = next(nested.episodes(1, 1)).to(device)
+    session = begin(config)
+    group = session.group(but_for="augment")
     rows = []
     for mine in (replace(config, augment="none"), config):
         kind, name = mine.augment, mine.augment.replace("+", "_")
-        shape: dict[str, Any] = {"classes": config.classes, "shots": config.shots}
-        pair, training[kind] = model_of(mine, name, data, **shape, updates=updates)
-        updates = updates or training[kind].get("updates")
-        pairs[kind] = models.on(device, pair)
-        alike.check((pairs["none"], pair), (training["none"], training[kind]), example, but_for="augment")
-        todo = partial(score, models.on(device, pair), nested, config, device)
-        rows.append({"augment": kind, **kept.once(config, f"{name}-scores", todo)})
-    head = results.header(config, since=start, device=device, training=training)
+        pair, facts = model_of(
+            mine, name, session.data, classes=config.classes, shots=config.shots, updates=group.updates
+        )
+        group.add(kind, models.on(session.device, pair), facts)
+        found = kept.once(config, f"{name}-scores", partial(score, pair, session, config))
+        rows.append({"augment": kind, **found})
+    head = results.header(config, since=session.since, device=session.device, training=group.training)
     write({**head, "rows": compared(rows)}, config)
 
 
@@ -116,25 +104,19 @@ def write(content: dict[str, Any], config: AugmentationConfig) -> None:
         "than without turned classes, paired by image."
     )
     lines = [[row["augment"], *(shown(cell, first=row is rows[0]) for cell in row["nll"])] for row in rows]
-    head = ["added classes", *(f"{s} shot{'s' * (s > 1)}" for s in config.test_shots)]
+    head = ["added classes", *(results.plural(shots, "shot") for shots in config.test_shots)]
     shares = [
-        [
-            row["augment"],
-            *(
-                f"{100 * share.mean:.1f} ± {100 * share.se:.1f}"
-                for share in (Estimate.read(cell["accuracy"]) for cell in row["accuracy"])
-            ),
-        ]
+        [row["augment"], *(results.percent(Estimate.read(cell["accuracy"])) for cell in row["accuracy"])]
         for row in rows
     ]
     tasks = ["added classes", *(f"{ways}-way {shots}-shot" for ways, shots in config.tasks)]
-    picture = f"{config.out.name}.png"
     curves = {
         row["augment"]: [(cell["shots"], cell["nll"]["mean"], cell["nll"]["se"]) for cell in row["nll"]]
         for row in rows
     }
     axes: dict[str, Any] = {"x": "examples of the class", "y": "NLL, nats per image", "log": True}
-    by_shots = results.Picture(picture, "NLL by shots", lambda path: plots.save_lines(path, curves, **axes))
+    draw = partial(plots.save_lines, lines=curves, **axes)
+    by_shots = results.Picture(f"{config.out.name}.png", "NLL by shots", draw)
     parts = [about, "## NLL", table(head, lines), "## Correct by q(a|x), %", table(tasks, shares)]
     results.write(config.out, content, "Turned characters as training classes", [*parts, by_shots])
 
@@ -142,7 +124,7 @@ def write(content: dict[str, Any], config: AugmentationConfig) -> None:
 def shown(cell: dict[str, Any], *, first: bool) -> str:
     """A cell of the table."""
     nll, more = Estimate.read(cell["nll"]), Estimate.read(cell["more"])
-    return str(nll) if first else f"{nll} ({more.mean:+.2f} ± {more.se:.2f})"
+    return str(nll) if first else results.compared(nll, more)
 
 
 if __name__ == "__main__":

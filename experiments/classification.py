@@ -132,7 +132,7 @@ def write(content: dict[str, Any], config: ClassificationConfig) -> None:
     columns = [(ways, shots) for ways in config.ways for shots in config.shots]
     found = {(r["by"], r["among"], r["ways"], r["shots"]): Estimate.read(r["accuracy"]) for r in content["rows"]}
     lines = [
-        [NAMES[by], among, *(percent(found[by, among, ways, shots]) for ways, shots in columns)]
+        [NAMES[by], among, *(results.percent(found[by, among, ways, shots]) for ways, shots in columns)]
         for by, among in dict.fromkeys((r["by"], r["among"]) for r in content["rows"])
     ]
     paper = [f"{100 * published.VMA_ACCURACY[c]:.0f}" if c in published.VMA_ACCURACY else "" for c in columns]
@@ -162,11 +162,6 @@ def write(content: dict[str, Any], config: ClassificationConfig) -> None:
     )
     parts: list[str | results.Picture] = [about, table(head, lines), by_classes]
     results.write(config.out, content, "Few-shot classification, no fine-tuning", parts)
-
-
-def percent(estimate: Estimate) -> str:
-    """A share in per cent."""
-    return f"{100 * estimate.mean:.1f} ± {100 * estimate.se:.1f}"
 
 
 if __name__ == "__main__":

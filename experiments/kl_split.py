@@ -8,25 +8,22 @@ the lookup says more (KL(a) rises, to at most log |M|), less is left for z to sa
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 from matplotlib.figure import Figure
 
-from common import folder, kept, plots, protocols, results
-from common.several import SeveralConfig, model_of, small
+from common import kept, plots, protocols, results
+from common.several import Session, SeveralConfig, begin, model_of, small
 from paper import published
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
-from vma_pyro.data import NestedEpisodes, load_split
 from vma_pyro.evaluation import Estimate
-from vma_pyro.training import TrainConfig, device_of
+from vma_pyro.training import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -51,11 +48,10 @@ class SplitConfig(SeveralConfig):
         return replace(self, **small(self), classes=2, shots=(1, 2)) if self.tiny else self
 
 
-def score(
-    pair: models.Pair, nested: NestedEpisodes, config: SplitConfig, device: torch.device, shots: int
-) -> dict[str, Any]:
+def score(pair: models.Pair, session: Session, config: SplitConfig, shots: int) -> dict[str, Any]:
     """The bound of the targets taken apart, nats per image."""
-    targets, samples = partial(nested.episodes, config.classes, shots), config.samples
+    device, samples = session.device, config.samples
+    targets = partial(session.nested.episodes, config.classes, shots)
     names = ("kl_address", "kl_z", "reconstruction", "right_class")
     parts = protocols.split(pair, targets(), names, num_samples=samples.few, device=device)
     nll = protocols.nll(pair, targets, samples, device=device).estimate()
@@ -73,20 +69,17 @@ def as_many_targets(config: SplitConfig, left: int) -> SplitConfig:
 
 def main(config: SplitConfig) -> None:
     """Train and test all models, write."""
-    start = time.monotonic()
     config = config.resolved()
-    device = device_of(config.train)
-    data = load_split(config.data, config.data_dir)
-    nested = NestedEpisodes(data.test, images=config.images, seed=0)
-    folder.begin(config, load=config.load)
+    session = begin(config)
+    data, device = session.data, session.device
     training, rows = {}, []
     for shots in config.shots:
         name = f"{shots}_examples"
         mine = as_many_targets(config, config.classes * (data.train.images.shape[1] - shots))
         pair, training[name] = model_of(mine, name, data, classes=config.classes, shots=shots)
-        todo = partial(score, models.on(device, pair), nested, config, device, shots)
+        todo = partial(score, models.on(device, pair), session, config, shots)
         rows.append(kept.once(config, name, todo))
-    head = results.header(config, since=start, device=device, training=training)
+    head = results.header(config, since=session.since, device=device, training=training)
     write({**head, "rows": rows}, config)
 
 
@@ -116,9 +109,7 @@ def write(content: dict[str, Any], config: SplitConfig) -> None:
         "parts are those of the single-sample bound."
     )
     head = ["examples per class", "S = |M|", "log S", "KL(a)", "KL(z)", "minus reconstruction", "NLL"]
-    curves = results.Picture(
-        f"{config.out.name}.png", "KL(a), KL(z), NLL", lambda path: draw(path, content["rows"])
-    )
+    curves = results.Picture(f"{config.out.name}.png", "KL(a), KL(z), NLL", partial(draw, rows=content["rows"]))
     parts: list[str | results.Picture] = [about, table(head, lines), curves]
     results.write(config.out, content, "Where the nats go, by examples per class", parts)
 

@@ -8,24 +8,21 @@ results.json, report.md and a picture.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 from matplotlib.figure import Figure
 
-from common import alike, folder, kept, plots, protocols, results
-from common.several import SeveralConfig, model_of, small
+from common import kept, plots, protocols, results
+from common.several import Session, SeveralConfig, begin, model_of, small
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
-from vma_pyro.data import NestedEpisodes, load_split
 from vma_pyro.evaluation import Estimate, TwoPhase
-from vma_pyro.training import TrainConfig, device_of
+from vma_pyro.training import TrainConfig
 
 PROGRAMS = {
     "hard": "memory",
@@ -64,10 +61,9 @@ class SoftConfig(SeveralConfig):
         return replace(self, **small(self), **sizes, tasks=((2, 1),), draws=2) if self.tiny else self
 
 
-def score(
-    name: str, pair: models.Pair, nested: NestedEpisodes, config: SoftConfig, device: torch.device
-) -> dict[str, Any]:
+def score(name: str, pair: models.Pair, session: Session, config: SoftConfig) -> dict[str, Any]:
     """NLL of every target under every memory, and the accuracy of every task."""
+    nested, device = session.nested, session.device
     nlls, accuracies = [], []
     for shots in config.shots:
         for classes in config.classes if name != "no memory" else config.classes[:1]:
@@ -85,28 +81,19 @@ def score(
 
 def main(config: SoftConfig) -> None:
     """Train and test all models, write."""
-    start = time.monotonic()
     config = config.resolved()
-    device = device_of(config.train)
-    data = load_split(config.data, config.data_dir)
-    nested = NestedEpisodes(data.test, images=config.images, seed=0)
-    folder.begin(config, load=config.load)
-    training: dict[str, Any] = {}
+    session = begin(config)
+    group = session.group()
     nlls, accuracies = [], []
-    updates: int | None = None  # of the first, for all
-    pairs: dict[str, models.Pair] = {}
-    example = next(nested.episodes(1, 1)).to(device)
     for name, program in PROGRAMS.items():
         key = name.replace(", ", "_").replace(" ", "_").replace("-", "_")
         shape: dict[str, Any] = {"classes": config.train_classes, "shots": config.train_shots}
-        pair, training[name] = model_of(config, key, data, **shape, program=program, updates=updates)
-        updates = updates or training[name].get("updates")
-        pairs[name] = models.on(device, pair)
-        alike.check((pairs["hard"], pair), (training["hard"], training[name]), example)
-        found = kept.once(config, key, partial(score, name, models.on(device, pair), nested, config, device))
+        pair, facts = model_of(config, key, session.data, **shape, program=program, updates=group.updates)
+        group.add(name, models.on(session.device, pair), facts)
+        found = kept.once(config, key, partial(score, name, pair, session, config))
         nlls += found["nll"]
         accuracies += found["accuracy"]
-    head = results.header(config, since=start, device=device, training=training)
+    head = results.header(config, since=session.since, device=session.device, training=group.training)
     write({**head, "nll": compared(nlls), "accuracy": accuracies}, config)
 
 
@@ -136,24 +123,17 @@ def write(content: dict[str, Any], config: SoftConfig) -> None:
             [name, *(shown(found.get((name, c)), hard=name == "hard") for c in config.classes)]
             for name in PROGRAMS
         ]
-        head = ["model", *(f"{c} class{'es' * (c > 1)}" for c in config.classes)]
-        parts += [f"## NLL, {shots} example{'s' * (shots > 1)} of each class", table(head, lines)]
+        head = ["model", *(results.plural(classes, "class") for classes in config.classes)]
+        parts += [f"## NLL, {results.plural(shots, 'example')} of each class", table(head, lines)]
     shares = {(r["model"], r["ways"], r["shots"]): Estimate.read(r["accuracy"]) for r in content["accuracy"]}
     lines = [
-        [
-            name,
-            *(
-                f"{100 * shares[name, *task].mean:.1f} ± {100 * shares[name, *task].se:.1f}"
-                for task in config.tasks
-            ),
-        ]
-        for name in list(PROGRAMS)[:3]
+        [name, *(results.percent(shares[name, *task]) for task in config.tasks)] for name in list(PROGRAMS)[:3]
     ]
     head = ["model", *(f"{ways}-way {shots}-shot" for ways, shots in config.tasks)]
     parts += ["## Correct, %", "Hard: by q(a|x). Soft: by the weights of the read.", table(head, lines)]
-    picture = f"{config.out.name}.png"
-    shown_by_classes = results.Picture(picture, "NLL by classes", lambda path: draw(path, content["nll"], config))
-    results.write(config.out, content, "Hard against soft attention", [*parts, shown_by_classes])
+    by_classes = partial(draw, rows=content["nll"], config=config)
+    picture = results.Picture(f"{config.out.name}.png", "NLL by classes", by_classes)
+    results.write(config.out, content, "Hard against soft attention", [*parts, picture])
 
 
 def shown(row: dict[str, Any] | None, *, hard: bool) -> str:
@@ -161,7 +141,7 @@ def shown(row: dict[str, Any] | None, *, hard: bool) -> str:
     if row is None:
         return ""
     nll, more = Estimate.read(row["nll"]), Estimate.read(row["more_than_hard"])
-    return str(nll) if hard else f"{nll} ({more.mean:+.2f} ± {more.se:.2f})"
+    return str(nll) if hard else results.compared(nll, more)
 
 
 def draw(path: Path, rows: Sequence[dict[str, Any]], config: SoftConfig) -> None:

@@ -137,7 +137,7 @@ def grid(rows: list[dict[str, Any]], config: TableConfig, way: str) -> str:
             by_shots = dict(zip(published.SHOTS, row, strict=True))
             again = " (recalled)" if (name, c) in published.RECALLED else ""
             lines.append([f"{name}, C = {c}{again}", *(str(by_shots.get(s, "")) for s in config.shots)])
-    return table(["", *(f"{s} shot{'s' * (s > 1)}" for s in config.shots)], lines)
+    return table(["", *(results.plural(shots, "shot") for shots in config.shots)], lines)
 
 
 def others(way: str) -> Mapping[str, Mapping[int, tuple[float, ...]]]:

@@ -46,11 +46,44 @@ def check(pairs: tuple[Pair, Pair], facts: tuple[Facts, Facts], episode: Episode
     """Refuse models that may not be subtracted.
 
     Raises:
-        ValueError: why.
+        ValueError: they may not, and why.
     """
     found = difference(pairs, facts, episode, but_for=but_for)
     if found is not None:
         raise ValueError(found)
+
+
+class Group:
+    """Models that are compared with the first of them.
+
+    Attributes:
+        training: name of each model to facts about its training.
+
+    Args:
+        episode: on which their likelihoods are looked at.
+        but_for: the fact in which they are meant to differ.
+    """
+
+    def __init__(self, episode: Episode, *, but_for: str = "") -> None:
+        self.episode, self.but_for = episode, but_for
+        self.training: dict[str, dict[str, Any]] = {}
+        self._first: Pair | None = None
+
+    @property
+    def updates(self) -> int | None:
+        """Updates of the first model, as many as the others are to make; None while there is none."""
+        return next(iter(self.training.values())).get("updates") if self.training else None
+
+    def add(self, name: str, pair: Pair, facts: dict[str, Any]) -> None:
+        """Take a model in.
+
+        Raises:
+            ValueError: it may not be subtracted from the first one, and why.
+        """
+        self.training[name] = facts
+        self._first = self._first or pair
+        first = next(iter(self.training.values()))
+        check((self._first, pair), (first, facts), self.episode, but_for=self.but_for)
 
 
 def count_updates(facts: Facts) -> int:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import tyro
 
+from common import alike, folder
 from common.protocols import TINY, Samples
 from common.train import as_many, train_pair
 from vma_pyro import cli, models
-from vma_pyro.data import Episode, EpisodeSampler, Split
+from vma_pyro.data import Episode, EpisodeSampler, NestedEpisodes, Split, load_split
 from vma_pyro.data.episodes import Augmentation, Episodes
 from vma_pyro.infer import make
-from vma_pyro.training import TrainConfig
+from vma_pyro.training import TrainConfig, device_of
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,35 @@ class SeveralConfig:
         more = ("classes", "shots", "test_shots", "train_classes", "train_shots", "draws", "entries")
         cli.check_sizes(self, *names, *(name for name in more if hasattr(self, name)))
         cli.check_factor(self, "width")
+
+
+class Session(NamedTuple):
+    """What every script that trains several models has at hand.
+
+    Attributes:
+        since: when it began, on the monotonic clock.
+        device: to train and test on.
+        data: to train and validate on, and to test with.
+        nested: the test targets, the same for all models and memories.
+    """
+
+    since: float
+    device: torch.device
+    data: Split
+    nested: NestedEpisodes
+
+    def group(self, *, but_for: str = "") -> alike.Group:
+        """A group of models that are compared; `but_for` is the fact in which they are meant to differ."""
+        return alike.Group(next(self.nested.episodes(1, 1)).to(self.device), but_for=but_for)
+
+
+def begin(config: SeveralConfig) -> Session:
+    """Load the data, and make room for the results, or go on with them."""
+    since, device = time.monotonic(), device_of(config.train)
+    data = load_split(config.data, config.data_dir)
+    nested = NestedEpisodes(data.test, images=config.images, seed=0)
+    folder.begin(config, load=config.load)
+    return Session(since, device, data, nested)
 
 
 def small(config: SeveralConfig) -> dict[str, Any]:
