@@ -18,14 +18,14 @@ import pyro
 import torch
 
 from common import plots
+from common.kept import check_same
 from laboratory import (
     Findings,
     LaboratoryConfig,
     Training,
+    address_snr,
     candidate_of,
-    check_same,
     measure_all,
-    snr_of,
     to_markdown,
     train_all,
     train_finalists,
@@ -73,26 +73,22 @@ def main(config: LaboratoryConfig) -> None:
 
 
 def write(config: LaboratoryConfig, found: Findings) -> None:
-    """estimators.md, estimators.json and the pictures."""
-    plain = {
-        "command": found.command,
-        "about": found.about,
-        **{name: [q.plain() for q in getattr(found, name)] for name in ("stages", "particles", "memories")},
-        **{name: [r.plain() for r in getattr(found, name)] for name in ("training", "final")},
-    }
-    write_text(config.out / "estimators.json", json.dumps(plain, indent=1) + "\n")
+    """Write estimators.md, estimators.json and the pictures."""
+    write_text(config.out / "estimators.json", json.dumps(found.plain(), indent=1) + "\n")
     write_text(config.out / "estimators.md", to_markdown(found))
     for name, runs in (("training.png", found.training), ("final.png", found.final)):
         seen = [run for run in runs if run.validation]
-        nll, kl = ({name_of(run): getattr(run, of) for run in seen} for of in ("validation", "kl_address"))
+        nll, kl = (
+            {label_in_pictures(run): getattr(run, of) for run in seen} for of in ("validation", "kl_address")
+        )
         plots.drawn(config.out / name, partial(save_curves, nll=nll, kl_address=kl))
     end = [q for q in found.particles if q.program == config.data and q.stage == "end"]
     runs_of_model = [q.evaluations for q in end]
-    plots.drawn(config.out / "slopes.png", lambda path: save_slopes(path, runs_of_model, snr_of(end)))
+    plots.drawn(config.out / "slopes.png", lambda path: save_slopes(path, runs_of_model, address_snr(end)))
 
 
-def name_of(run: Training) -> str:
-    """In the pictures."""
+def label_in_pictures(run: Training) -> str:
+    """Name a run in the pictures."""
     final = "" if run.final_minutes is None else f", final {run.final_minutes:g}, seed {run.seed}"
     return run.label + final
 

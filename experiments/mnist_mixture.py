@@ -19,14 +19,15 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 
 from common import folder, kept, plots, protocols, results
 from common.images import save_generated
+from common.learned_memory import Components, OneMemory, WithComponents
 from common.several import SeveralConfig, model_of, small, train_one
 from vma_pyro import Guide, Memory, MLPNetworks, Model, cli
 from vma_pyro._system.markdown import table
-from vma_pyro.data import Characters, Episode, EpisodeSampler, LabelledImages, Split, load_split, mnist
+from vma_pyro.data import Characters, EpisodeSampler, LabelledImages, Split, load_split, mnist
 from vma_pyro.data.episodes import as_images
 from vma_pyro.evaluation import Estimate, kl_report
 from vma_pyro.models import Pair, on
@@ -63,58 +64,6 @@ class MixtureConfig(SeveralConfig):
         return replace(self, **small(self), entries=5, classes=2, shots=1) if self.tiny else self
 
 
-class OneMemory:
-    """Episodes of one memory for all: targets from the images, drawn without replacement within an update."""
-
-    def __init__(self, images: np.ndarray, memory: Memory, *, queries: int, seed: int) -> None:
-        self.images, self.memory, self.queries = torch.from_numpy(images), memory, queries
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def sample(self) -> Episode:
-        """The next episode."""
-        drawn = torch.randperm(len(self.images), generator=self._generator)[: self.queries]
-        memory = Memory(self.memory.entries)  # unencoded
-        return Episode(memory, as_images(self.images[drawn]), torch.zeros(len(drawn), dtype=torch.long))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position in the stream."""
-        return {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position."""
-        self._generator.set_state(state["generator"])
-
-
-class Components(nn.Module):
-    """p(a), a parameter of each entry, and the entries themselves if they are learned."""
-
-    def __init__(self, entries: Tensor, *, learn_entries: bool) -> None:
-        super().__init__()
-        self.log_weights = nn.Parameter(torch.zeros(len(entries)))
-        # Ink probabilities of a learned entry start near those of an image.
-        self.entry_logits = nn.Parameter(4 * entries - 2) if learn_entries else None
-
-    def forward(self, memory: Memory) -> Tensor:
-        """Logits of p(a | M) [S]."""
-        return self.log_weights
-
-    def memory(self, given: Memory) -> Memory:
-        """The learned entries, or those given."""
-        return given if self.entry_logits is None else Memory(self.entry_logits.sigmoid(), learned=True)
-
-
-class WithComponents(Program):
-    """A model or guide on the memory that is learned with it."""
-
-    def __init__(self, program: Program, components: Components) -> None:
-        super().__init__()
-        self.program, self.components = program, components
-
-    def forward(self, memory: Memory, *args: Any, **kwargs: Any) -> Any:
-        """As the program itself."""
-        return self.program(self.components.memory(Memory.of(memory)), *args, **kwargs)
-
-
 def programs(kind: str, entries: Tensor, latent_dim: int) -> tuple[Pair, Components]:
     """Model and guide of one kind of mixture, on the paper's networks for MNIST."""
     networks = MLPNetworks(latent_dim)
@@ -126,7 +75,7 @@ def programs(kind: str, entries: Tensor, latent_dim: int) -> tuple[Pair, Compone
     return (WithComponents(model, components), WithComponents(guide, components)), components
 
 
-def parts_of(images: LabelledImages, entries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def split_images(images: LabelledImages, entries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Disjoint random parts of the training images: the memory's entries, targets, and those for validation."""
     shuffled = images.shuffled(seed=0).images
     return shuffled[:entries], shuffled[entries:-HELD_OUT], shuffled[-HELD_OUT:]
@@ -137,7 +86,7 @@ def mixture(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train or load one mixture, take its bound apart, and draw samples of its weightiest entries."""
     torch.manual_seed(config.train.seed)
-    first, targets, held_out = parts_of(images, config.entries)
+    first, targets, held_out = split_images(images, config.entries)
     memory = Memory(as_images(torch.from_numpy(first)))
     pair, components = programs(kind, memory.entries, 32)
     validation = OneMemory(held_out, memory, queries=200, seed=1)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paper.claims import Claim, claims
+from paper.claims import claims
 from paper.identities import Identity, identities
+from paper.verdicts import Claim
 from vma_pyro import cli
 from vma_pyro._system import lock
 from vma_pyro._system.atomic import write_text

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from common.kept import once
-from laboratory.records import Quality
+from laboratory.findings import Quality
+from laboratory.options import SWEPT, Candidate, LaboratoryConfig, initial_pair, sampler
 from laboratory.runs import final_folder, train
-from laboratory.setting import SWEPT, Candidate, LaboratoryConfig, initial_pair, sampler
 from laboratory.toy import toy
 from vma_pyro.data import Split, load_split
 from vma_pyro.infer import compare, make, matched

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from common.kept import once
 from common.timing import ratio, take_turns
 from common.train import train_pair
-from laboratory.records import JUDGE, Training
-from laboratory.setting import Candidate, LaboratoryConfig, initial_pair, sampler
+from laboratory.findings import JUDGE, Training
+from laboratory.options import Candidate, LaboratoryConfig, initial_pair, sampler
 from vma_pyro._system.record import read_metrics
 from vma_pyro.data import Episode, Split
 from vma_pyro.evaluation import Estimate, log_likelihood, split_bound, undisturbed

@@ -7,34 +7,12 @@ has not been run yet has no row's figure and no verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from paper import published
+from paper.verdicts import Claim, Results, against, growing, readable, trained_how, verdict
 from vma_pyro.evaluation import Estimate
-
-Results = Mapping[str, dict[str, Any]]
-
-
-class Claim(NamedTuple):
-    """One row of the table of claims.
-
-    Attributes:
-        claim: what the paper says.
-        paper, reimplementation, ours: figures with their units; "" where there is none.
-        verdict: "reproduced", "exceeded" or "not reached", and why; "not measured" without a figure.
-        source: name of the results.
-        headline: whether it stands for its experiment in the short form.
-    """
-
-    claim: str
-    paper: str
-    reimplementation: str
-    ours: str
-    verdict: str
-    source: str
-    headline: bool = False
 
 
 def claims(results: Results) -> list[Claim]:
@@ -47,17 +25,6 @@ def claims(results: Results) -> list[Claim]:
         else:
             rows.append(Claim(str(make.__doc__).splitlines()[0].rstrip("."), "", "", "", "not measured", name))
     return rows
-
-
-@contextmanager
-def readable(name: str) -> Iterator[None]:
-    """Say whose results they are that cannot be read."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, StopIteration, AttributeError) as error:
-        raise ValueError(
-            f"results: expected {name}.json as its experiment writes it, got {type(error).__name__} ({error})"
-        ) from error
 
 
 def recall(content: dict[str, Any]) -> Iterator[Claim]:
@@ -245,14 +212,6 @@ def named(model: str) -> str:
     return f"{how} {kind} attention".strip()
 
 
-def growing(gaps: Mapping[int, Estimate]) -> str:
-    """The verdict of gaps by number of classes: above zero at the most, and more than at the fewest."""
-    first, last = gaps[min(gaps)], gaps[max(gaps)]
-    grows, error = last.mean - first.mean, math.hypot(last.se, first.se)
-    reached = last.mean > 2 * last.se and grows > 2 * error
-    return verdict(reached=reached, short=f"grows by {grows:.2f} ± {error:.2f} to {last.mean:.2f} ± {last.se:.2f}")
-
-
 def crossing(content: dict[str, Any]) -> Iterator[Claim]:
     """An update with hard attention is cheaper than with soft from |M| = 48 on."""
     ratios = {row["memory"]: row["soft_over_hard"]["median"] for row in content["rows"]}
@@ -281,27 +240,3 @@ CLAIMS: tuple[tuple[str, Callable[[dict[str, Any]], Iterator[Claim]]], ...] = (
     ("soft_attention", soft),
     ("benchmarks/attention", crossing),
 )
-
-
-def verdict(*, reached: bool, short: str) -> str:
-    """Of a claim that holds or not."""
-    return "reproduced" if reached else f"not reached: {short}"
-
-
-def against(ours: Estimate, paper: float, *, how: str, higher: bool = False) -> str:
-    """Of a figure that the paper has too: two standard errors better, equal, or worse."""
-    better = (ours.mean - paper) * (1 if higher else -1)
-    if better > 2 * ours.se:
-        return "exceeded"
-    return "reproduced" if better > -2 * ours.se else f"not reached: {how}"
-
-
-def trained_how(content: dict[str, Any]) -> str:
-    """The budget behind a figure, which is the usual reason."""
-    facts = next(iter(content["training"].values()))
-    if "training_seconds" not in facts:
-        return "training unknown"
-    hours = facts["training_seconds"] / 3600
-    return (
-        f"{facts['updates']:,} updates, width {facts['width']:g}, {hours:.1f} h of {content['versions']['device']}"
-    )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from paper.claims import Results, readable
+from paper.verdicts import Results, readable
 from vma_pyro.evaluation import Estimate
 
 WITHIN = 3.0  # standard errors that an identity may be off by, as all figures are estimates
