@@ -18,7 +18,7 @@ import tyro
 from torch import Tensor, nn
 
 from common import kept, plots, protocols, results
-from common.several import Session, SeveralConfig, begin, episodes_of, small, train_one, validation_of
+from common.several import Session, SeveralConfig, begin, small, train_one, training_episodes, validation_episodes
 from common.train import as_many
 from vma_pyro import ConvNetworks, CosineSimilarity, Guide, Model, cli
 from vma_pyro._system.markdown import table
@@ -39,18 +39,18 @@ class AnnealingConfig(SeveralConfig):
     width: float = 0.25
     """Factor on the paper's 48 and 64 maps per convolution."""
     classes: int = 8
-    """In the memory."""
+    """Classes in the memory."""
     shots: int = 4
-    """Examples of each."""
+    """Examples of each class in the memory."""
     temperature: float = 10.0
-    """At the first update."""
+    """Temperature at the first update."""
     train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=lambda: TrainConfig(updates=5000, log_every=25)
     )
     """Training of each model."""
 
     def resolved(self) -> AnnealingConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         if self.train.updates is None:
             raise ValueError("updates: expected a budget in updates, as the temperature follows them, got none")
         return replace(self, **small(self), classes=2, shots=1) if self.tiny else self
@@ -106,8 +106,8 @@ def train(config: AnnealingConfig, name: str, data: Split, start: float) -> tupl
         replace(config, train=replace(as_many(config.train, updates), capture=False)),
         name,
         pair,
-        Falling(episodes_of(config, data, **shape), tempered, start, updates // 2),
-        validation=validation_of(config, data, **shape),
+        Falling(training_episodes(config, data, **shape), tempered, start, updates // 2),
+        validation=validation_episodes(config, data, **shape),
         identity={**shape, **{name: getattr(config, name) for name in shared}, "temperature": start},
     )
     return pair, facts
@@ -122,7 +122,7 @@ def score(pair: Pair, session: Session, config: AnnealingConfig) -> dict[str, An
 
 
 def main(config: AnnealingConfig) -> None:
-    """Train and test both, write."""
+    """Train and test both models, and write."""
     config = config.resolved()
     session = begin(config)
     group = session.group()
@@ -145,7 +145,7 @@ def main(config: AnnealingConfig) -> None:
 
 
 def write(content: dict[str, Any], config: AnnealingConfig) -> None:
-    """results.json, report.md and the picture."""
+    """Write results.json, report.md and the picture."""
     names = {"none": "none", "temperature": f"temperature {config.temperature:g} to 1 over half of training"}
     lines = []
     for row in content["rows"]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 
 from common import kept, plots, protocols, results
-from common.several import Session, SeveralConfig, begin, model_of, small
+from common.several import Session, SeveralConfig, begin, small, train_or_load
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
 from vma_pyro.evaluation import Estimate, TwoPhase
@@ -30,9 +30,9 @@ class AugmentationConfig(SeveralConfig):
     out: Path = Path("runs/augmentation")
     """Folder for the results. An earlier run in it is moved aside, never overwritten."""
     classes: int = 12
-    """In the training memory."""
+    """Classes in the training memory."""
     shots: int = 3
-    """Examples of each."""
+    """Examples of each class in the training memory."""
     test_shots: tuple[int, ...] = (1, 2, 5, 10, 19)
     """Examples of one class in the test memories."""
     tasks: tuple[tuple[int, int], ...] = ((5, 1), (5, 5), (20, 1), (20, 5))
@@ -43,7 +43,7 @@ class AugmentationConfig(SeveralConfig):
     """Training of each model."""
 
     def resolved(self) -> AugmentationConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         sizes: dict[str, Any] = {"classes": 2, "shots": 1, "test_shots": (1, 2), "tasks": ((2, 1),)}
         return replace(self, **small(self), **sizes) if self.tiny else self
 
@@ -62,7 +62,7 @@ def score(pair: models.Pair, session: Session, config: AugmentationConfig) -> di
 
 
 def main(config: AugmentationConfig) -> None:
-    """Train and test all models, write."""
+    """Train and test both models, and write."""
     config = config.resolved()
     if config.augment == "none":
         raise ValueError("augment: expected rotations or rotations+flips, to compare with none, got none")
@@ -71,17 +71,17 @@ def main(config: AugmentationConfig) -> None:
     rows = []
     for mine in (replace(config, augment="none"), config):
         kind, name = mine.augment, mine.augment.replace("+", "_")
-        pair, facts = model_of(
+        pair, facts = train_or_load(
             mine, name, session.data, classes=config.classes, shots=config.shots, updates=group.updates
         )
         group.add(kind, models.on(session.device, pair), facts)
         found = kept.once(config, f"{name}-scores", partial(score, pair, session, config))
         rows.append({"augment": kind, **found})
     head = results.header(config, since=session.since, device=session.device, training=group.training)
-    write({**head, "rows": compared(rows)}, config)
+    write({**head, "rows": pair_with_first(rows)}, config)
 
 
-def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def pair_with_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each NLL, and how much more it is than the first model's, paired by target."""
     found = []
     for row in rows:
@@ -95,7 +95,7 @@ def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write(content: dict[str, Any], config: AugmentationConfig) -> None:
-    """results.json, report.md and the picture."""
+    """Write results.json, report.md and the picture."""
     rows = content["rows"]
     about = (
         f"Models trained alike, {config.classes} classes x {config.shots} examples in memory; with rotations, "
@@ -103,7 +103,7 @@ def write(content: dict[str, Any], config: AugmentationConfig) -> None:
         f"{config.samples.about(rows[0]['nll'][0]['nll']['n'])} One class in memory; in brackets how much more "
         "than without turned classes, paired by image."
     )
-    lines = [[row["augment"], *(shown(cell, first=row is rows[0]) for cell in row["nll"])] for row in rows]
+    lines = [[row["augment"], *(nll_cell(cell, first=row is rows[0]) for cell in row["nll"])] for row in rows]
     head = ["added classes", *(results.plural(shots, "shot") for shots in config.test_shots)]
     shares = [
         [row["augment"], *(results.percent(Estimate.read(cell["accuracy"])) for cell in row["accuracy"])]
@@ -121,8 +121,8 @@ def write(content: dict[str, Any], config: AugmentationConfig) -> None:
     results.write(config.out, content, "Turned characters as training classes", [*parts, by_shots])
 
 
-def shown(cell: dict[str, Any], *, first: bool) -> str:
-    """A cell of the table."""
+def nll_cell(cell: dict[str, Any], *, first: bool) -> str:
+    """The NLL at one number of shots, as the table shows it."""
     nll, more = Estimate.read(cell["nll"]), Estimate.read(cell["more"])
     return str(nll) if first else results.compared(nll, more)
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from common import folder, kept, plots, protocols, results
-from common.protocols import Subject, TestConfig, subject_of
+from common.protocols import Subject, TestConfig, load_subject
 from paper import published
 from vma_pyro import cli, models, pretrained
 from vma_pyro._system.markdown import table
@@ -36,16 +36,16 @@ class ClassificationConfig(TestConfig):
     ways: tuple[int, ...] = (5, 16, 20)
     """Classes in the memory."""
     shots: tuple[int, ...] = (1, 5)
-    """Examples of each."""
+    """Examples of each class in the memory."""
     images: int = 3000
     """Targets by q(a | x) and by attention."""
     likelihood_images: int = 500
     """Targets by the likelihoods of the entries, the first of the same."""
     draws: int = 10
-    """Of z, for each entry's likelihood and for the weights of a soft read."""
+    """Samples of z for each entry's likelihood, and for the weights of a soft read."""
 
     def resolved(self) -> ClassificationConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         small: dict[str, Any] = {"ways": (2, 3), "shots": (1,), "images": 6, "likelihood_images": 4, "draws": 2}
         return replace(self, **small) if self.tiny else self
 
@@ -59,8 +59,8 @@ class Task(NamedTuple):
     shots: int
 
 
-def tasks(config: ClassificationConfig) -> list[Task]:
-    """All of them."""
+def list_tasks(config: ClassificationConfig) -> list[Task]:
+    """All tasks, each by every means that there is a model for."""
     means = ["guide", "likelihood", *(["attention"] if config.soft is not None else [])]
     return [
         Task(by, among, ways, shots)
@@ -71,7 +71,7 @@ def tasks(config: ClassificationConfig) -> list[Task]:
     ]
 
 
-def episodes_of(subject: Subject, config: ClassificationConfig, task: Task) -> NestedEpisodes:
+def nested_episodes(subject: Subject, config: ClassificationConfig, task: Task) -> NestedEpisodes:
     """The targets of a task, the same for all numbers of classes and examples."""
     within = task.among == "one alphabet"
     return NestedEpisodes(
@@ -85,7 +85,7 @@ def episodes_of(subject: Subject, config: ClassificationConfig, task: Task) -> N
 
 def score(subject: Subject, soft: models.Pair | None, config: ClassificationConfig, task: Task) -> dict[str, Any]:
     """Share of targets classified right."""
-    nested = episodes_of(subject, config, task)
+    nested = nested_episodes(subject, config, task)
     pair = soft if task.by == "attention" else subject.pair
     assert pair is not None  # tasks come from the configuration
     how: Any = task.by
@@ -96,11 +96,11 @@ def score(subject: Subject, soft: models.Pair | None, config: ClassificationConf
 
 
 def main(config: ClassificationConfig) -> None:
-    """Score every task, write."""
+    """Score every task, and write."""
     start = time.monotonic()
     config = config.resolved()
     soft = None if config.soft is None else models.load(config.soft, program=("soft", "soft-guided"))
-    subject = subject_of(config)
+    subject = load_subject(config)
     training = {"hard": subject.facts}
     if config.soft is not None and soft is not None:
         soft = models.on(subject.device, soft)
@@ -113,7 +113,7 @@ def main(config: ClassificationConfig) -> None:
     files = [pretrained.file_of(path) for path in (config.load, config.soft) if path is not None]
     folder.begin(config, load=config.load, files=files)
     rows = []
-    for task in tqdm(tasks(config), desc="tasks", unit="task"):
+    for task in tqdm(list_tasks(config), desc="tasks", unit="task"):
         name = "-".join(map(str, task)).replace(" ", "_")
         rows.append(kept.once(config, name, partial(score, subject, soft, config, task)))
     head = results.header(config, since=start, device=subject.device, training=training)
@@ -128,7 +128,7 @@ NAMES = {
 
 
 def write(content: dict[str, Any], config: ClassificationConfig) -> None:
-    """results.json, report.md and the picture."""
+    """Write results.json, report.md and the picture."""
     columns = [(ways, shots) for ways in config.ways for shots in config.shots]
     found = {(r["by"], r["among"], r["ways"], r["shots"]): Estimate.read(r["accuracy"]) for r in content["rows"]}
     lines = [

@@ -40,7 +40,7 @@ from vma_pyro.training import keep_freed_memory
 
 
 def main(config: LaboratoryConfig) -> None:
-    """Train, measure, write."""
+    """Train all candidates, measure their gradients, and write."""
     config = config.resolved()
     assert config.final_minutes is not None
     keep_freed_memory()

@@ -36,13 +36,13 @@ IDENTITY = ("classes", "shots", "queries", "particles", "estimator", "augment", 
 
 
 def objective(config: FewShotConfig, *, memory: bool = True) -> ELBO:
-    """What is trained. Without a memory, an estimator that chooses addresses gives way to the plain bound."""
-    elbo = objective_of(config, config.particles)
+    """The objective; without a memory, an estimator that chooses addresses gives way to the plain bound."""
+    elbo = objective_with(config, config.particles)
     return elbo if memory or not hasattr(elbo, "site") else make("vimco", config.particles)
 
 
-def objective_of(config: FewShotConfig, particles: int) -> ELBO:
-    """The estimator with so many particles."""
+def objective_with(config: FewShotConfig, particles: int) -> ELBO:
+    """The objective with so many particles."""
     with cli.option("estimator", instead_of="name"), cli.option("particles", instead_of="num_particles"):
         return make(config.estimator, particles)
 
@@ -160,7 +160,7 @@ def rehearse(config: FewShotConfig, data: Split) -> None:
             freeze_all_but(pair, config.train_only)
         samplers(config, data)
         few = samplers(replace(config, queries=min(4, config.queries)), data)[0].sample()
-        elbo, sizes = partial(objective_of, config), {"particles": config.particles, "queries": config.queries}
+        elbo, sizes = partial(objective_with, config), {"particles": config.particles, "queries": config.queries}
         with rehearsal.on_two_images():
             rehearsal.check_update_fits(models.on(device, pair), elbo, few, **sizes, device=device)
     with tempfile.TemporaryDirectory() as folder, rehearsal.on_two_images():

@@ -18,7 +18,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from common import kept, plots, protocols, results
-from common.several import Session, SeveralConfig, begin, model_of, small
+from common.several import Session, SeveralConfig, begin, small, train_or_load
 from paper import published
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
@@ -35,7 +35,7 @@ class SplitConfig(SeveralConfig):
     out: Path = Path("runs/kl_split")
     """Folder for the results. An earlier run in it is moved aside, never overwritten."""
     classes: int = 8
-    """In the memory."""
+    """Classes in the memory."""
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Examples of each class in the memory, in training and test."""
     train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
@@ -44,7 +44,7 @@ class SplitConfig(SeveralConfig):
     """Training of each model."""
 
     def resolved(self) -> SplitConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         return replace(self, **small(self), classes=2, shots=(1, 2)) if self.tiny else self
 
 
@@ -60,7 +60,7 @@ def score(pair: models.Pair, session: Session, config: SplitConfig, shots: int) 
 
 
 def as_many_targets(config: SplitConfig, left: int) -> SplitConfig:
-    """The same number of targets in training, in more updates if the memory's classes leave too few for one."""
+    """Keep the number of targets in training, in more updates if the memory's classes leave too few for one."""
     queries, train = min(config.queries, left), config.train
     if train.updates is not None:
         train = replace(train, updates=train.updates * config.queries // queries)
@@ -68,7 +68,7 @@ def as_many_targets(config: SplitConfig, left: int) -> SplitConfig:
 
 
 def main(config: SplitConfig) -> None:
-    """Train and test all models, write."""
+    """Train and test all models, and write."""
     config = config.resolved()
     session = begin(config)
     data, device = session.data, session.device
@@ -76,7 +76,7 @@ def main(config: SplitConfig) -> None:
     for shots in config.shots:
         name = f"{shots}_examples"
         mine = as_many_targets(config, config.classes * (data.train.images.shape[1] - shots))
-        pair, training[name] = model_of(mine, name, data, classes=config.classes, shots=shots)
+        pair, training[name] = train_or_load(mine, name, data, classes=config.classes, shots=shots)
         todo = partial(score, models.on(device, pair), session, config, shots)
         rows.append(kept.once(config, name, todo))
     head = results.header(config, since=session.since, device=device, training=training)
@@ -84,7 +84,7 @@ def main(config: SplitConfig) -> None:
 
 
 def write(content: dict[str, Any], config: SplitConfig) -> None:
-    """results.json, report.md and the picture."""
+    """Write results.json, report.md and the picture."""
     names = ("kl_address", "kl_z", "reconstruction", "nll")
     lines = [
         [row["shots"], row["entries"], f"{row['log_memory']:.2f}", *(Estimate.read(row[name]) for name in names)]

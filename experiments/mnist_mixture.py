@@ -24,7 +24,7 @@ from torch import Tensor
 from common import folder, kept, plots, protocols, results
 from common.images import save_generated
 from common.learned_memory import Components, OneMemory, WithComponents
-from common.several import SeveralConfig, model_of, small, train_one
+from common.several import SeveralConfig, small, train_one, train_or_load
 from vma_pyro import Guide, Memory, MLPNetworks, Model, cli
 from vma_pyro._system.markdown import table
 from vma_pyro.data import Characters, EpisodeSampler, LabelledImages, Split, load_split, mnist
@@ -51,16 +51,16 @@ class MixtureConfig(SeveralConfig):
     entries: int = 64
     """|M| of the mixtures on MNIST."""
     classes: int = 8
-    """In the memories with which MNIST and Omniglot are compared."""
+    """Classes in the memories with which MNIST and Omniglot are compared."""
     shots: int = 4
-    """Examples of each."""
+    """Examples of each class in these memories."""
     train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=lambda: TrainConfig(updates=5000)
     )
     """Training of each model."""
 
     def resolved(self) -> MixtureConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         return replace(self, **small(self), entries=5, classes=2, shots=1) if self.tiny else self
 
 
@@ -101,15 +101,15 @@ def mixture(
         label=KINDS[kind],
     )
     pair, components = on(device, pair), components.to(device)
-    todo = partial(taken_apart, config, kind, pair, components, memory.to(device), test)
+    todo = partial(take_apart, config, kind, pair, components, memory.to(device), test)
     return facts, kept.once(config, kind, todo)
 
 
 @torch.no_grad()
-def taken_apart(
+def take_apart(
     config: MixtureConfig, kind: str, pair: Pair, components: Components, memory: Memory, test: LabelledImages
 ) -> dict[str, Any]:
-    """The bound of test images, what p(a) has become, and samples row by row."""
+    """Take the bound of test images apart, see what p(a) has become, and draw samples row by row."""
     device = memory.entries.device
     x = as_images(torch.from_numpy(test.shuffled(seed=0).images[: config.images])).to(device)
     report = kl_report(*pair, memory, x, num_samples=config.samples.few)
@@ -127,7 +127,7 @@ def taken_apart(
     return {"kind": kind, "perplexity_of_prior": prior.double().log().mul(-prior).sum().exp().item(), **found}
 
 
-def digits(images: LabelledImages) -> Characters:
+def as_characters(images: LabelledImages) -> Characters:
     """MNIST as characters of ten classes, each cut to as many examples as the rarest has."""
     by_class = [images.images[images.labels == label] for label in np.unique(images.labels)]
     examples = min(map(len, by_class))
@@ -135,12 +135,12 @@ def digits(images: LabelledImages) -> Characters:
     return Characters(np.stack([own[:examples] for own in by_class]), names, ("digits",) * len(names))
 
 
-def compared(
+def few_shot_model(
     config: MixtureConfig, name: str, data: Split, device: torch.device
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train the few-shot model on one data set and take its bound on test images apart."""
     mine = replace(config, augment="none")  # on digits, turned ones would be new classes of their own
-    pair, facts = model_of(mine, name, data, classes=config.classes, shots=config.shots)
+    pair, facts = train_or_load(mine, name, data, classes=config.classes, shots=config.shots)
 
     def measure() -> dict[str, Any]:
         stream = EpisodeSampler(
@@ -155,23 +155,22 @@ def compared(
 
 
 def main(config: MixtureConfig) -> None:
-    """Train and test all models, write."""
+    """Train and test all models, and write."""
     start = time.monotonic()
     config = config.resolved()
     if config.data != "omniglot":
         raise ValueError(f"data: expected omniglot, which MNIST is compared with, got {config.data}")
     device = device_of(config.train)
     images, test = (mnist.load(config.data_dir, split=split) for split in ("train", "test"))
-    characters = load_split("omniglot", config.data_dir)
-    as_characters = digits(images)
-    half = as_characters.images.shape[1] // 10 * 9
+    digits = as_characters(images)
+    names, half = (digits.names, digits.alphabets), digits.images.shape[1] // 10 * 9
     sets = {
         "mnist": Split(
-            Characters(as_characters.images[:, :half], as_characters.names, as_characters.alphabets),
-            Characters(as_characters.images[:, half:], as_characters.names, as_characters.alphabets),
-            digits(test),
+            Characters(digits.images[:, :half], *names),
+            Characters(digits.images[:, half:], *names),
+            as_characters(test),
         ),
-        "omniglot": characters,
+        "omniglot": load_split("omniglot", config.data_dir),
     }
     folder.begin(config, load=config.load)
     training: dict[str, Any] = {}
@@ -180,14 +179,14 @@ def main(config: MixtureConfig) -> None:
         training[KINDS[kind]], found = mixture(config, kind, images, test, device)
         mixtures.append(found)
     for name, data in sets.items():
-        training[name], found = compared(config, name, data, device)
+        training[name], found = few_shot_model(config, name, data, device)
         comparison.append(found)
     head = results.header(config, since=start, device=device, training=training)
     write({**head, "mixtures": mixtures, "comparison": comparison}, config)
 
 
 def write(content: dict[str, Any], config: MixtureConfig) -> None:
-    """results.json and report.md."""
+    """Write results.json and report.md."""
     lines = [
         [KINDS[row["kind"]], *(Estimate.read(row[n]) for n in ("kl_address", "kl_z", "nll"))]
         + [f"{row['perplexity_of_prior']:.1f} of {config.entries}"]

@@ -46,8 +46,8 @@ class RecallConfig:
     memory: int = 256
     """|M| in training."""
     copies: bool = True
-    """Whether the logits also get the pixels of the entry. Without, as in the paper, the decoder's bottleneck of
-    128 units decides how exactly an entry is recalled."""
+    """Whether the logits also get the pixels of the entry. Without them, as in the paper, the decoder's bottleneck
+    of 128 units decides how exactly an entry is recalled."""
     queries: int = 128
     """Images per update."""
     particles: int = 4
@@ -70,7 +70,7 @@ class RecallConfig:
         cli.check_sizes(self, "memory", "queries", "particles", "memories", "eval_images", "eval_samples")
 
     def resolved(self) -> RecallConfig:
-        """The same configuration with its defaults filled in."""
+        """Fill in the defaults, and the tiny sizes if they are wanted."""
         config = self
         if config.tiny:
             steps = replace(config.train, updates=3, log_every=1, validate_every=2, validation_samples=1)
@@ -83,7 +83,7 @@ class RecallConfig:
 
 
 def train(config: RecallConfig, images: LabelledImages) -> tuple[models.Pair, dict[str, Any]]:
-    """Train, or go on."""
+    """Train the model, or go on with it."""
     shuffled = images.shuffled(seed=0).images
     seen, held_out = shuffled[:-HELD_OUT], shuffled[-HELD_OUT:]
     shape = {"size": config.memory, "queries": config.queries}
@@ -118,7 +118,7 @@ def test(pair: models.Pair, images: LabelledImages, size: int, config: RecallCon
 
 
 def write(content: dict[str, Any], config: RecallConfig) -> None:
-    """results.json, report.md and the curve of training."""
+    """Write results.json, report.md and the curve of training."""
     parts = ("kl_address", "kl_z", "reconstruction", "nll")
     rows = [
         [row["images"], row["memory"], f"{row['log_memory']:.3f}"]
@@ -154,7 +154,7 @@ def write(content: dict[str, Any], config: RecallConfig) -> None:
 
 
 def main(config: RecallConfig) -> None:
-    """Train or load, test, write."""
+    """Train or load, test, and write."""
     start = time.monotonic()
     config = config.resolved()
     images, unseen = (mnist.load(config.data_dir, split=split) for split in ("train", "test"))

@@ -36,7 +36,7 @@ class PublishConfig:
     load: Path
     """Checkpoint of the model: `model.pt` of a finished run."""
     name: str = "omniglot"
-    """Of the model in the package."""
+    """Name of the model in the package."""
     data_dir: Path | None = None
     """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder."""
     out: Path = pretrained.FOLDER
@@ -48,7 +48,7 @@ class PublishConfig:
     samples: Annotated[Samples, tyro.conf.OmitArgPrefixes] = field(default_factory=Samples)
     """Importance samples."""
     accelerator: str = "auto"
-    """cpu, cuda, mps (an Apple GPU), or auto, the first of cuda, mps and cpu there is."""
+    """Where to run: cpu, cuda, mps (an Apple GPU), or auto, the first of cuda, mps and cpu that there is."""
     tiny: bool = False
     """Everything once, as small as it gets, to see that it runs."""
 
@@ -57,12 +57,12 @@ class PublishConfig:
         cli.check_sizes(self, "shots", "images")
 
     def resolved(self) -> PublishConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         return replace(self, shots=(1,), images=5, samples=TINY) if self.tiny else self
 
 
 def nll(pair: models.Pair, of: Characters, shots: int, config: PublishConfig, device: torch.device) -> Any:
-    """With one class in memory, nats per image."""
+    """NLL with one class in memory, nats per image."""
     nested = NestedEpisodes(of, images=config.images, seed=0)
     targets = partial(nested.episodes, 1, shots)
     return protocols.nll(pair, targets, config.samples, device=device).estimate()._asdict()
@@ -71,13 +71,13 @@ def nll(pair: models.Pair, of: Characters, shots: int, config: PublishConfig, de
 def accuracy(
     pair: models.Pair, of: Characters, task: tuple[int, int], config: PublishConfig, device: torch.device
 ) -> Any:
-    """By q(a | x), among all test classes."""
+    """Accuracy by q(a | x), among all test classes."""
     nested = NestedEpisodes(of, images=config.images, seed=0)
     return protocols.accuracy(pair, nested.episodes(*task), device=device)._asdict()
 
 
 def main(config: PublishConfig) -> None:
-    """Compare, measure, write."""
+    """Compare with the published model, measure, and write."""
     config = config.resolved()
     lock.take(config.out / config.name, argument="out")  # from the comparison until both files are written
     facts = models.facts_of(config.load)

@@ -18,7 +18,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from common import kept, plots, protocols, results
-from common.several import Session, SeveralConfig, begin, model_of, small
+from common.several import Session, SeveralConfig, begin, small, train_or_load
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
 from vma_pyro.evaluation import Estimate, TwoPhase
@@ -39,24 +39,24 @@ class SoftConfig(SeveralConfig):
     out: Path = Path("runs/soft_attention")
     """Folder for the results. An earlier run in it is moved aside, never overwritten."""
     train_classes: int = 8
-    """In the training memory."""
+    """Classes in the training memory."""
     train_shots: int = 4
-    """Examples of each."""
+    """Examples of each class in the training memory."""
     classes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    """In the test memories."""
+    """Classes in the test memories."""
     shots: tuple[int, ...] = (1, 4)
-    """Examples of each."""
+    """Examples of each class in the test memories."""
     tasks: tuple[tuple[int, int], ...] = ((2, 1), (4, 1), (5, 1), (8, 1), (16, 1), (20, 1), (5, 5), (20, 5))
     """Classes and examples of the classification tasks."""
     draws: int = 10
-    """Of z, for the weights of a soft read."""
+    """Samples of z for the weights of a soft read."""
     train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=lambda: TrainConfig(updates=12000)
     )
     """Training of each model."""
 
     def resolved(self) -> SoftConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         sizes: dict[str, Any] = {"train_classes": 2, "train_shots": 1, "classes": (1, 2), "shots": (1,)}
         return replace(self, **small(self), **sizes, tasks=((2, 1),), draws=2) if self.tiny else self
 
@@ -80,7 +80,7 @@ def score(name: str, pair: models.Pair, session: Session, config: SoftConfig) ->
 
 
 def main(config: SoftConfig) -> None:
-    """Train and test all models, write."""
+    """Train and test all models, and write."""
     config = config.resolved()
     session = begin(config)
     group = session.group()
@@ -88,16 +88,16 @@ def main(config: SoftConfig) -> None:
     for name, program in PROGRAMS.items():
         key = name.replace(", ", "_").replace(" ", "_").replace("-", "_")
         shape: dict[str, Any] = {"classes": config.train_classes, "shots": config.train_shots}
-        pair, facts = model_of(config, key, session.data, **shape, program=program, updates=group.updates)
+        pair, facts = train_or_load(config, key, session.data, **shape, program=program, updates=group.updates)
         group.add(name, models.on(session.device, pair), facts)
         found = kept.once(config, key, partial(score, name, pair, session, config))
         nlls += found["nll"]
         accuracies += found["accuracy"]
     head = results.header(config, since=session.since, device=session.device, training=group.training)
-    write({**head, "nll": compared(nlls), "accuracy": accuracies}, config)
+    write({**head, "nll": pair_with_hard(nlls), "accuracy": accuracies}, config)
 
 
-def compared(nlls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def pair_with_hard(nlls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each NLL, and how much more it is than with the hard lookup, paired by target."""
     scores = {(r["model"], r["classes"], r["shots"]): TwoPhase.read(r) for r in nlls}
     rows = []
@@ -109,7 +109,7 @@ def compared(nlls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write(content: dict[str, Any], config: SoftConfig) -> None:
-    """results.json, report.md and the picture."""
+    """Write results.json, report.md and the picture."""
     about = (
         f"All models: the same networks, {config.train.updates or config.train.minutes} "
         f"{'updates' if config.train.updates else 'minutes'} with {config.train_classes} classes x "
@@ -120,7 +120,7 @@ def write(content: dict[str, Any], config: SoftConfig) -> None:
     for shots in config.shots:
         found = {(r["model"], r["classes"]): r for r in content["nll"] if r["shots"] == shots}
         lines = [
-            [name, *(shown(found.get((name, c)), hard=name == "hard") for c in config.classes)]
+            [name, *(nll_cell(found.get((name, c)), hard=name == "hard") for c in config.classes)]
             for name in PROGRAMS
         ]
         head = ["model", *(results.plural(classes, "class") for classes in config.classes)]
@@ -136,8 +136,8 @@ def write(content: dict[str, Any], config: SoftConfig) -> None:
     results.write(config.out, content, "Hard against soft attention", [*parts, picture])
 
 
-def shown(row: dict[str, Any] | None, *, hard: bool) -> str:
-    """A cell of the table."""
+def nll_cell(row: dict[str, Any] | None, *, hard: bool) -> str:
+    """The NLL of one model and memory, as the table shows it."""
     if row is None:
         return ""
     nll, more = Estimate.read(row["nll"]), Estimate.read(row["more_than_hard"])

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from common import folder, kept, plots, protocols, results
-from common.protocols import TINY, Subject, TestConfig, subject_of
+from common.protocols import TINY, Subject, TestConfig, load_subject
 from paper import published
 from vma_pyro import cli, pretrained
 from vma_pyro._system.markdown import table
@@ -39,14 +39,14 @@ class TableConfig(TestConfig):
     out: Path = Path("runs/table1")
     """Folder for the results. An earlier run in it is moved aside, never overwritten."""
     classes: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Rows."""
+    """Classes in the memory: the rows of the table."""
     shots: tuple[int, ...] = published.SHOTS
-    """Columns."""
+    """Examples of each class: the columns."""
     images: int = 5000
     """Test images, the same in every cell."""
 
     def resolved(self) -> TableConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         return replace(self, classes=(1, 2), shots=(1, 2), images=4, samples=TINY) if self.tiny else self
 
 
@@ -59,8 +59,8 @@ class Memories(NamedTuple):
     addresses: tuple[Literal["sampled", "exact"], ...]
 
 
-def all_memories(config: TableConfig) -> list[Memories]:
-    """Those of all cells."""
+def list_memories(config: TableConfig) -> list[Memories]:
+    """The memories of all cells."""
     found = []
     for way in WAYS:
         for c in config.classes:
@@ -92,14 +92,14 @@ def score(
 
 
 def main(config: TableConfig) -> None:
-    """Score every cell, write."""
+    """Score every cell, and write."""
     start = time.monotonic()
     config = config.resolved()
-    subject = subject_of(config)
+    subject = load_subject(config)
     nested = NestedEpisodes(subject.test, images=config.images, seed=config.seed)
     folder.begin(config, load=config.load, files=[pretrained.file_of(config.load)])
     rows = []
-    for memories in tqdm(all_memories(config), desc="memories", unit="memory"):
+    for memories in tqdm(list_memories(config), desc="memories", unit="memory"):
         name = "-".join(map(str, memories[:3])).replace(" ", "_").replace(",", "")
         rows += kept.once(config, name, partial(score, subject, nested, config, memories))["rows"]
     head = results.header(config, since=start, device=subject.device, training={"model": subject.facts})
@@ -107,7 +107,7 @@ def main(config: TableConfig) -> None:
 
 
 def write(content: dict[str, Any], config: TableConfig) -> None:
-    """results.json, report.md and the picture."""
+    """Write results.json, report.md and the picture."""
     number = content["rows"][0]["nll"]["n"]
     parts = [
         f"{config.samples.about(number)} The same images in every cell; seed {config.seed}. With the address "

@@ -29,7 +29,7 @@ class BoundsConfig:
     output: Path = Path("runs/benchmarks")
     """Folder for bounds.json and bounds.md."""
     against: Path | None = None
-    """bounds.json of another revision; None: only compute."""
+    """The bounds.json of another revision; without it, figures are computed and not compared."""
     images: int = 20
     """Images per update and per bound."""
     updates: int = 10

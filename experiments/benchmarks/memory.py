@@ -47,7 +47,7 @@ class MemoryConfig:
     queries: int = 32
     """Images per update, and per batch of queries."""
     repetitions: int = 30
-    """Of each."""
+    """Updates of each size, and queries of each kind."""
     tiny: bool = False
     """Everything once, as small as it gets, to see that it runs."""
 
@@ -120,7 +120,7 @@ def asked(
 
 
 def exponents(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Of |M| in the cost of a kind of query beyond its fixed part, by type of keys; None where that is noise."""
+    """Exponent of |M| in the cost of a query beyond its fixed part, by keys and query; None if that is noise."""
     found: dict[str, dict[str, float | None]] = {}
     for dtype in dict.fromkeys(row["keys"] for row in rows):
         fixed, *own = (row for row in rows if row["keys"] == dtype)

@@ -79,7 +79,7 @@ def operations(who: Contender, episode: Episode) -> tuple[float, float]:
 
 
 def some_updates(name: str, width: float, batch: int) -> None:
-    """For the memory that they need."""
+    """Make a few updates, to see how much memory they need."""
     device = torch.device("cpu")
     who = contenders(width, device)[name]()
     update = who.updates(episodes(SIZE, batch, device, own_memory=who.own_memory))
@@ -88,7 +88,7 @@ def some_updates(name: str, width: float, batch: int) -> None:
 
 
 def measure(config: StepConfig, width: float, batch: int) -> dict[str, Any]:
-    """One configuration: seconds, ratios, operations, memory."""
+    """Measure one configuration: seconds, ratios, operations, memory."""
     device = device_of_name(config.accelerator)
     all_ = {name: make() for name, make in contenders(width, device).items()}
     rounds = {own: episodes(SIZE, batch, device, own_memory=own) for own in (False, True)}

@@ -98,7 +98,7 @@ def describe_updates(facts: Facts) -> str:
 
 
 def compare_likelihoods(pairs: tuple[Pair, Pair], episode: Episode) -> str | None:
-    """In what p(x | z, m) of two models differs beside what their networks give it; None if in nothing."""
+    """How p(x | z, m) of two models differs, beside what their networks give it; None if it does not."""
     first, second = (trace_x(pair, episode) for pair in pairs)
     if not torch.equal(first["value"], second["value"]):
         return "site 'x': expected both models to score the same values, got others"
@@ -120,7 +120,7 @@ def trace_x(pair: Pair, episode: Episode) -> Any:
 
 
 def traits(site: Any) -> dict[str, Any]:
-    """Of the distribution of a site: its kind, and all of it that is not computed or learned."""
+    """The kind of a site's distribution, and all of it that is neither computed nor learned."""
     kinds, fn = [type(site["fn"]).__name__], site["fn"]
     while fn is not innermost(fn):
         kinds += [type(t).__name__ for t in getattr(fn, "transforms", ())]

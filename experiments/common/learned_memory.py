@@ -37,7 +37,7 @@ class OneMemory:
 
 
 class Components(nn.Module):
-    """p(a), a parameter of each entry, and the entries themselves if they are learned."""
+    """A learned p(a), with one parameter for each entry, and the entries themselves if they are learned."""
 
     def __init__(self, entries: Tensor, *, learn_entries: bool) -> None:
         super().__init__()
@@ -62,5 +62,5 @@ class WithComponents(Program):
         self.program, self.components = program, components
 
     def forward(self, memory: Memory, *args: Any, **kwargs: Any) -> Any:
-        """As the program itself."""
+        """Run the program on the learned memory."""
         return self.program(self.components.memory(Memory.of(memory)), *args, **kwargs)

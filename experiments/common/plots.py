@@ -61,7 +61,7 @@ def save_lines(path: Path, lines: Lines, *, x: str, y: str, log: bool = False, d
 def draw_lines(
     axes: Any, lines: Lines, *, x: str, y: str, log: bool = False, dashed: str = "\0", first_colour: int = 0
 ) -> None:
-    """The same into one part of a picture; its solid lines take their colours from the `first_colour`-th on."""
+    """Draw these lines into one part of a picture; solid ones take their colours from the `first_colour`-th on."""
     solid = [label for label in lines if not label.startswith(dashed)]
     broken = [label for label in lines if label.startswith(dashed)]
     # Each dashed line goes with a solid one, in order; a single one stands for itself.

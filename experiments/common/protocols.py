@@ -30,7 +30,7 @@ class Targets(Protocol):
     """The same targets at every call, each under a memory of its own, as `NestedEpisodes.episodes` gives them."""
 
     def __call__(self, *, first: int | None = None) -> Iterator[Episode]:
-        """All of them, or only the first so many."""
+        """All targets, or only the first so many."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class TestConfig:
     samples: Annotated[Samples, tyro.conf.OmitArgPrefixes] = field(default_factory=Samples)
     """Importance samples."""
     seed: int = 0
-    """Of targets and memories."""
+    """Seed of targets and memories."""
     accelerator: str = "auto"
-    """cpu, cuda, mps (an Apple GPU), or auto, the first of cuda, mps and cpu there is."""
+    """Where to run: cpu, cuda, mps (an Apple GPU), or auto, the first of cuda, mps and cpu that there is."""
     tiny: bool = False
     """Everything once, as small as it gets, to see that it runs."""
 
@@ -108,7 +108,7 @@ class Subject(NamedTuple):
     device: torch.device
 
 
-def subject_of(config: TestConfig) -> Subject:
+def load_subject(config: TestConfig) -> Subject:
     """Load the model and its test classes.
 
     Raises:

@@ -99,7 +99,7 @@ def small(config: SeveralConfig) -> dict[str, Any]:
     return {"width": 0.1, "latent_dim": 4, "queries": 4, "train": steps, "images": 4, "samples": TINY}
 
 
-def model_of(
+def train_or_load(
     config: SeveralConfig,
     name: str,
     data: Split,
@@ -136,8 +136,8 @@ def model_of(
         config if updates is None else replace(config, train=as_many(config.train, updates)),
         name,
         pair,
-        episodes_of(config, data, classes=classes, shots=shots),
-        validation=validation_of(config, data, classes=classes, shots=shots),
+        training_episodes(config, data, classes=classes, shots=shots),
+        validation=validation_episodes(config, data, classes=classes, shots=shots),
         identity={"augment": config.augment, "classes": classes, "shots": shots},
         architecture=architecture,
     )
@@ -191,14 +191,14 @@ def train_one(
     )
 
 
-def episodes_of(config: SeveralConfig, data: Split, *, classes: int, shots: int) -> EpisodeSampler:
+def training_episodes(config: SeveralConfig, data: Split, *, classes: int, shots: int) -> EpisodeSampler:
     """Episodes of the training classes, turned if the configuration says so."""
     augment: Augmentation | None = None if config.augment == "none" else config.augment
     shape: dict[str, Any] = {"classes": classes, "shots": shots, "queries": config.queries}
     return EpisodeSampler(data.train, **shape, seed=config.train.seed, augment=augment)
 
 
-def validation_of(config: SeveralConfig, data: Split, *, classes: int, shots: int) -> list[Episode]:
+def validation_episodes(config: SeveralConfig, data: Split, *, classes: int, shots: int) -> list[Episode]:
     """A few episodes of held-out classes."""
     held_out = EpisodeSampler(data.validation, classes=classes, shots=shots, queries=config.queries, seed=1)
     return [held_out.sample() for _ in range(4)]

@@ -26,14 +26,14 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """From one number per repetition."""
+        """Sum up one number per repetition."""
         quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
         low, median, high = torch.tensor(values, dtype=torch.float64).quantile(quartiles).tolist()
         return cls(median, low, high, len(values))
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> Spread:
-        """From JSON."""
+        """Read it from JSON."""
         return cls(**content)
 
     def __str__(self) -> str:

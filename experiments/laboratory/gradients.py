@@ -76,7 +76,7 @@ def measure_model(
     return measure(config, pair, (episode.memory, episode.x), names=names, evaluations=evaluations, **facts)
 
 
-def stages_of(config: LaboratoryConfig, name: str, data: Split, finalist: Candidate) -> dict[str, Pair]:
+def train_stages(config: LaboratoryConfig, name: str, data: Split, finalist: Candidate) -> dict[str, Pair]:
     """VIMCO's model before training, after `minutes`, and at the end of its long run."""
     assert config.minutes is not None
     assert config.final_minutes is not None
@@ -95,7 +95,7 @@ def stages_of(config: LaboratoryConfig, name: str, data: Split, finalist: Candid
 def measure_all(
     config: LaboratoryConfig, data: Split, finalist: Candidate
 ) -> tuple[list[Quality], list[Quality], list[Quality]]:
-    """All estimators at the stages of training; some for growing K, and for growing memories."""
+    """Measure all estimators at the stages of training; some for growing K, and for growing memories."""
     plan = config.plan()
     swept = [name for name in SWEPT if name in plan.measured]
     stages = [measure_toy(config, 4, plan.measured)]
@@ -103,7 +103,7 @@ def measure_all(
     memories: list[Quality] = []
     for name in dict.fromkeys(("glyphs", config.data)):
         own = data if name == config.data else load_split(name, config.data_dir)
-        for stage, pair in stages_of(config, name, own, finalist).items():
+        for stage, pair in train_stages(config, name, own, finalist).items():
             stages.append(measure_model(config, own, pair, program=name, stage=stage, names=plan.measured))
             if name != config.data:
                 continue

@@ -1,4 +1,4 @@
-"""What is compared: the candidates, the sizes, the data, and the one pair of programs that all start from."""
+"""What the laboratory compares: the candidates, the sizes, and the one pair of programs that all start from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Candidate(NamedTuple):
         return "-".join(map(str, self))
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run of it must share; the learning rate is among the options of training."""
+        """What a resumed run must share, beside the learning rate, which is an option of training."""
         return {"estimator": self.estimator, "particles": self.num_particles, "queries": self.queries}
 
 
@@ -129,7 +129,7 @@ class LaboratoryConfig:
     test_samples: int = 100
     """Importance samples per test image."""
     seed: int = 0
-    """Of weights, episodes and draws."""
+    """Seed of weights, episodes and draws."""
     tiny: bool = False
     """Everything once, as small as it gets, to see that it runs."""
 
@@ -141,7 +141,7 @@ class LaboratoryConfig:
         cli.check_seed(self)
 
     def resolved(self) -> LaboratoryConfig:
-        """With the defaults of the data, or the sizes of `tiny`."""
+        """Fill in the defaults of the data, or the tiny sizes."""
         if not self.tiny:
             final: tuple[float, ...]
             minutes, final = (1.0, (4.0, 8.0)) if self.data == "omniglot" else (0.7, (2.0,))

@@ -91,7 +91,7 @@ def train(
 def train_and_score(
     config: LaboratoryConfig, data: Split, where: str, candidate: Candidate, **budget: Any
 ) -> tuple[Training, torch.Tensor]:
-    """One run, and the NLL of each test image; kept in a file, and not done twice."""
+    """Train and score one candidate, and give the NLL of each test image; kept in a file, and not done twice."""
 
     def run() -> dict[str, Any]:
         folder = config.out / "train" / where
@@ -107,7 +107,7 @@ def train_and_score(
     return Training.of_plain(content["training"]), torch.tensor(content["nll"])
 
 
-def against(judge: torch.Tensor, run: tuple[Training, torch.Tensor]) -> Training:
+def minus_judge(judge: torch.Tensor, run: tuple[Training, torch.Tensor]) -> Training:
     """A run with its difference to VIMCO's, image by image."""
     training, nll = run
     if not len(nll) or not len(judge):
@@ -116,7 +116,7 @@ def against(judge: torch.Tensor, run: tuple[Training, torch.Tensor]) -> Training
 
 
 def train_all(config: LaboratoryConfig, data: Split) -> list[Training]:
-    """All with VIMCO's decoder evaluations."""
+    """Train all candidates with as many decoder evaluations as VIMCO."""
     assert config.minutes is not None  # resolved
     first, *others = config.plan().trained
     judge, nll = train_and_score(config, data, first.folder, first, minutes=config.minutes)
@@ -127,7 +127,7 @@ def train_all(config: LaboratoryConfig, data: Split) -> list[Training]:
         cost = evaluations_of(make(*candidate[:2]), *initial_pair(config), (episode.memory, episode.x))
         updates = max(2, round(budget / (cost * candidate.queries)))
         limits: dict[str, Any] = {"minutes": max(0.5, 1.5 * config.minutes), "updates": updates}
-        runs.append(against(nll, train_and_score(config, data, candidate.folder, candidate, **limits)))
+        runs.append(minus_judge(nll, train_and_score(config, data, candidate.folder, candidate, **limits)))
     return runs
 
 
@@ -158,17 +158,17 @@ def train_finalists(config: LaboratoryConfig, data: Split, runs: Sequence[Traini
                 "label": f"{rival.estimator}, half of it",
             }
             scored = train_and_score(seeded, data, final_folder(minutes, seed) + "-half", rival, **limits)
-            finalists.append(against(nll, scored)._replace(update_cost=cost, **facts))
+            finalists.append(minus_judge(nll, scored)._replace(update_cost=cost, **facts))
     return finalists
 
 
 def final_folder(minutes: float, seed: int) -> str:
-    """Of VIMCO's run in the final."""
+    """Name of the folder of VIMCO's run in the final."""
     return f"final-{minutes:g}-{seed}"
 
 
 def candidate_of(run: Training) -> Candidate:
-    """What a run trained."""
+    """The candidate that a run trained."""
     return Candidate(run.estimator, run.num_particles, run.queries, run.learning_rate)
 
 

@@ -92,14 +92,14 @@ class FewShotConfig:
     """Everything once, as small as it gets, to see that it runs."""
 
     def small(self) -> FewShotConfig:
-        """The same job, tiny."""
+        """Make the job tiny."""
         steps = replace(self.train, updates=2, minutes=None, log_every=1, validate_every=2, validation_samples=1)
         sizes: dict[str, Any] = {"width": 0.1, "latent_dim": 4, "classes": 3, "shots": 2, "queries": 4}
         tests: dict[str, Any] = {"eval_images": 4, "eval_samples": 2, "eval_queries": 10}
         return replace(self, **sizes, **tests, train=steps, tiny=False)
 
     def resolved(self) -> FewShotConfig:
-        """The same configuration with the defaults of its data, or of the loaded checkpoint, filled in."""
+        """Fill in the defaults of the data, or of the loaded checkpoint."""
         if self.tiny:
             return self.small().resolved()
         source = self.load or self.init

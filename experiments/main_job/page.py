@@ -17,7 +17,7 @@ from vma_pyro.models import updates_of
 
 
 class About(NamedTuple):
-    """What was run.
+    """What was run, and how.
 
     Attributes:
         command: with which everything can be repeated.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from paper import published
-from paper.verdicts import Claim, Results, against, growing, readable, trained_how, verdict
+from paper.verdicts import Claim, Results, describe_training, readable, verdict, verdict_against, verdict_on_growth
 from vma_pyro.evaluation import Estimate
 
 
@@ -113,7 +113,7 @@ def table(content: dict[str, Any]) -> Iterator[Claim]:
                 f"{paper}{' (recalled)' if ('VMA', classes) in published.RECALLED else ''}",
                 f"{other[shots]} (26 x 26)" if shots in other else "",
                 f"{ours}{again}",
-                against(ours, paper, how=trained_how(content)),
+                verdict_against(ours, paper, how=describe_training(content)),
                 "table1",
                 headline=(classes, shots) == (1, 1),
             )
@@ -159,7 +159,11 @@ def classification(content: dict[str, Any]) -> Iterator[Claim]:
         paper = published.VMA_ACCURACY.get((row["ways"], row["shots"]))
         share = Estimate.read(row["accuracy"])
         ours = f"{100 * share.mean:.1f} ± {100 * share.se:.1f} %"
-        reached = "measured" if paper is None else against(share, paper, how=trained_how(content), higher=True)
+        reached = (
+            "measured"
+            if paper is None
+            else verdict_against(share, paper, how=describe_training(content), higher=True)
+        )
         yield Claim(
             f"{row['ways']}-way {row['shots']}-shot by q(a|x)",
             "" if paper is None else f"{100 * paper:.0f} % (recalled)",
@@ -181,11 +185,11 @@ def soft(content: dict[str, Any]) -> Iterator[Claim]:
             if (row["model"], row["shots"]) == (model, shots) and row["classes"] > 1
         }
         yield Claim(
-            f"NLL of {named(model)} over hard's, the more classes C the more ({shots} of each)",
+            f"NLL of {soft_name(model)} over hard's, the more classes C the more ({shots} of each)",
             "grows beyond 4 classes",
             "",
             "; ".join(f"C = {c}: {gap.mean:+.2f} ± {gap.se:.2f}" for c, gap in gaps.items()) + " nats",
-            growing(gaps),
+            verdict_on_growth(gaps),
             "soft_attention",
             headline=shots == rows[-1]["shots"],
         )
@@ -200,13 +204,13 @@ def soft(content: dict[str, Any]) -> Iterator[Claim]:
         "grows beyond 4 classes",
         "",
         "; ".join(f"{ways}-way: {gap.mean:+.1f} ± {gap.se:.1f}" for ways, gap in gaps.items()) + " %",
-        growing(gaps),
+        verdict_on_growth(gaps),
         "soft_attention",
         headline=True,
     )
 
 
-def named(model: str) -> str:
+def soft_name(model: str) -> str:
     """A soft program in words: "soft attention", "target-guided soft attention"."""
     kind, _, how = model.partition(", ")
     return f"{how} {kind} attention".strip()

@@ -33,20 +33,20 @@ class Claim(NamedTuple):
 
 
 def verdict(*, reached: bool, short: str) -> str:
-    """Of a claim that holds or not."""
+    """The verdict on a claim that either holds or falls short."""
     return "reproduced" if reached else f"not reached: {short}"
 
 
-def against(ours: Estimate, paper: float, *, how: str, higher: bool = False) -> str:
-    """Of a figure that the paper has too: two standard errors better, equal, or worse."""
+def verdict_against(ours: Estimate, paper: float, *, how: str, higher: bool = False) -> str:
+    """The verdict on a figure that the paper has too: better by two standard errors, as good, or worse."""
     better = (ours.mean - paper) * (1 if higher else -1)
     if better > 2 * ours.se:
         return "exceeded"
     return "reproduced" if better > -2 * ours.se else f"not reached: {how}"
 
 
-def trained_how(content: dict[str, Any]) -> str:
-    """The budget behind a figure, which is the usual reason."""
+def describe_training(content: dict[str, Any]) -> str:
+    """The budget behind a figure, the usual reason why it falls short."""
     facts = next(iter(content["training"].values()))
     if "training_seconds" not in facts:
         return "training unknown"
@@ -56,8 +56,8 @@ def trained_how(content: dict[str, Any]) -> str:
     )
 
 
-def growing(gaps: Mapping[int, Estimate]) -> str:
-    """The verdict of gaps by number of classes: above zero at the most, and more than at the fewest."""
+def verdict_on_growth(gaps: Mapping[int, Estimate]) -> str:
+    """The verdict on gaps by number of classes: above zero at the most, and larger than at the fewest."""
     first, last = gaps[min(gaps)], gaps[max(gaps)]
     grows, error = last.mean - first.mean, math.hypot(last.se, first.se)
     reached = last.mean > 2 * last.se and grows > 2 * error
