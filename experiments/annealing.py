@@ -57,7 +57,7 @@ class AnnealingConfig(SeveralConfig):
 
 
 class Tempered(nn.Module):
-    """A similarity over a temperature, in training; as it is, in evaluation."""
+    """A similarity that is divided by a temperature in training, and left as it is in evaluation."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from common import folder, kept, plots, protocols, results
-from common.protocols import Subject, TestConfig, load_subject
+from common.subject import Subject, TestConfig, load_subject
+from common.train import loaded_facts
 from paper import published
 from vma_pyro import cli, models, pretrained
 from vma_pyro._system.markdown import table
@@ -104,7 +105,7 @@ def main(config: ClassificationConfig) -> None:
     training = {"hard": subject.facts}
     if config.soft is not None and soft is not None:
         soft = models.on(subject.device, soft)
-        training["soft"] = {"loaded_from": str(config.soft), **models.facts_of(config.soft)}
+        training["soft"] = loaded_facts(config.soft)
     largest = max(Counter(subject.test.alphabets).values())
     if max(config.ways) > largest:
         raise ValueError(

@@ -20,7 +20,9 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from common import folder, kept, plots, protocols, results
-from common.protocols import TINY, TestConfig, load_subject
+from common.protocols import TINY
+from common.subject import TestConfig, load_subject
+from common.train import loaded_facts
 from vma_pyro import cli, models, pretrained
 from vma_pyro._system.markdown import table
 from vma_pyro.data import Characters, NestedEpisodes, omniglot
@@ -114,7 +116,7 @@ def main(config: SizeConfig) -> None:
     training = {"hard": subject.facts}
     for name, (path, pair) in others.items():
         pairs[name] = models.on(subject.device, pair)
-        training[name] = {"loaded_from": str(path), **models.facts_of(path)}
+        training[name] = loaded_facts(path)
     tests = {"all alphabets": subject.test}
     if set(omniglot.TEST_5) <= set(subject.test.alphabets):
         tests = {"five alphabets": subject.test.of_alphabets(omniglot.TEST_5), **tests}

@@ -18,7 +18,8 @@ from typing import Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from common import folder, kept, plots, protocols, results
-from common.protocols import TINY, Subject, TestConfig, load_subject
+from common.protocols import TINY
+from common.subject import Subject, TestConfig, load_subject
 from paper import published
 from vma_pyro import cli, pretrained
 from vma_pyro._system.markdown import table

@@ -1,4 +1,4 @@
-"""Several models that are trained alike and compared: their common options, and how one of them comes about."""
+"""Several models that are trained alike and compared: their common options, and how each is trained or loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tyro
 
 from common import alike, folder
 from common.protocols import TINY, Samples
-from common.train import as_many, train_pair
+from common.train import as_many, loaded_facts, train_pair
 from vma_pyro import cli, models
 from vma_pyro.data import Episode, EpisodeSampler, NestedEpisodes, Split, load_split
 from vma_pyro.data.episodes import Augmentation, Episodes
@@ -128,7 +128,7 @@ def train_or_load(
     """
     if config.load is not None:
         path = config.load / "models" / name / "model.pt"
-        return models.load(path, program=program), {"loaded_from": str(path), **models.facts_of(path)}
+        return models.load(path, program=program), loaded_facts(path)
     architecture = {"networks": "conv", "width": config.width, "latent_dim": config.latent_dim, "program": program}
     torch.manual_seed(config.train.seed)
     pair = models.build(architecture)
@@ -172,7 +172,7 @@ def train_one(
     if config.load is not None:
         path = config.load / "models" / name / "checkpoint.pt"
         models.read_weights(pair, path)
-        return {"loaded_from": str(path), **models.facts_of(path)}
+        return loaded_facts(path)
     with cli.option("estimator", instead_of="name"), cli.option("particles", instead_of="num_particles"):
         elbo = make(config.estimator, config.particles)
     shared = {n: getattr(config, n) for n in ("queries", "particles", "estimator")}

@@ -10,11 +10,12 @@ from typing import Any
 
 from pyro.infer.elbo import ELBO
 
+from vma_pyro import models
 from vma_pyro._system.ranks import Ranks
 from vma_pyro._system.record import command
 from vma_pyro.cli import Stopped
 from vma_pyro.data.episodes import Episode, Episodes
-from vma_pyro.models import Pair, save
+from vma_pyro.models import Pair
 from vma_pyro.training import FitResult, TrainConfig, fit
 
 
@@ -75,7 +76,7 @@ def train_pair(
     facts = _facts(result)
     if architecture is not None and ranks.rank == 0:
         told = (identity or {}) | facts | {"command": command()}
-        save(Path(folder) / "model.pt", pair, architecture, data=data, training=told)
+        models.save(Path(folder) / "model.pt", pair, architecture, data=data, training=told)
     return facts
 
 
@@ -93,6 +94,11 @@ def _facts(result: FitResult) -> dict[str, Any]:
     if result.cycles:
         facts |= {"validation_nll_before": result.validation_nll_before, "cycles": list(result.cycles)}
     return facts
+
+
+def loaded_facts(path: Path) -> dict[str, Any]:
+    """Facts about a model that is loaded: where it is, and what its file says of its training."""
+    return {"loaded_from": str(path), **models.facts_of(path)}
 
 
 def as_many(config: TrainConfig, updates: int) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""The job in small before the job: what would fail after hours of training fails in a second before it."""
+"""A rehearsal of the job on two images: what would fail after hours of training fails in a second before it."""
 
 from __future__ import annotations
 

@@ -10,18 +10,19 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from common import results
 from paper import published
 from paper.verdicts import Claim, Results, describe_training, readable, verdict, verdict_against, verdict_on_growth
 from vma_pyro.evaluation import Estimate
 
 
-def claims(results: Results) -> list[Claim]:
+def claims(found: Results) -> list[Claim]:
     """All rows, in the order of the paper."""
     rows: list[Claim] = []
     for name, make in CLAIMS:
-        if name in results:
+        if name in found:
             with readable(name):
-                rows += make(results[name])
+                rows += make(found[name])
         else:
             rows.append(Claim(str(make.__doc__).splitlines()[0].rstrip("."), "", "", "", "not measured", name))
     return rows
@@ -158,17 +159,14 @@ def classification(content: dict[str, Any]) -> Iterator[Claim]:
             continue
         paper = published.VMA_ACCURACY.get((row["ways"], row["shots"]))
         share = Estimate.read(row["accuracy"])
-        ours = f"{100 * share.mean:.1f} ± {100 * share.se:.1f} %"
-        reached = (
-            "measured"
-            if paper is None
-            else verdict_against(share, paper, how=describe_training(content), higher=True)
-        )
+        reached = "measured"
+        if paper is not None:
+            reached = verdict_against(share, paper, how=describe_training(content), higher=True)
         yield Claim(
             f"{row['ways']}-way {row['shots']}-shot by q(a|x)",
             "" if paper is None else f"{100 * paper:.0f} % (recalled)",
             "",
-            ours,
+            f"{results.percent(share)} %",
             reached,
             "classification",
             headline=(row["ways"], row["shots"]) == (20, 1),
