@@ -11,15 +11,14 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from common import kept, plots, protocols, results
 from common.several import Session, SeveralConfig, begin, small, train_one, training_episodes, validation_episodes
-from common.train import as_many
+from common.train import TrainOptions, as_many
 from vma_pyro import ConvNetworks, CosineSimilarity, Guide, Model, cli
 from vma_pyro._system.markdown import table
 from vma_pyro._system.record import read_metrics
@@ -44,9 +43,7 @@ class AnnealingConfig(SeveralConfig):
     """Examples of each class in the memory."""
     temperature: float = 10.0
     """Temperature at the first update."""
-    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: TrainConfig(updates=5000, log_every=25)
-    )
+    train: TrainOptions = field(default_factory=lambda: TrainConfig(updates=5000, log_every=25))
     """Training of each model."""
 
     def resolved(self) -> AnnealingConfig:
@@ -95,7 +92,7 @@ class Falling:
 
 
 def train(config: AnnealingConfig, name: str, data: Split, start: float) -> tuple[Pair, dict[str, Any]]:
-    """One of the two runs, or its models from an earlier one."""
+    """Train one of the two models, or load it from an earlier run."""
     updates = config.train.updates or 0
     torch.manual_seed(config.train.seed)
     networks, tempered = ConvNetworks(config.latent_dim, width=config.width), Tempered()

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from common import kept, plots, protocols, results
 from common.several import Session, SeveralConfig, begin, small, train_or_load
+from common.train import TrainOptions
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
 from vma_pyro.evaluation import Estimate, TwoPhase
@@ -37,9 +36,7 @@ class AugmentationConfig(SeveralConfig):
     """Examples of one class in the test memories."""
     tasks: tuple[tuple[int, int], ...] = ((5, 1), (5, 5), (20, 1), (20, 5))
     """Classes and examples of the classification tasks."""
-    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: TrainConfig(updates=8000)
-    )
+    train: TrainOptions = field(default_factory=lambda: TrainConfig(updates=8000))
     """Training of each model."""
 
     def resolved(self) -> AugmentationConfig:

@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from common import folder, kept, plots, protocols, results
 from common.subject import Subject, TestConfig, load_subject
 from common.train import loaded_facts
@@ -113,10 +111,7 @@ def main(config: ClassificationConfig) -> None:
         )
     files = [pretrained.file_of(path) for path in (config.load, config.soft) if path is not None]
     folder.begin(config, load=config.load, files=files)
-    rows = []
-    for task in tqdm(list_tasks(config), desc="tasks", unit="task"):
-        name = "-".join(map(str, task)).replace(" ", "_")
-        rows.append(kept.once(config, name, partial(score, subject, soft, config, task)))
+    rows = kept.each(config, list_tasks(config), partial(score, subject, soft, config), unit="task")
     head = results.header(config, since=start, device=subject.device, training=training)
     write({**head, "rows": rows}, config)
 

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
 from matplotlib.figure import Figure
 
 from common import kept, plots, protocols, results
 from common.several import Session, SeveralConfig, begin, small, train_or_load
+from common.train import TrainOptions
 from paper import published
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
@@ -38,9 +38,7 @@ class SplitConfig(SeveralConfig):
     """Classes in the memory."""
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Examples of each class in the memory, in training and test."""
-    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: TrainConfig(updates=8000)
-    )
+    train: TrainOptions = field(default_factory=lambda: TrainConfig(updates=8000))
     """Training of each model."""
 
     def resolved(self) -> SplitConfig:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from common import folder, kept, plots, protocols, results
 from common.protocols import TINY
@@ -99,11 +98,16 @@ def load_others(config: SizeConfig) -> dict[str, tuple[Path, models.Pair]]:
 
 
 def score(
-    pair: models.Pair, nested: NestedEpisodes, config: SizeConfig, device: torch.device, cell: Cell
+    pairs: Mapping[str, models.Pair],
+    nested: Mapping[str, NestedEpisodes],
+    config: SizeConfig,
+    device: torch.device,
+    cell: Cell,
 ) -> dict[str, Any]:
     """NLL of every target, nats: with few samples, and of the first of them with many."""
-    targets = partial(nested.episodes, cell.classes, cell.shots)
-    return {**cell._asdict(), **protocols.nll(pair, targets, config.samples, device=device).plain()}
+    targets = partial(nested[cell.test].episodes, cell.classes, cell.shots)
+    found = protocols.nll(pairs[cell.model], targets, config.samples, device=device)
+    return {**cell._asdict(), **found.plain()}
 
 
 def main(config: SizeConfig) -> None:
@@ -123,11 +127,8 @@ def main(config: SizeConfig) -> None:
     nested = {n: NestedEpisodes(c, images=config.images, seed=config.seed) for n, c in tests.items()}
     files = [pretrained.file_of(path) for path in (config.load, *(path for path, _ in others.values()))]
     folder.begin(config, load=config.load, files=files)
-    found = []
-    for cell in tqdm(list_cells(config, pairs, tests), desc="sizes", unit="size"):
-        name = "-".join(map(str, cell)).replace(" ", "_")
-        todo = partial(score, pairs[cell.model], nested[cell.test], config, subject.device, cell)
-        found.append(kept.once(config, name, todo))
+    todo = partial(score, pairs, nested, config, subject.device)
+    found = kept.each(config, list_cells(config, pairs, tests), todo, unit="size")
     head = results.header(config, since=start, device=subject.device, training=training)
     write({**head, "rows": sum_up(found)}, config)
 

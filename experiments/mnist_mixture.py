@@ -14,17 +14,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 from common import folder, kept, plots, protocols, results
 from common.images import save_generated
 from common.learned_memory import Components, OneMemory, WithComponents
 from common.several import SeveralConfig, small, train_one, train_or_load
+from common.train import TrainOptions
 from vma_pyro import Guide, Memory, MLPNetworks, Model, cli
 from vma_pyro._system.markdown import table
 from vma_pyro.data import Characters, EpisodeSampler, LabelledImages, Split, load_split, mnist
@@ -54,9 +54,7 @@ class MixtureConfig(SeveralConfig):
     """Classes in the memories with which MNIST and Omniglot are compared."""
     shots: int = 4
     """Examples of each class in these memories."""
-    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: TrainConfig(updates=5000)
-    )
+    train: TrainOptions = field(default_factory=lambda: TrainConfig(updates=5000))
     """Training of each model."""
 
     def resolved(self) -> MixtureConfig:

@@ -12,13 +12,12 @@ import time
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 
 from common import folder, plots, protocols, results
-from common.train import train_pair
+from common.train import TrainOptions, train_pair
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
 from vma_pyro._system.record import read_metrics
@@ -54,7 +53,7 @@ class RecallConfig:
     """K of the multi-sample bound."""
     estimator: str = "vimco"
     """Gradient estimator, a name in `vma_pyro.infer.ESTIMATORS`."""
-    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
+    train: TrainOptions = field(default_factory=TrainConfig)
     """Training. Without a budget: 20 minutes."""
     memories: tuple[int, ...] = (256, 512, 1024, 2048)
     """|M| of the tests on unseen images."""
@@ -63,7 +62,7 @@ class RecallConfig:
     eval_samples: int = 100
     """Importance samples per target."""
     tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
+    """Run everything once, as small as it gets, to see that it works."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""

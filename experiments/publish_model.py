@@ -50,7 +50,7 @@ class PublishConfig:
     accelerator: str = "auto"
     """Where to run: cpu, cuda, mps (an Apple GPU), or auto, the first of cuda, mps and cpu that there is."""
     tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
+    """Run everything once, as small as it gets, to see that it works."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""

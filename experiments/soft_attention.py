@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from matplotlib.figure import Figure
 
 from common import kept, plots, protocols, results
 from common.several import Session, SeveralConfig, begin, small, train_or_load
+from common.train import TrainOptions
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
 from vma_pyro.evaluation import Estimate, TwoPhase
@@ -50,9 +50,7 @@ class SoftConfig(SeveralConfig):
     """Classes and examples of the classification tasks."""
     draws: int = 10
     """Samples of z for the weights of a soft read."""
-    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: TrainConfig(updates=12000)
-    )
+    train: TrainOptions = field(default_factory=lambda: TrainConfig(updates=12000))
     """Training of each model."""
 
     def resolved(self) -> SoftConfig:

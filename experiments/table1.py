@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tqdm import tqdm
-
 from common import folder, kept, plots, protocols, results
 from common.protocols import TINY
 from common.subject import Subject, TestConfig, load_subject
@@ -52,12 +50,16 @@ class TableConfig(TestConfig):
 
 
 class Memories(NamedTuple):
-    """The memories of one column of a table, and how the address is treated there."""
+    """The memories of one cell of a table."""
 
     way: str
     classes: int
     shots: int
-    addresses: tuple[Literal["sampled", "exact"], ...]
+
+    @property
+    def addresses(self) -> tuple[Literal["sampled", "exact"], ...]:
+        """How the address is treated: both ways where the paper's own figures stand."""
+        return ("sampled", "exact") if self.way == "shots per class" else ("sampled",)
 
 
 def list_memories(config: TableConfig) -> list[Memories]:
@@ -68,8 +70,7 @@ def list_memories(config: TableConfig) -> list[Memories]:
             # One class without replacement: both ways of counting are the same; with, it shows the artefact.
             if (way == "images in all" and c == 1) or (way.endswith("replacement") and c != 1):
                 continue
-            both = way == "shots per class"
-            found += [Memories(way, c, s, ("sampled", "exact") if both else ("sampled",)) for s in config.shots]
+            found += [Memories(way, c, shots) for shots in config.shots]
     return found
 
 
@@ -77,13 +78,13 @@ def score(
     subject: Subject, nested: NestedEpisodes, config: TableConfig, memories: Memories
 ) -> dict[str, list[dict[str, Any]]]:
     """NLL under one kind of memories, nats per image; the figures from few samples serve both kinds of address."""
-    way, classes, shots, addresses = memories
+    way, classes, shots = memories
     targets = partial(nested.episodes, classes, shots)
     if way != "shots per class":
         targets = partial(nested.pooled, classes, shots, replacement=way.endswith("replacement"))
     (pair, device), samples, rows = (subject.pair, subject.device), config.samples, []
     cheap = protocols.nll_of_each(pair, targets(), samples.few, device=device)
-    for how in addresses:
+    for how in memories.addresses:
         corrected = targets(first=samples.corrected)
         costly = protocols.nll_of_each(pair, corrected, samples.many, device=device, address=how)
         found = TwoPhase(cheap, costly)
@@ -99,10 +100,8 @@ def main(config: TableConfig) -> None:
     subject = load_subject(config)
     nested = NestedEpisodes(subject.test, images=config.images, seed=config.seed)
     folder.begin(config, load=config.load, files=[pretrained.file_of(config.load)])
-    rows = []
-    for memories in tqdm(list_memories(config), desc="memories", unit="memory"):
-        name = "-".join(map(str, memories[:3])).replace(" ", "_").replace(",", "")
-        rows += kept.once(config, name, partial(score, subject, nested, config, memories))["rows"]
+    found = kept.each(config, list_memories(config), partial(score, subject, nested, config), unit="memory")
+    rows = [row for cell in found for row in cell["rows"]]
     head = results.header(config, since=start, device=subject.device, training={"model": subject.facts})
     write({**head, "rows": rows}, config)
 

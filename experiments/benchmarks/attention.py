@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from figures import write
+from figures import BenchmarkConfig, write
 from matplotlib.figure import Figure
 from torch import nn
 from update import captured_updates, episodes, updates_with
@@ -31,11 +31,9 @@ K = 4  # particles
 
 
 @dataclass(frozen=True)
-class AttentionConfig:
+class AttentionConfig(BenchmarkConfig):
     """Time one update with hard and with soft attention."""
 
-    output: Path = Path("runs/benchmarks")
-    """Folder for attention.json, attention.md and attention.png."""
     memories: tuple[int, ...] = (8, 16, 32, 48, 64, 128, 256, 512)
     """|M|, multiples of 4."""
     width: float = 0.33
@@ -46,8 +44,6 @@ class AttentionConfig:
     """Updates of each."""
     accelerator: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
-    tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
 
 
 def updates(kind: str, config: AttentionConfig, rounds: list[Episode]) -> Callable[[], None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import write
+from figures import BenchmarkConfig, write
 
 from vma_pyro import ConvNetworks, Guide, MLPNetworks, Model, cli
 from vma_pyro._system.markdown import table
@@ -23,19 +23,15 @@ TOLERANCE = 1e-4  # relative
 
 
 @dataclass(frozen=True)
-class BoundsConfig:
+class BoundsConfig(BenchmarkConfig):
     """Compute losses, gradients and bounds with fixed seeds."""
 
-    output: Path = Path("runs/benchmarks")
-    """Folder for bounds.json and bounds.md."""
     against: Path | None = None
     """The bounds.json of another revision; without it, figures are computed and not compared."""
     images: int = 20
     """Images per update and per bound."""
     updates: int = 10
     """Updates in training."""
-    tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
 
 
 def programs(kind: str) -> tuple[Model, Guide]:

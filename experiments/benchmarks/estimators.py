@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from figures import write
+from figures import BenchmarkConfig, write
 from update import episodes, updates_with
 
 from common.timing import Spread, milliseconds, ratio, take_turns
@@ -23,11 +22,9 @@ JUDGE = "vimco"
 
 
 @dataclass(frozen=True)
-class EstimatorsConfig:
+class EstimatorsConfig(BenchmarkConfig):
     """Time one update of each estimator."""
 
-    output: Path = Path("runs/benchmarks")
-    """Folder for estimators.json and estimators.md."""
     width: float = 0.33
     """Factor on the paper's 48 and 64 maps."""
     particles: int = 4
@@ -38,8 +35,6 @@ class EstimatorsConfig:
     """Updates of each."""
     accelerator: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
-    tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
 
 
 def build_update(name: str, config: EstimatorsConfig, rounds: list[Episode]) -> tuple[Callable[[], None], float]:

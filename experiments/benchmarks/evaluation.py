@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from figures import write
+from figures import BenchmarkConfig, write
 from machine import peak_memory
 from pyro import poutine
 
@@ -23,11 +23,9 @@ from vma_pyro.training import device_of_name
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(BenchmarkConfig):
     """Score images under a memory of 32 entries."""
 
-    output: Path = Path("runs/benchmarks")
-    """Folder for evaluation.json and evaluation.md."""
     load: Path | None = None
     """A trained model, `model.pt` of `few_shot.py`; None: initial weights, whose figures mean nothing."""
     width: float = 0.33
@@ -42,8 +40,6 @@ class EvaluationConfig:
     """Time for each of these ways; the rest is extrapolated."""
     accelerator: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
-    tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
 
 
 def programs(config: EvaluationConfig) -> tuple[Model, Guide]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,16 @@ from machine import describe
 
 from common import results
 from vma_pyro._system.record import command
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Options of every benchmark."""
+
+    output: Path = Path("runs/benchmarks")
+    """Folder for the figures, the page and its picture, which bear the benchmark's name."""
+    tiny: bool = False
+    """Run everything once, as small as it gets, to see that it works."""
 
 
 def write(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import write
+from figures import BenchmarkConfig, write
 from machine import peak_so_far
 from matplotlib.figure import Figure
 from update import captured_updates, episodes
@@ -31,11 +31,9 @@ FIXED = 32  # |M| at which a query costs what does not depend on |M|
 
 
 @dataclass(frozen=True)
-class MemoryConfig:
+class MemoryConfig(BenchmarkConfig):
     """Time updates and queries for growing memories."""
 
-    output: Path = Path("runs/benchmarks")
-    """Folder for memory.json, memory.md and memory.png."""
     trained: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)
     """|M| of the updates, multiples of 4."""
     addressed: tuple[int, ...] = (10_000, 30_000, 100_000, 300_000, 1_000_000)
@@ -48,8 +46,6 @@ class MemoryConfig:
     """Images per update, and per batch of queries."""
     repetitions: int = 30
     """Updates of each size, and queries of each kind."""
-    tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
 
 
 def programs(config: MemoryConfig) -> tuple[Model, Guide]:

@@ -9,12 +9,11 @@ anything is timed, bound and gradients of ours are compared with the hand-writte
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from contenders import EVERY, HAND, OURS, OWN, PUBLIC, REENCODING, SIZE, Contender, K, contenders
-from figures import write
+from figures import BenchmarkConfig, write
 from machine import peak_memory, rates
 from step_page import page
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,11 +26,9 @@ from vma_pyro.training import device_of_name
 
 
 @dataclass(frozen=True)
-class StepConfig:
+class StepConfig(BenchmarkConfig):
     """Time one parameter update."""
 
-    output: Path = Path("runs/benchmarks")
-    """Folder for step.json, step.md and step.png."""
     widths: tuple[float, ...] = (0.25, 0.33, 1.0)
     """Factors on the paper's 48 and 64 maps: the CPU defaults for glyphs and Omniglot, and the paper's."""
     batches: tuple[int, ...] = (32, 64)
@@ -40,8 +37,6 @@ class StepConfig:
     """Updates of each."""
     accelerator: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
-    tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
 
 
 def difference(ours: Contender, theirs: Contender, episode: Episode) -> dict[str, float]:

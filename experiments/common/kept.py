@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from tqdm import tqdm
 
 from vma_pyro._system.atomic import write_text
+
+Item = TypeVar("Item", bound=tuple[Any, ...])
 
 
 class LongJob(Protocol):
@@ -48,6 +53,17 @@ def once(config: LongJob, name: str, compute: Callable[[], dict[str, Any]]) -> d
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps({"content": content, "sha256": _digest(content)}, indent=1) + "\n")
     return content
+
+
+def each(
+    config: LongJob, items: Sequence[Item], compute: Callable[[Item], dict[str, Any]], *, unit: str
+) -> list[dict[str, Any]]:
+    """A part of the results for each item, named by its fields; see `once`."""
+    found = []
+    for item in tqdm(items, unit=unit):
+        name = "-".join(map(str, item)).replace(" ", "_").replace(",", "")
+        found.append(once(config, name, partial(compute, item)))
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:

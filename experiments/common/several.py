@@ -13,7 +13,7 @@ import tyro
 
 from common import alike, folder
 from common.protocols import TINY, Samples
-from common.train import as_many, loaded_facts, train_pair
+from common.train import TrainOptions, as_many, loaded_facts, train_pair
 from vma_pyro import cli, models
 from vma_pyro.data import Episode, EpisodeSampler, NestedEpisodes, Split, load_split
 from vma_pyro.data.episodes import Augmentation, Episodes
@@ -47,14 +47,14 @@ class SeveralConfig:
     """Gradient estimator, a name in `vma_pyro.infer.ESTIMATORS`."""
     augment: Literal["none", "rotations", "rotations+flips"] = "rotations"
     """Turned training images as classes of their own; the test classes are never turned."""
-    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
+    train: TrainOptions = field(default_factory=TrainConfig)
     """Training of each model."""
     samples: Annotated[Samples, tyro.conf.OmitArgPrefixes] = field(default_factory=Samples)
     """Importance samples of the tests."""
     images: int = 2000
     """Test images, the same for all models and memories."""
     tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
+    """Run everything once, as small as it gets, to see that it works."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing, those of each experiment among them."""

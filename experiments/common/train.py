@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from pyro.infer.elbo import ELBO
 
 from vma_pyro import models
@@ -17,6 +18,8 @@ from vma_pyro.cli import Stopped
 from vma_pyro.data.episodes import Episode, Episodes
 from vma_pyro.models import Pair
 from vma_pyro.training import FitResult, TrainConfig, fit
+
+TrainOptions = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]  # on the command line by their own names
 
 
 def train_pair(

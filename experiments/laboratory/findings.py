@@ -44,12 +44,12 @@ class Quality(NamedTuple):
         return [row for row in self.table.rows if row.group == ADDRESS and math.isfinite(row.variance_time)]
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Plain values for JSON."""
         return self._asdict() | {"table": self.table.plain()}
 
     @classmethod
     def of_plain(cls, content: Mapping[str, Any]) -> Quality:
-        """From JSON."""
+        """Read what `plain` gave."""
         return cls(**{**content, "table": Comparison.of_plain(content["table"])})
 
 
@@ -106,18 +106,18 @@ class Training(NamedTuple):
         return next((seconds for _, seconds, value in self.validation if value <= nll), math.inf)
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Plain values for JSON."""
         return {k: v._asdict() if isinstance(v, Estimate) else v for k, v in self._asdict().items()}
 
     @classmethod
     def of_plain(cls, content: Mapping[str, Any]) -> Training:
-        """From JSON."""
+        """Read what `plain` gave."""
         estimates = {k: Estimate.read(v) for k, v in content.items() if k.startswith("test_") and v is not None}
         return cls(**{**content, **estimates})
 
     @classmethod
     def of_metrics(cls, lines: Sequence[Mapping[str, float]], **facts: Any) -> Training:
-        """From the lines of a run's metrics.jsonl."""
+        """Make the record of a run from the lines of its metrics.jsonl."""
         seconds = {int(line["update"]): line["seconds"] for line in lines if "seconds" in line}
         validation = [
             [line["update"], line["seconds"], line["validation_nll"]] for line in lines if "validation_nll" in line
@@ -153,7 +153,7 @@ class Findings(NamedTuple):
     final: tuple[Training, ...]
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Plain values for JSON."""
         found = ("stages", "particles", "memories", "training", "final")
         plain = {name: [each.plain() for each in getattr(self, name)] for name in found}
         return {"command": self.command, "about": self.about, **plain}

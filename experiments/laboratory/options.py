@@ -131,7 +131,7 @@ class LaboratoryConfig:
     seed: int = 0
     """Seed of weights, episodes and draws."""
     tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
+    """Run everything once, as small as it gets, to see that it works."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""

@@ -176,14 +176,14 @@ def compare_costs(
     config: LaboratoryConfig, data: Split, candidate: Candidate, judge: Candidate
 ) -> dict[str, float]:
     """Seconds per update over the judge's, both in turns; the median of the rounds."""
-    turns = {who.folder: partial(next, updates_of(config, data, who)) for who in (candidate, judge)}
+    turns = {who.folder: partial(next, make_updates(config, data, who)) for who in (candidate, judge)}
     rounds, warm_up = (3, 1) if config.tiny else (48, 12)
     seconds = take_turns(turns, repetitions=rounds, warm_up=warm_up, label="an update of both")
     return {"ratio": ratio(seconds[candidate.folder], seconds[judge.folder]).median}
 
 
-def updates_of(config: LaboratoryConfig, data: Split, candidate: Candidate) -> Iterator[None]:
-    """One update after the other, as in training."""
+def make_updates(config: LaboratoryConfig, data: Split, candidate: Candidate) -> Iterator[None]:
+    """Make one update after the other, as in training."""
     loss_fn = make(*candidate[:2])(*initial_pair(config))
     optimizer = torch.optim.Adam(loss_fn.parameters(), candidate.learning_rate, fused=True)
     for episode in sampler(config, data.train, candidate.queries, augment="rotations"):

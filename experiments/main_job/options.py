@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import tyro
-
+from common.train import TrainOptions
 from main_job.scores import Amounts
 from vma_pyro import cli, models
 from vma_pyro.training import TrainConfig
@@ -78,7 +77,7 @@ class FewShotConfig:
     """One memory for all images of an update (fast), or one for each, as in the paper."""
     memoryless: bool = True
     """Also train the memoryless model, for as many updates, to know what the memory brings."""
-    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
+    train: TrainOptions = field(default_factory=TrainConfig)
     """Training. Without a budget: 2.2 minutes for glyphs, 60 for Omniglot, for each of the two models."""
     eval_images: int | None = None
     """Test images per likelihood; default 2000 for glyphs, 500 for Omniglot, 200 for the pretrained model."""
@@ -89,7 +88,7 @@ class FewShotConfig:
     tensorboard: bool = False
     """Also write TensorBoard events (needs the extra `track`)."""
     tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
+    """Run everything once, as small as it gets, to see that it works."""
 
     def small(self) -> FewShotConfig:
         """Make the job tiny."""

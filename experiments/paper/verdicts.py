@@ -66,7 +66,7 @@ def verdict_on_growth(gaps: Mapping[int, Estimate]) -> str:
 
 @contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Say whose results they are that cannot be read."""
+    """Say which results cannot be read."""
     try:
         yield
     except (LookupError, TypeError, ValueError, StopIteration, AttributeError) as error:
