@@ -34,7 +34,7 @@ class AugmentationConfig(SeveralConfig):
     """Examples of each class in the training memory."""
     test_shots: tuple[int, ...] = (1, 2, 5, 10, 19)
     """Examples of one class in the test memories."""
-    tasks: tuple[tuple[int, int], ...] = ((5, 1), (5, 5), (20, 1), (20, 5))
+    tasks: tuple[tuple[int, int], ...] = protocols.TASKS
     """Classes and examples of the classification tasks."""
     train: TrainOptions = field(default_factory=lambda: TrainConfig(updates=8000))
     """Training of each model."""

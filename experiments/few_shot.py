@@ -18,7 +18,7 @@ import torch
 from pyro.infer.elbo import ELBO
 
 from common import folder
-from common.train import as_many, freeze_all_but, train_pair
+from common.train import as_many, freeze_all_but, make_elbo, train_pair
 from main_job import rehearsal, scores
 from main_job.options import FewShotConfig
 from main_job.report import Report, memoryless_beside
@@ -37,14 +37,8 @@ IDENTITY = ("classes", "shots", "queries", "particles", "estimator", "augment", 
 
 def objective(config: FewShotConfig, *, memory: bool = True) -> ELBO:
     """The objective; without a memory, an estimator that chooses addresses gives way to the plain bound."""
-    elbo = objective_with(config, config.particles)
+    elbo = make_elbo(config.estimator, config.particles)
     return elbo if memory or not hasattr(elbo, "site") else make("vimco", config.particles)
-
-
-def objective_with(config: FewShotConfig, particles: int) -> ELBO:
-    """The objective with so many particles."""
-    with cli.option("estimator", instead_of="name"), cli.option("particles", instead_of="num_particles"):
-        return make(config.estimator, particles)
 
 
 def samplers(config: FewShotConfig, data: Split) -> tuple[EpisodeSampler, EpisodeSampler]:
@@ -160,7 +154,10 @@ def rehearse(config: FewShotConfig, data: Split) -> None:
             freeze_all_but(pair, config.train_only)
         samplers(config, data)
         few = samplers(replace(config, queries=min(4, config.queries)), data)[0].sample()
-        elbo, sizes = partial(objective_with, config), {"particles": config.particles, "queries": config.queries}
+        elbo, sizes = (
+            partial(make_elbo, config.estimator),
+            {"particles": config.particles, "queries": config.queries},
+        )
         with rehearsal.on_two_images():
             rehearsal.check_update_fits(models.on(device, pair), elbo, few, **sizes, device=device)
     with tempfile.TemporaryDirectory() as folder, rehearsal.on_two_images():

@@ -17,13 +17,12 @@ from typing import Any
 import torch
 
 from common import folder, plots, protocols, results
-from common.train import TrainOptions, train_pair
+from common.train import TrainOptions, make_elbo, train_pair
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
 from vma_pyro._system.record import read_metrics
 from vma_pyro.data import LabelledImages, RecallSampler, mnist
 from vma_pyro.evaluation import Estimate
-from vma_pyro.infer import make
 from vma_pyro.training import TrainConfig, device_of
 
 HELD_OUT = 5000  # of the training images, for validation
@@ -92,7 +91,7 @@ def train(config: RecallConfig, images: LabelledImages) -> tuple[models.Pair, di
     pair = models.build(architecture)
     facts = train_pair(
         pair,
-        make(config.estimator, config.particles),
+        make_elbo(config.estimator, config.particles),
         RecallSampler(seen, **shape, seed=config.train.seed),
         config=config.train,
         folder=config.out,
@@ -127,7 +126,7 @@ def write(content: dict[str, Any], config: RecallConfig) -> None:
     ]
     head = "images", "S", "log S", "KL(a)", "KL(z)", "minus reconstruction", "NLL", "q on the right entry, %"
     how = "with" if config.copies else "without"
-    setting = (
+    trained = (
         f"Networks {how} a path from the pixels of the entry to the logits; S = |M| = {config.memory} in "
         f"training, drawn afresh for each update; K = {config.particles}, {config.estimator}, "
         f"{config.queries} targets per update, no annealing."
@@ -148,7 +147,7 @@ def write(content: dict[str, Any], config: RecallConfig) -> None:
         config.out,
         content,
         "Recall on MNIST: the target is one of the entries",
-        [setting, about, table(head, rows), *([training] if curve else [])],
+        [trained, about, table(head, rows), *([training] if curve else [])],
     )
 
 
@@ -164,8 +163,7 @@ def main(config: RecallConfig) -> None:
         # A bad one must not cost a training run.
         with cli.option(name, instead_of="size"):
             RecallSampler(data.images, size=size, queries=min(size, config.queries), seed=0)
-    with cli.option("estimator", instead_of="name"), cli.option("particles", instead_of="num_particles"):
-        make(config.estimator, config.particles)
+    make_elbo(config.estimator, config.particles)
     folder.make_room(config.out, resume=config.resume, load=config.load)
     if config.load is None:
         pair, facts = train(config, images)

@@ -17,7 +17,7 @@ import torch
 import tyro
 
 from common import protocols, results
-from common.protocols import TINY, Samples
+from common.protocols import TASKS, TINY, Samples
 from vma_pyro import cli, models, pretrained
 from vma_pyro._system import checkpoint, lock
 from vma_pyro._system.atomic import write_text
@@ -26,7 +26,6 @@ from vma_pyro.data import Characters, NestedEpisodes, load_split
 from vma_pyro.training import device_of_name
 
 MOST_BYTES = 8 * 2**20
-TASKS = ((5, 1), (5, 5), (20, 1), (20, 5))
 
 
 @dataclass(frozen=True)

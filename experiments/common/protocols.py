@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from vma_pyro import cli
 from vma_pyro.data import Episode
 from vma_pyro.evaluation import (
     Estimate,
@@ -42,9 +43,7 @@ class Samples:
 
     def __post_init__(self) -> None:
         """Refuse to measure nothing."""
-        for name in ("few", "many", "corrected"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        cli.check_sizes(self, "few", "many", "corrected")
 
     def about(self, images: int) -> str:
         """How the NLL of so many images is measured, for a report."""
@@ -59,6 +58,8 @@ class Samples:
 
 TINY = Samples(few=2, many=3, corrected=2)
 
+TASKS = ((5, 1), (5, 5), (20, 1), (20, 5))  # ways and shots of the usual classification tasks
+
 
 def nll(
     pair: Pair,
@@ -72,7 +73,7 @@ def nll(
 
     Args:
         pair: model and guide.
-        targets: under their memories.
+        targets: the targets under their memories.
         samples: how many. With the address summed exactly, `many` is the number of decoder evaluations: as many
             samples of z for each address as fit into it, at least one.
         device: where model and guide live.

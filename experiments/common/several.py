@@ -13,11 +13,10 @@ import tyro
 
 from common import alike, folder
 from common.protocols import TINY, Samples
-from common.train import TrainOptions, as_many, loaded_facts, train_pair
+from common.train import TrainOptions, as_many, loaded_facts, make_elbo, train_pair
 from vma_pyro import cli, models
 from vma_pyro.data import Episode, EpisodeSampler, NestedEpisodes, Split, load_split
 from vma_pyro.data.episodes import Augmentation, Episodes
-from vma_pyro.infer import make
 from vma_pyro.training import TrainConfig, device_of
 
 
@@ -173,12 +172,10 @@ def train_one(
         path = config.load / "models" / name / "checkpoint.pt"
         models.read_weights(pair, path)
         return loaded_facts(path)
-    with cli.option("estimator", instead_of="name"), cli.option("particles", instead_of="num_particles"):
-        elbo = make(config.estimator, config.particles)
     shared = {n: getattr(config, n) for n in ("queries", "particles", "estimator")}
     return train_pair(
         pair,
-        elbo,
+        make_elbo(config.estimator, config.particles),
         episodes,
         config=config.train,
         folder=config.out / "models" / name,

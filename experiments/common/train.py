@@ -14,8 +14,9 @@ from pyro.infer.elbo import ELBO
 from vma_pyro import models
 from vma_pyro._system.ranks import Ranks
 from vma_pyro._system.record import command
-from vma_pyro.cli import Stopped
+from vma_pyro.cli import Stopped, option
 from vma_pyro.data.episodes import Episode, Episodes
+from vma_pyro.infer import make
 from vma_pyro.models import Pair
 from vma_pyro.training import FitResult, TrainConfig, fit
 
@@ -102,6 +103,12 @@ def _facts(result: FitResult) -> dict[str, Any]:
 def loaded_facts(path: Path) -> dict[str, Any]:
     """Facts about a model that is loaded: where it is, and what its file says of its training."""
     return {"loaded_from": str(path), **models.facts_of(path)}
+
+
+def make_elbo(estimator: str, particles: int) -> ELBO:
+    """An estimator by its name; what it refuses is said of the options `estimator` and `particles`."""
+    with option("estimator", instead_of="name"), option("particles", instead_of="num_particles"):
+        return make(estimator, particles)
 
 
 def as_many(config: TrainConfig, updates: int) -> TrainConfig:

@@ -14,13 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from common.protocols import accuracy, first_of, nll_of_each
+from common.protocols import TASKS, accuracy, first_of, nll_of_each
 from vma_pyro.data import Characters, Episode, EpisodeSampler
 from vma_pyro.evaluation import Estimate, KLReport, kl_report
 from vma_pyro.models import Pair
 
 SHOTS = (1, 2, 5, 10, 19)
-WAYS_AND_SHOTS = ((5, 1), (5, 5), (20, 1), (20, 5))
 
 
 class Amounts(NamedTuple):
@@ -77,7 +76,7 @@ def score(pair: Pair, characters: Characters, amounts: Amounts, *, device: torch
     }
     shares = {
         f"{ways}-way {shots}-shot": accuracy(pair, _tasks(characters, amounts, ways, shots), device=device)
-        for ways, shots in WAYS_AND_SHOTS
+        for ways, shots in TASKS
         if ways <= len(characters) and shots < examples
     }
     e = _split_episode(characters, amounts).to(device)
