@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.results import plural
 from paper.claims import claims
 from paper.identities import Identity, identities
 from paper.verdicts import Claim
@@ -99,7 +100,7 @@ def row(claim: Claim) -> list[str]:
 def identity_line(identity: Identity) -> str:
     """One line: that an identity holds, or what violates it."""
     if not identity.violations:
-        figures = f"{identity.checked} figure{'s' * (identity.checked != 1)}"
+        figures = plural(identity.checked, "figure")
         return f"- {identity.what} ({identity.source}): holds for {figures}"
     found = "; ".join(identity.violations)
     return f'- <span style="color:red">**VIOLATED** {identity.what} ({identity.source}): {found}</span>'

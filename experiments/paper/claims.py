@@ -110,7 +110,7 @@ def table(content: dict[str, Any]) -> Iterator[Claim]:
             same = cells.get((total, classes, shots))
             again = "" if same is None or classes == 1 else f"; {same} by images in all"
             yield Claim(
-                f"NLL, C = {classes}, {shots} shot{'s' * (shots > 1)}",
+                f"NLL, C = {classes}, {results.plural(shots, 'shot')}",
                 f"{paper}{' (recalled)' if ('VMA', classes) in published.RECALLED else ''}",
                 f"{other[shots]} (26 x 26)" if shots in other else "",
                 f"{ours}{again}",
