@@ -7,7 +7,13 @@ from collections.abc import Iterable, Sequence
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Markdown; a bar within a cell is escaped."""
+    r"""A table with one line per row; a bar within a cell is escaped, unless it is already.
+
+    >>> print(table(["entries", "nats"], [["|M| = 8", 2.08]]))
+    | entries | nats |
+    |---|---|
+    | \|M\| = 8 | 2.08 |
+    """
 
     def line(cells: Sequence[object]) -> str:
         return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\|", str(cell)) for cell in cells) + " |"
