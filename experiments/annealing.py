@@ -8,27 +8,25 @@ trains without. Writes results.json, report.md and a picture.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from torch import Tensor, nn
 
-from common import alike, folder, kept, plots, protocols, results
-from common.several import SeveralConfig, small
-from common.train import as_many
-from vma_pyro import ConvNetworks, CosineSimilarity, Guide, Model, cli, models
+from common import kept, plots, protocols, results
+from common.several import Session, SeveralConfig, begin, small, train_one, training_episodes, validation_episodes
+from common.train import TrainOptions, as_many
+from vma_pyro import ConvNetworks, CosineSimilarity, Guide, Model, cli
+from vma_pyro._system.markdown import table
 from vma_pyro._system.record import read_metrics
-from vma_pyro.data import Episode, EpisodeSampler, NestedEpisodes, Split, load_split
+from vma_pyro.data import Episode, Split
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import Estimate, TwoPhase
-from vma_pyro.infer import make
 from vma_pyro.models import Pair, on
-from vma_pyro.training import TrainConfig, device_of, fit
+from vma_pyro.training import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -40,25 +38,23 @@ class AnnealingConfig(SeveralConfig):
     width: float = 0.25
     """Factor on the paper's 48 and 64 maps per convolution."""
     classes: int = 8
-    """In the memory."""
+    """Classes in the memory."""
     shots: int = 4
-    """Examples of each."""
+    """Examples of each class in the memory."""
     temperature: float = 10.0
-    """At the first update."""
-    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: TrainConfig(updates=5000, log_every=25)
-    )
+    """Temperature at the first update."""
+    train: TrainOptions = field(default_factory=lambda: TrainConfig(updates=5000, log_every=25))
     """Training of each model."""
 
     def resolved(self) -> AnnealingConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         if self.train.updates is None:
             raise ValueError("updates: expected a budget in updates, as the temperature follows them, got none")
         return replace(self, **small(self), classes=2, shots=1) if self.tiny else self
 
 
 class Tempered(nn.Module):
-    """A similarity over a temperature, in training; as it is, in evaluation."""
+    """A similarity that is divided by a temperature in training, and left as it is in evaluation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,71 +92,48 @@ class Falling:
 
 
 def train(config: AnnealingConfig, name: str, data: Split, start: float) -> tuple[Pair, dict[str, Any]]:
-    """One of the two runs, or its models from an earlier one."""
+    """Train one of the two models, or load it from an earlier run."""
+    updates = config.train.updates or 0
     torch.manual_seed(config.train.seed)
     networks, tempered = ConvNetworks(config.latent_dim, width=config.width), Tempered()
-    model, guide = Model(networks), Guide(networks, similarity=tempered)
-    if config.load is not None:
-        path = config.load / "models" / name / "checkpoint.pt"
-        models.read_weights((model, guide), path)
-        return (model, guide), {"loaded_from": str(path), **models.facts_of(path)}
-    shape: dict[str, Any] = {"classes": config.classes, "shots": config.shots, "queries": config.queries}
-    turned: Any = None if config.augment == "none" else config.augment
-    episodes = EpisodeSampler(data.train, **shape, seed=config.train.seed, augment=turned)
-    held_out = EpisodeSampler(data.validation, **shape, seed=1)
-    shared = ("data", "queries", "particles", "estimator", "augment", "width", "latent_dim", "classes", "shots")
-    result = fit(
-        model,
-        guide,
-        make(config.estimator, config.particles),
-        Falling(episodes, tempered, start, (config.train.updates or 0) // 2),
+    pair = Model(networks), Guide(networks, similarity=tempered)
+    shape, shared = {"classes": config.classes, "shots": config.shots}, ("augment", "width", "latent_dim")
+    facts = train_one(
         # As many updates for both; a temperature that changes cannot be recorded.
-        config=replace(as_many(config.train, config.train.updates or 0), capture=False),
-        folder=config.out / "models" / name,
-        validation=[held_out.sample() for _ in range(4)],
-        identity={key: getattr(config, key) for key in shared} | {"temperature": start},
-        resume=config.resume,
-        label=name,
+        replace(config, train=replace(as_many(config.train, updates), capture=False)),
+        name,
+        pair,
+        Falling(training_episodes(config, data, **shape), tempered, start, updates // 2),
+        validation=validation_episodes(config, data, **shape),
+        identity={**shape, **{name: getattr(config, name) for name in shared}, "temperature": start},
     )
-    if result.interrupted:
-        raise cli.Stopped(result.interrupted, result.updates)
-    return (model, guide), {"updates": result.updates, "training_seconds": round(result.seconds, 1)}
+    return pair, facts
 
 
-def score(pair: Pair, nested: NestedEpisodes, config: AnnealingConfig, device: torch.device) -> dict[str, Any]:
+def score(pair: Pair, session: Session, config: AnnealingConfig) -> dict[str, Any]:
     """NLL of each test image under a memory as in training, and the share classified right."""
-
-    def episodes(first: int | None) -> Any:
-        return nested.episodes(config.classes, config.shots, first=first)
-
-    found = protocols.nll(pair, episodes, config.samples, device=device)
-    share = protocols.accuracy(pair, episodes, device=device)
-    return {"cheap": found.cheap.tolist(), "costly": found.costly.tolist(), "accuracy": share._asdict()}
+    device = session.device
+    targets = partial(session.nested.episodes, config.classes, config.shots)
+    share = protocols.accuracy(pair, targets(), device=device)
+    return protocols.nll(pair, targets, config.samples, device=device).plain() | {"accuracy": share._asdict()}
 
 
 def main(config: AnnealingConfig) -> None:
-    """Train and test both, write."""
-    start = time.monotonic()
+    """Train and test both models, and write."""
     config = config.resolved()
-    device = device_of(config.train)
-    data = load_split(config.data, config.data_dir)
-    nested = NestedEpisodes(data.test, images=config.images, seed=0)
-    folder.begin(config, load=config.load)
-    training: dict[str, dict[str, Any]] = {}
+    session = begin(config)
+    group = session.group()
     rows, scores = [], []
-    pairs: dict[str, Pair] = {}
-    example = next(nested.episodes(1, 1)).to(device)
     for name, temperature in (("none", 1.0), ("temperature", config.temperature)):
-        pair, training[name] = train(config, name, data, temperature)
-        pairs[name] = on(device, pair)
-        alike.check((pairs["none"], pair), (training["none"], training[name]), example)
-        found = kept.once(config, f"{name}-scores", partial(score, on(device, pair), nested, config, device))
-        scores.append(TwoPhase(torch.tensor(found["cheap"]), torch.tensor(found["costly"])))
+        pair, facts = train(config, name, session.data, temperature)
+        group.add(name, on(session.device, pair), facts)
+        found = kept.once(config, f"{name}-scores", partial(score, pair, session, config))
+        scores.append(TwoPhase.read(found))
         curve = read_metrics((config.load or config.out) / "models" / name / "metrics.jsonl")
         nll = scores[-1].estimate()._asdict()
         rows.append({"annealing": name, "nll": nll, "accuracy": found["accuracy"], "curve": curve})
     content = {
-        **results.header(config, seconds=time.monotonic() - start, device=device, training=training),
+        **results.header(config, since=session.since, device=session.device, training=group.training),
         "log_memory": math.log(config.classes * config.shots),
         "rows": rows,
         "worse_without": scores[0].minus(scores[1]).estimate()._asdict(),
@@ -169,7 +142,7 @@ def main(config: AnnealingConfig) -> None:
 
 
 def write(content: dict[str, Any], config: AnnealingConfig) -> None:
-    """results.json, report.md and the picture."""
+    """Write results.json, report.md and the picture."""
     names = {"none": "none", "temperature": f"temperature {config.temperature:g} to 1 over half of training"}
     lines = []
     for row in content["rows"]:
@@ -177,10 +150,9 @@ def write(content: dict[str, Any], config: AnnealingConfig) -> None:
         halfway = next(
             (line["update"] for line in seen if line["kl_address"] > content["log_memory"] / 2), "never"
         )
-        share = Estimate.read(row["accuracy"])
         lines.append(
             [names[row["annealing"]], halfway, f"{seen[-1]['kl_address']:.2f}", Estimate.read(row["nll"])]
-            + [f"{100 * share.mean:.1f} ± {100 * share.se:.1f}"]
+            + [results.percent(Estimate.read(row["accuracy"]))]
         )
     about = (
         f"{config.classes} classes x {config.shots} examples in memory, log |M| = "
@@ -188,14 +160,13 @@ def write(content: dict[str, Any], config: AnnealingConfig) -> None:
         f"{config.samples.about(content['rows'][0]['nll']['n'])}"
     )
     head = ["annealing", "update at which KL(a) is half of log |M|", "KL(a) at the end", "NLL", "correct, %"]
-    picture = f"{config.out.name}.png"
     curves = {names[row["annealing"]]: row["curve"] for row in content["rows"]}
     training = results.Picture(
-        picture,
+        f"{config.out.name}.png",
         "Bound, KL(a) and KL(z) in training",
         lambda path: plots.save_training(path, curves, log_memory=content["log_memory"]),
     )
-    parts: list[str | results.Picture] = [about, results.table(head, lines), training]
+    parts: list[str | results.Picture] = [about, table(head, lines), training]
     results.write(config.out, content, "No annealing needed", parts)
 
 

@@ -7,22 +7,19 @@ results.json, report.md and a picture.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import torch
-import tyro
-
-from common import alike, folder, kept, plots, protocols, results
-from common.several import SeveralConfig, model_of, small
+from common import kept, plots, protocols, results
+from common.several import Session, SeveralConfig, begin, small, train_or_load
+from common.train import TrainOptions
 from vma_pyro import cli, models
-from vma_pyro.data import NestedEpisodes, load_split
+from vma_pyro._system.markdown import table
 from vma_pyro.evaluation import Estimate, TwoPhase
-from vma_pyro.training import TrainConfig, device_of
+from vma_pyro.training import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -32,89 +29,70 @@ class AugmentationConfig(SeveralConfig):
     out: Path = Path("runs/augmentation")
     """Folder for the results. An earlier run in it is moved aside, never overwritten."""
     classes: int = 12
-    """In the training memory."""
+    """Classes in the training memory."""
     shots: int = 3
-    """Examples of each."""
+    """Examples of each class in the training memory."""
     test_shots: tuple[int, ...] = (1, 2, 5, 10, 19)
     """Examples of one class in the test memories."""
-    tasks: tuple[tuple[int, int], ...] = ((5, 1), (5, 5), (20, 1), (20, 5))
+    tasks: tuple[tuple[int, int], ...] = protocols.TASKS
     """Classes and examples of the classification tasks."""
-    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: TrainConfig(updates=8000)
-    )
+    train: TrainOptions = field(default_factory=lambda: TrainConfig(updates=8000))
     """Training of each model."""
 
     def resolved(self) -> AugmentationConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         sizes: dict[str, Any] = {"classes": 2, "shots": 1, "test_shots": (1, 2), "tasks": ((2, 1),)}
         return replace(self, **small(self), **sizes) if self.tiny else self
 
 
-def score(
-    pair: models.Pair, nested: NestedEpisodes, config: AugmentationConfig, device: torch.device
-) -> dict[str, Any]:
+def score(pair: models.Pair, session: Session, config: AugmentationConfig) -> dict[str, Any]:
     """NLL of every target under every memory, and the accuracy of every task."""
-
-    def episodes(classes: int, shots: int, first: int | None) -> Any:
-        return nested.episodes(classes, shots, first=first)
-
+    nested, device = session.nested, session.device
     nlls, shares = [], []
     for shots in config.test_shots:
-        found = protocols.nll(pair, partial(episodes, 1, shots), config.samples, device=device)
-        nlls.append({"shots": shots, "cheap": found.cheap.tolist(), "costly": found.costly.tolist()})
+        found = protocols.nll(pair, partial(nested.episodes, 1, shots), config.samples, device=device)
+        nlls.append({"shots": shots, **found.plain()})
     for ways, shots in config.tasks:
-        share = protocols.accuracy(pair, partial(episodes, ways, shots), device=device)
+        share = protocols.accuracy(pair, nested.episodes(ways, shots), device=device)
         shares.append({"ways": ways, "shots": shots, "accuracy": share._asdict()})
     return {"nll": nlls, "accuracy": shares}
 
 
 def main(config: AugmentationConfig) -> None:
-    """Train and test all models, write."""
-    start = time.monotonic()
+    """Train and test both models, and write."""
     config = config.resolved()
     if config.augment == "none":
         raise ValueError("augment: expected rotations or rotations+flips, to compare with none, got none")
-    device = device_of(config.train)
-    data = load_split(config.data, config.data_dir)
-    nested = NestedEpisodes(data.test, images=config.images, seed=0)
-    folder.begin(config, load=config.load)
-    training: dict[str, Any] = {}
-    updates: int | None = None  # of the first, for both
-    pairs: dict[str, models.Pair] = {}
-    example = next(nested.episodes(1, 1)).to(device)
+    session = begin(config)
+    group = session.group(but_for="augment")
     rows = []
     for mine in (replace(config, augment="none"), config):
         kind, name = mine.augment, mine.augment.replace("+", "_")
-        shape: dict[str, Any] = {"classes": config.classes, "shots": config.shots}
-        pair, training[kind] = model_of(mine, name, data, **shape, updates=updates)
-        updates = updates or training[kind].get("updates")
-        pairs[kind] = models.on(device, pair)
-        alike.check((pairs["none"], pair), (training["none"], training[kind]), example, but_for="augment")
-        todo = partial(score, models.on(device, pair), nested, config, device)
-        rows.append({"augment": kind, **kept.once(config, f"{name}-scores", todo)})
-    head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
-    write({**head, "rows": compared(rows)}, config)
+        pair, facts = train_or_load(
+            mine, name, session.data, classes=config.classes, shots=config.shots, updates=group.updates
+        )
+        group.add(kind, models.on(session.device, pair), facts)
+        found = kept.once(config, f"{name}-scores", partial(score, pair, session, config))
+        rows.append({"augment": kind, **found})
+    head = results.header(config, since=session.since, device=session.device, training=group.training)
+    write({**head, "rows": pair_with_first(rows)}, config)
 
 
-def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def pair_with_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each NLL, and how much more it is than the first model's, paired by target."""
-
-    def of(row: dict[str, Any]) -> dict[int, TwoPhase]:
-        return {n["shots"]: TwoPhase(torch.tensor(n["cheap"]), torch.tensor(n["costly"])) for n in row["nll"]}
-
-    first = of(rows[0])
     found = []
     for row in rows:
-        nlls = [
-            {"shots": s, "nll": v.estimate()._asdict(), "more": v.minus(first[s]).estimate()._asdict()}
-            for s, v in of(row).items()
-        ]
+        nlls = []
+        for own, plain in zip(row["nll"], rows[0]["nll"], strict=True):
+            nll = TwoPhase.read(own)
+            more = nll.minus(TwoPhase.read(plain)).estimate()
+            nlls.append({"shots": own["shots"], "nll": nll.estimate()._asdict(), "more": more._asdict()})
         found.append({**row, "nll": nlls})
     return found
 
 
 def write(content: dict[str, Any], config: AugmentationConfig) -> None:
-    """results.json, report.md and the picture."""
+    """Write results.json, report.md and the picture."""
     rows = content["rows"]
     about = (
         f"Models trained alike, {config.classes} classes x {config.shots} examples in memory; with rotations, "
@@ -122,34 +100,28 @@ def write(content: dict[str, Any], config: AugmentationConfig) -> None:
         f"{config.samples.about(rows[0]['nll'][0]['nll']['n'])} One class in memory; in brackets how much more "
         "than without turned classes, paired by image."
     )
-    lines = [[row["augment"], *(shown(cell, first=row is rows[0]) for cell in row["nll"])] for row in rows]
-    head = ["added classes", *(f"{s} shot{'s' * (s > 1)}" for s in config.test_shots)]
+    lines = [[row["augment"], *(nll_cell(cell, first=row is rows[0]) for cell in row["nll"])] for row in rows]
+    head = ["added classes", *(results.plural(shots, "shot") for shots in config.test_shots)]
     shares = [
-        [
-            row["augment"],
-            *(
-                f"{100 * share.mean:.1f} ± {100 * share.se:.1f}"
-                for share in (Estimate.read(cell["accuracy"]) for cell in row["accuracy"])
-            ),
-        ]
+        [row["augment"], *(results.percent(Estimate.read(cell["accuracy"])) for cell in row["accuracy"])]
         for row in rows
     ]
     tasks = ["added classes", *(f"{ways}-way {shots}-shot" for ways, shots in config.tasks)]
-    picture = f"{config.out.name}.png"
     curves = {
         row["augment"]: [(cell["shots"], cell["nll"]["mean"], cell["nll"]["se"]) for cell in row["nll"]]
         for row in rows
     }
     axes: dict[str, Any] = {"x": "examples of the class", "y": "NLL, nats per image", "log": True}
-    by_shots = results.Picture(picture, "NLL by shots", lambda path: plots.save_lines(path, curves, **axes))
-    parts = [about, "## NLL", results.table(head, lines), "## Correct by q(a|x), %", results.table(tasks, shares)]
+    draw = partial(plots.save_lines, lines=curves, **axes)
+    by_shots = results.Picture(f"{config.out.name}.png", "NLL by shots", draw)
+    parts = [about, "## NLL", table(head, lines), "## Correct by q(a|x), %", table(tasks, shares)]
     results.write(config.out, content, "Turned characters as training classes", [*parts, by_shots])
 
 
-def shown(cell: dict[str, Any], *, first: bool) -> str:
-    """A cell of the table."""
+def nll_cell(cell: dict[str, Any], *, first: bool) -> str:
+    """The NLL at one number of shots, as the table shows it."""
     nll, more = Estimate.read(cell["nll"]), Estimate.read(cell["more"])
-    return str(nll) if first else f"{nll} ({more.mean:+.2f} ± {more.se:.2f})"
+    return str(nll) if first else results.compared(nll, more)
 
 
 if __name__ == "__main__":

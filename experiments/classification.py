@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from common import folder, kept, plots, protocols, results
-from common.protocols import Subject, TestConfig, subject_of
+from common.subject import Subject, TestConfig, load_subject
+from common.train import loaded_facts
 from paper import published
 from vma_pyro import cli, models, pretrained
+from vma_pyro._system.markdown import table
 from vma_pyro.data import NestedEpisodes
 from vma_pyro.evaluation import Estimate
 
@@ -35,16 +35,16 @@ class ClassificationConfig(TestConfig):
     ways: tuple[int, ...] = (5, 16, 20)
     """Classes in the memory."""
     shots: tuple[int, ...] = (1, 5)
-    """Examples of each."""
+    """Examples of each class in the memory."""
     images: int = 3000
     """Targets by q(a | x) and by attention."""
     likelihood_images: int = 500
     """Targets by the likelihoods of the entries, the first of the same."""
     draws: int = 10
-    """Of z, for each entry's likelihood and for the weights of a soft read."""
+    """Samples of z for each entry's likelihood, and for the weights of a soft read."""
 
     def resolved(self) -> ClassificationConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         small: dict[str, Any] = {"ways": (2, 3), "shots": (1,), "images": 6, "likelihood_images": 4, "draws": 2}
         return replace(self, **small) if self.tiny else self
 
@@ -58,8 +58,8 @@ class Task(NamedTuple):
     shots: int
 
 
-def tasks(config: ClassificationConfig) -> list[Task]:
-    """All of them."""
+def list_tasks(config: ClassificationConfig) -> list[Task]:
+    """All tasks, each by every means that there is a model for."""
     means = ["guide", "likelihood", *(["attention"] if config.soft is not None else [])]
     return [
         Task(by, among, ways, shots)
@@ -70,7 +70,7 @@ def tasks(config: ClassificationConfig) -> list[Task]:
     ]
 
 
-def episodes_of(subject: Subject, config: ClassificationConfig, task: Task) -> NestedEpisodes:
+def nested_episodes(subject: Subject, config: ClassificationConfig, task: Task) -> NestedEpisodes:
     """The targets of a task, the same for all numbers of classes and examples."""
     within = task.among == "one alphabet"
     return NestedEpisodes(
@@ -84,31 +84,26 @@ def episodes_of(subject: Subject, config: ClassificationConfig, task: Task) -> N
 
 def score(subject: Subject, soft: models.Pair | None, config: ClassificationConfig, task: Task) -> dict[str, Any]:
     """Share of targets classified right."""
-    nested = episodes_of(subject, config, task)
+    nested = nested_episodes(subject, config, task)
     pair = soft if task.by == "attention" else subject.pair
     assert pair is not None  # tasks come from the configuration
     how: Any = task.by
-    found = protocols.accuracy(
-        pair,
-        lambda first: nested.episodes(task.ways, task.shots, first=first),
-        device=subject.device,
-        by=how,
-        num_samples=config.draws,
-        first=config.likelihood_images if task.by == "likelihood" else None,
-    )
+    first = config.likelihood_images if task.by == "likelihood" else None
+    episodes = nested.episodes(task.ways, task.shots, first=first)
+    found = protocols.accuracy(pair, episodes, device=subject.device, by=how, num_samples=config.draws)
     return {**task._asdict(), "accuracy": found._asdict()}
 
 
 def main(config: ClassificationConfig) -> None:
-    """Score every task, write."""
+    """Score every task, and write."""
     start = time.monotonic()
     config = config.resolved()
     soft = None if config.soft is None else models.load(config.soft, program=("soft", "soft-guided"))
-    subject = subject_of(config)
+    subject = load_subject(config)
     training = {"hard": subject.facts}
     if config.soft is not None and soft is not None:
         soft = models.on(subject.device, soft)
-        training["soft"] = {"loaded_from": str(config.soft), **models.facts_of(config.soft)}
+        training["soft"] = loaded_facts(config.soft)
     largest = max(Counter(subject.test.alphabets).values())
     if max(config.ways) > largest:
         raise ValueError(
@@ -116,11 +111,8 @@ def main(config: ClassificationConfig) -> None:
         )
     files = [pretrained.file_of(path) for path in (config.load, config.soft) if path is not None]
     folder.begin(config, load=config.load, files=files)
-    rows = []
-    for task in tqdm(tasks(config), desc="tasks", unit="task"):
-        name = "-".join(map(str, task)).replace(" ", "_")
-        rows.append(kept.once(config, name, partial(score, subject, soft, config, task)))
-    head = results.header(config, seconds=time.monotonic() - start, device=subject.device, training=training)
+    rows = kept.each(config, list_tasks(config), partial(score, subject, soft, config), unit="task")
+    head = results.header(config, since=start, device=subject.device, training=training)
     write({**head, "rows": rows}, config)
 
 
@@ -132,11 +124,11 @@ NAMES = {
 
 
 def write(content: dict[str, Any], config: ClassificationConfig) -> None:
-    """results.json, report.md and the picture."""
+    """Write results.json, report.md and the picture."""
     columns = [(ways, shots) for ways in config.ways for shots in config.shots]
     found = {(r["by"], r["among"], r["ways"], r["shots"]): Estimate.read(r["accuracy"]) for r in content["rows"]}
     lines = [
-        [NAMES[by], among, *(percent(found[by, among, ways, shots]) for ways, shots in columns)]
+        [NAMES[by], among, *(results.percent(found[by, among, ways, shots]) for ways, shots in columns)]
         for by, among in dict.fromkeys((r["by"], r["among"]) for r in content["rows"])
     ]
     paper = [f"{100 * published.VMA_ACCURACY[c]:.0f}" if c in published.VMA_ACCURACY else "" for c in columns]
@@ -164,13 +156,8 @@ def write(content: dict[str, Any], config: ClassificationConfig) -> None:
         "Accuracy by number of classes",
         lambda path: plots.save_lines(path, curves, **axes),  # type: ignore[arg-type]
     )
-    parts: list[str | results.Picture] = [about, results.table(head, lines), by_classes]
+    parts: list[str | results.Picture] = [about, table(head, lines), by_classes]
     results.write(config.out, content, "Few-shot classification, no fine-tuning", parts)
-
-
-def percent(estimate: Estimate) -> str:
-    """A share in per cent."""
-    return f"{100 * estimate.mean:.1f} ± {100 * estimate.se:.1f}"
 
 
 if __name__ == "__main__":

@@ -18,29 +18,29 @@ import pyro
 import torch
 
 from common import plots
+from common.kept import check_same
 from laboratory import (
     Findings,
     LaboratoryConfig,
     Training,
+    address_snr,
     candidate_of,
-    check_same,
-    load,
     measure_all,
-    plan_of,
-    snr_of,
     to_markdown,
     train_all,
     train_finalists,
 )
+from laboratory.pictures import save_curves, save_slopes
 from vma_pyro import cli
 from vma_pyro._system import lock
 from vma_pyro._system.atomic import write_text
 from vma_pyro._system.record import command
+from vma_pyro.data import load_split
 from vma_pyro.training import keep_freed_memory
 
 
 def main(config: LaboratoryConfig) -> None:
-    """Train, measure, write."""
+    """Train all candidates, measure their gradients, and write."""
     config = config.resolved()
     assert config.final_minutes is not None
     keep_freed_memory()
@@ -49,11 +49,11 @@ def main(config: LaboratoryConfig) -> None:
         raise ValueError(f"out: expected a new or empty folder, or --resume, got {config.out}")
     check_same(config)
     start = time.monotonic()
-    data = load(config, config.data)
+    data = load_split(config.data, config.data_dir)
     training = train_all(config, data)
     final = train_finalists(config, data, training)
     stages, particles, memories = measure_all(config, data, candidate_of(final[0]))
-    plan = plan_of(config)
+    plan = config.plan()
     minutes = (time.monotonic() - start) / 60
     about = (
         f"Data: {config.data}; memories of {plan.classes} classes x {plan.shots} examples; networks of width",
@@ -73,26 +73,22 @@ def main(config: LaboratoryConfig) -> None:
 
 
 def write(config: LaboratoryConfig, found: Findings) -> None:
-    """estimators.md, estimators.json and the pictures."""
-    plain = {
-        "command": found.command,
-        "about": found.about,
-        **{name: [q.plain() for q in getattr(found, name)] for name in ("stages", "particles", "memories")},
-        **{name: [r.plain() for r in getattr(found, name)] for name in ("training", "final")},
-    }
-    write_text(config.out / "estimators.json", json.dumps(plain, indent=1) + "\n")
+    """Write estimators.md, estimators.json and the pictures."""
+    write_text(config.out / "estimators.json", json.dumps(found.plain(), indent=1) + "\n")
     write_text(config.out / "estimators.md", to_markdown(found))
     for name, runs in (("training.png", found.training), ("final.png", found.final)):
         seen = [run for run in runs if run.validation]
-        nll, kl = ({name_of(run): getattr(run, of) for run in seen} for of in ("validation", "kl_address"))
-        plots.drawn(config.out / name, partial(plots.save_curves, nll=nll, kl_address=kl))
+        nll, kl = (
+            {label_in_pictures(run): getattr(run, of) for run in seen} for of in ("validation", "kl_address")
+        )
+        plots.drawn(config.out / name, partial(save_curves, nll=nll, kl_address=kl))
     end = [q for q in found.particles if q.program == config.data and q.stage == "end"]
     runs_of_model = [q.evaluations for q in end]
-    plots.drawn(config.out / "slopes.png", lambda path: plots.save_slopes(path, runs_of_model, snr_of(end)))
+    plots.drawn(config.out / "slopes.png", lambda path: save_slopes(path, runs_of_model, address_snr(end)))
 
 
-def name_of(run: Training) -> str:
-    """In the pictures."""
+def label_in_pictures(run: Training) -> str:
+    """Name a run in the pictures."""
     final = "" if run.final_minutes is None else f", final {run.final_minutes:g}, seed {run.seed}"
     return run.label + final
 

@@ -35,11 +35,11 @@ class ProgramConfig:
     """Compare gradient estimators on your own program."""
 
     model: str = "experiments.programs.mixture:Mixture"
-    """module:attribute of the model."""
+    """The model, as module:attribute."""
     guide: str = "experiments.programs.mixture:Assignment"
-    """module:attribute of the guide."""
+    """The guide, as module:attribute."""
     data: str = "experiments.programs.mixture:data"
-    """module:attribute of the arguments."""
+    """The arguments of both, as module:attribute."""
     out: Path = Path("runs/your_model")
     """Folder for estimators.json and estimators.md; files of these names in it are replaced."""
     evaluations: int = 4
@@ -53,7 +53,7 @@ class ProgramConfig:
     estimators: tuple[str, ...] = ()
     """Names of estimators; default: all."""
     seed: int = 0
-    """Of all draws."""
+    """Seed of all draws."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""
@@ -61,7 +61,7 @@ class ProgramConfig:
         cli.check_seed(self)
 
 
-def find(option: str, path: str) -> Any:
+def find_attribute(option: str, path: str) -> Any:
     """The attribute at module:attribute.
 
     Raises:
@@ -78,28 +78,28 @@ def find(option: str, path: str) -> Any:
         raise ValueError(f"{option}: expected an attribute of {module}, got {name!r}") from error
 
 
-def program(option: str, path: str) -> Any:
-    """A function or a module; a class is called."""
-    found = find(option, path)
+def load_program(option: str, path: str) -> Any:
+    """Find a function or a module; a class is called."""
+    found = find_attribute(option, path)
     found = found() if inspect.isclass(found) else found
     if not callable(found):
         raise ValueError(f"{option}: expected something to call, got {type(found).__name__} at {path}")
     return found
 
 
-def arguments(path: str) -> tuple[Any, ...]:
-    """The arguments of both programs."""
-    found = find("data", path)
+def load_arguments(path: str) -> tuple[Any, ...]:
+    """Find the arguments of both programs."""
+    found = find_attribute("data", path)
     found = found() if callable(found) else found
     if not isinstance(found, tuple):
         raise ValueError(f"data: expected a tuple of arguments, got {type(found).__name__} at {path}")
     return found
 
 
-def fitting(
+def choose_estimators(
     config: ProgramConfig, model: Any, guide: Any, args: tuple[Any, ...]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Estimators with a matched budget, and those that do not fit the program with the reason."""
+    """The estimators that fit the program, with a matched budget, and why the others do not."""
     programs = Programs(model, guide, args)
     nesting = PlateNesting()(programs)
     sites = find_sites(programs, config.batch_plates)
@@ -128,13 +128,13 @@ def fitting(
 
 
 def main(config: ProgramConfig) -> None:
-    """Compare and write."""
+    """Compare the estimators, and write."""
     lock.take(config.out, argument="out")
     pyro.enable_validation(True)  # these programs are new
     sys.path.insert(0, str(Path.cwd()))
-    model, guide = program("model", config.model), program("guide", config.guide)
-    args = arguments(config.data)
-    estimators, left_out = fitting(config, model, guide, args)
+    model, guide = load_program("model", config.model), load_program("guide", config.guide)
+    args = load_arguments(config.data)
+    estimators, left_out = choose_estimators(config, model, guide, args)
     table = compare(
         model,
         guide,

@@ -8,24 +8,22 @@ the lookup says more (KL(a) rises, to at most log |M|), less is left for z to sa
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import torch
-import tyro
 from matplotlib.figure import Figure
 
-from common import folder, kept, plots, protocols, results
-from common.several import SeveralConfig, model_of, small
+from common import kept, plots, protocols, results
+from common.several import Session, SeveralConfig, begin, small, train_or_load
+from common.train import TrainOptions
 from paper import published
 from vma_pyro import cli, models
-from vma_pyro.data import NestedEpisodes, load_split
-from vma_pyro.evaluation import Estimate, kl_report
-from vma_pyro.training import TrainConfig, device_of
+from vma_pyro._system.markdown import table
+from vma_pyro.evaluation import Estimate
+from vma_pyro.training import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -37,40 +35,30 @@ class SplitConfig(SeveralConfig):
     out: Path = Path("runs/kl_split")
     """Folder for the results. An earlier run in it is moved aside, never overwritten."""
     classes: int = 8
-    """In the memory."""
+    """Classes in the memory."""
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Examples of each class in the memory, in training and test."""
-    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: TrainConfig(updates=8000)
-    )
+    train: TrainOptions = field(default_factory=lambda: TrainConfig(updates=8000))
     """Training of each model."""
 
     def resolved(self) -> SplitConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         return replace(self, **small(self), classes=2, shots=(1, 2)) if self.tiny else self
 
 
-def score(
-    pair: models.Pair, nested: NestedEpisodes, config: SplitConfig, device: torch.device, shots: int
-) -> dict[str, Any]:
+def score(pair: models.Pair, session: Session, config: SplitConfig, shots: int) -> dict[str, Any]:
     """The bound of the targets taken apart, nats per image."""
-
-    def episodes(first: int | None) -> Any:
-        return nested.episodes(config.classes, shots, first=first)
-
-    parts = []
-    for episode in episodes(None):
-        e = episode.to(device)
-        parts.append(kl_report(*pair, e.memory, e.x, labels=e.labels, num_samples=config.samples.few))
-    nll = protocols.nll(pair, episodes, config.samples, device=device).estimate()
+    device, samples = session.device, config.samples
+    targets = partial(session.nested.episodes, config.classes, shots)
     names = ("kl_address", "kl_z", "reconstruction", "right_class")
-    pooled = {name: Estimate.pooled([getattr(part, name) for part in parts])._asdict() for name in names}
+    parts = protocols.split(pair, targets(), names, num_samples=samples.few, device=device)
+    nll = protocols.nll(pair, targets, samples, device=device).estimate()
     size = config.classes * shots
-    return {"shots": shots, "entries": size, "log_memory": math.log(size), "nll": nll._asdict(), **pooled}
+    return {"shots": shots, "entries": size, "log_memory": math.log(size), "nll": nll._asdict(), **parts}
 
 
 def as_many_targets(config: SplitConfig, left: int) -> SplitConfig:
-    """The same number of targets in training, in more updates if the memory's classes leave too few for one."""
+    """Keep the number of targets in training, in more updates if the memory's classes leave too few for one."""
     queries, train = min(config.queries, left), config.train
     if train.updates is not None:
         train = replace(train, updates=train.updates * config.queries // queries)
@@ -78,26 +66,23 @@ def as_many_targets(config: SplitConfig, left: int) -> SplitConfig:
 
 
 def main(config: SplitConfig) -> None:
-    """Train and test all models, write."""
-    start = time.monotonic()
+    """Train and test all models, and write."""
     config = config.resolved()
-    device = device_of(config.train)
-    data = load_split(config.data, config.data_dir)
-    nested = NestedEpisodes(data.test, images=config.images, seed=0)
-    folder.begin(config, load=config.load)
+    session = begin(config)
+    data, device = session.data, session.device
     training, rows = {}, []
     for shots in config.shots:
         name = f"{shots}_examples"
         mine = as_many_targets(config, config.classes * (data.train.images.shape[1] - shots))
-        pair, training[name] = model_of(mine, name, data, classes=config.classes, shots=shots)
-        todo = partial(score, models.on(device, pair), nested, config, device, shots)
+        pair, training[name] = train_or_load(mine, name, data, classes=config.classes, shots=shots)
+        todo = partial(score, models.on(device, pair), session, config, shots)
         rows.append(kept.once(config, name, todo))
-    head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
+    head = results.header(config, since=session.since, device=device, training=training)
     write({**head, "rows": rows}, config)
 
 
 def write(content: dict[str, Any], config: SplitConfig) -> None:
-    """results.json, report.md and the picture."""
+    """Write results.json, report.md and the picture."""
     names = ("kl_address", "kl_z", "reconstruction", "nll")
     lines = [
         [row["shots"], row["entries"], f"{row['log_memory']:.2f}", *(Estimate.read(row[name]) for name in names)]
@@ -122,10 +107,8 @@ def write(content: dict[str, Any], config: SplitConfig) -> None:
         "parts are those of the single-sample bound."
     )
     head = ["examples per class", "S = |M|", "log S", "KL(a)", "KL(z)", "minus reconstruction", "NLL"]
-    curves = results.Picture(
-        f"{config.out.name}.png", "KL(a), KL(z), NLL", lambda path: draw(path, content["rows"])
-    )
-    parts: list[str | results.Picture] = [about, results.table(head, lines), curves]
+    curves = results.Picture(f"{config.out.name}.png", "KL(a), KL(z), NLL", partial(draw, rows=content["rows"]))
+    parts: list[str | results.Picture] = [about, table(head, lines), curves]
     results.write(config.out, content, "Where the nats go, by examples per class", parts)
 
 

@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from common import folder, kept, plots, protocols, results
-from common.protocols import TINY, TestConfig, subject_of
+from common.protocols import TINY
+from common.subject import TestConfig, load_subject
+from common.train import loaded_facts
 from vma_pyro import cli, models, pretrained
+from vma_pyro._system.markdown import table
 from vma_pyro.data import Characters, NestedEpisodes, omniglot
 from vma_pyro.evaluation import Estimate, TwoPhase
 
@@ -40,20 +42,20 @@ class SizeConfig(TestConfig):
     """Checkpoints of further models for the second picture, each called as its folder; those of `kl_split.py`,
     trained with 1, 2, 4, 8 and 16 examples, are in models/1_examples/model.pt and so on."""
     classes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 144)
-    """In the memory, of the 144 of the paper's five test alphabets."""
+    """Classes in the memory, of the 144 in the paper's five test alphabets."""
     shots: tuple[int, ...] = (1, 4, 19)
     """Examples of each of them."""
     all_classes: tuple[int, ...] = (1, 8, 132, 659)
-    """In the memory, of all test classes."""
+    """Classes in the memory, of all test classes."""
     all_shots: int = 19
-    """Examples of each of those: all but the target."""
+    """Examples of each of those: all of them but the target."""
     examples: tuple[int, ...] = (1, 2, 3, 4, 5, 8, 12, 16, 19)
     """Examples of one class, for the second picture."""
     images: int = 500
     """Test images, the same in all memories."""
 
     def resolved(self) -> SizeConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         small: dict[str, Any] = {"classes": (1, 2), "shots": (1, 2), "examples": (1, 2), "all_shots": 2}
         return replace(self, **small, all_classes=(1, 3), images=4, samples=TINY) if self.tiny else self
 
@@ -67,8 +69,8 @@ class Cell(NamedTuple):
     shots: int
 
 
-def cells(config: SizeConfig, models: Collection[str], tests: Mapping[str, Characters]) -> list[Cell]:
-    """All of them, each once; those that the test classes do not have are left out."""
+def list_cells(config: SizeConfig, models: Collection[str], tests: Mapping[str, Characters]) -> list[Cell]:
+    """All sizes for all models, each once; those that the test classes do not have are left out."""
     first = next(iter(tests))
     sizes = [(first, c, s) for s in config.shots for c in config.classes]
     sizes += [(first, 1, s) for s in config.examples]
@@ -82,8 +84,8 @@ def cells(config: SizeConfig, models: Collection[str], tests: Mapping[str, Chara
     return [c for c in found if c.classes <= len(tests[c.test]) and c.shots < tests[c.test].images.shape[1]]
 
 
-def compared_with(config: SizeConfig) -> dict[str, tuple[Path, models.Pair]]:
-    """The other models by name, with their files."""
+def load_others(config: SizeConfig) -> dict[str, tuple[Path, models.Pair]]:
+    """The models to compare with, by name, and their files."""
     wanted: list[tuple[str, Path | None, Any]] = [
         ("soft", config.soft, ("soft", "soft-guided")),
         ("memoryless", config.memoryless, "memoryless"),
@@ -96,50 +98,44 @@ def compared_with(config: SizeConfig) -> dict[str, tuple[Path, models.Pair]]:
 
 
 def score(
-    pair: models.Pair, nested: NestedEpisodes, config: SizeConfig, device: torch.device, cell: Cell
+    pairs: Mapping[str, models.Pair],
+    nested: Mapping[str, NestedEpisodes],
+    config: SizeConfig,
+    device: torch.device,
+    cell: Cell,
 ) -> dict[str, Any]:
     """NLL of every target, nats: with few samples, and of the first of them with many."""
-    found = protocols.nll(
-        pair,
-        lambda first: nested.episodes(cell.classes, cell.shots, first=first),
-        config.samples,
-        device=device,
-    )
-    return {**cell._asdict(), "cheap": found.cheap.tolist(), "costly": found.costly.tolist()}
+    targets = partial(nested[cell.test].episodes, cell.classes, cell.shots)
+    found = protocols.nll(pairs[cell.model], targets, config.samples, device=device)
+    return {**cell._asdict(), **found.plain()}
 
 
 def main(config: SizeConfig) -> None:
-    """Score every size, write."""
+    """Score every size, and write."""
     start = time.monotonic()
     config = config.resolved()
-    others = compared_with(config)
-    subject = subject_of(config)
+    others = load_others(config)
+    subject = load_subject(config)
     pairs = {"hard": subject.pair}
     training = {"hard": subject.facts}
     for name, (path, pair) in others.items():
         pairs[name] = models.on(subject.device, pair)
-        training[name] = {"loaded_from": str(path), **models.facts_of(path)}
+        training[name] = loaded_facts(path)
     tests = {"all alphabets": subject.test}
     if set(omniglot.TEST_5) <= set(subject.test.alphabets):
         tests = {"five alphabets": subject.test.of_alphabets(omniglot.TEST_5), **tests}
     nested = {n: NestedEpisodes(c, images=config.images, seed=config.seed) for n, c in tests.items()}
     files = [pretrained.file_of(path) for path in (config.load, *(path for path, _ in others.values()))]
     folder.begin(config, load=config.load, files=files)
-    found = []
-    for cell in tqdm(cells(config, pairs, tests), desc="sizes", unit="size"):
-        name = "-".join(map(str, cell)).replace(" ", "_")
-        todo = partial(score, pairs[cell.model], nested[cell.test], config, subject.device, cell)
-        found.append(kept.once(config, name, todo))
-    head = results.header(config, seconds=time.monotonic() - start, device=subject.device, training=training)
-    write({**head, "rows": summed_up(found)}, config)
+    todo = partial(score, pairs, nested, config, subject.device)
+    found = kept.each(config, list_cells(config, pairs, tests), todo, unit="size")
+    head = results.header(config, since=start, device=subject.device, training=training)
+    write({**head, "rows": sum_up(found)}, config)
 
 
-def summed_up(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def sum_up(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each size's NLL, and its excess over L_1 + log C, paired by target with the memory of one class."""
-    scores = {
-        Cell(*(f[k] for k in Cell._fields)): TwoPhase(torch.tensor(f["cheap"]), torch.tensor(f["costly"]))
-        for f in found
-    }
+    scores = {Cell(*(f[k] for k in Cell._fields)): TwoPhase.read(f) for f in found}
     rows = []
     for cell, score_ in scores.items():
         row = {**cell._asdict(), "entries": cell.classes * cell.shots, "nll": score_.estimate()._asdict()}
@@ -152,7 +148,7 @@ def summed_up(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write(content: dict[str, Any], config: SizeConfig) -> None:
-    """results.json, report.md and the picture."""
+    """Write results.json, report.md and the picture."""
     about = (
         f"{config.samples.about(content['rows'][0]['nll']['n'])} The same images in all memories of the "
         f"same classes; seed {config.seed}. Excess: over L_1 + log C, the NLL with the target's class alone plus "
@@ -175,7 +171,7 @@ def write(content: dict[str, Any], config: SizeConfig) -> None:
     by_size = results.Picture(
         picture, "NLL by size of the memory", lambda path: draw(path, content["rows"], config)
     )
-    parts: list[str | results.Picture] = [about, results.table(head, lines), by_size]
+    parts: list[str | results.Picture] = [about, table(head, lines), by_size]
     results.write(config.out, content, "The size of the test memory", parts)
 
 

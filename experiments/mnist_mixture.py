@@ -12,25 +12,27 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
-from torch import Tensor, nn
+from torch import Tensor
 
-from common import folder, kept, plots, results
-from common.few_shot import generate, pixels
-from common.several import SeveralConfig, model_of, small
-from vma_pyro import Guide, Memory, MLPNetworks, Model, cli, models
-from vma_pyro.data import Characters, Episode, EpisodeSampler, LabelledImages, Split, load_split, mnist
+from common import folder, kept, plots, protocols, results
+from common.images import save_generated
+from common.learned_memory import Components, OneMemory, WithComponents
+from common.several import SeveralConfig, small, train_one, train_or_load
+from common.train import TrainOptions
+from vma_pyro import Guide, Memory, MLPNetworks, Model, cli
+from vma_pyro._system.markdown import table
+from vma_pyro.data import Characters, EpisodeSampler, LabelledImages, Split, load_split, mnist
 from vma_pyro.data.episodes import as_images
 from vma_pyro.evaluation import Estimate, kl_report
-from vma_pyro.infer import make
 from vma_pyro.models import Pair, on
 from vma_pyro.program import Program
-from vma_pyro.training import TrainConfig, device_of, fit
+from vma_pyro.training import TrainConfig, device_of
 
 HELD_OUT = 5000  # of MNIST's training images, for validation
 KINDS = {
@@ -49,69 +51,15 @@ class MixtureConfig(SeveralConfig):
     entries: int = 64
     """|M| of the mixtures on MNIST."""
     classes: int = 8
-    """In the memories with which MNIST and Omniglot are compared."""
+    """Classes in the memories with which MNIST and Omniglot are compared."""
     shots: int = 4
-    """Examples of each."""
-    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: TrainConfig(updates=5000)
-    )
+    """Examples of each class in these memories."""
+    train: TrainOptions = field(default_factory=lambda: TrainConfig(updates=5000))
     """Training of each model."""
 
     def resolved(self) -> MixtureConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         return replace(self, **small(self), entries=5, classes=2, shots=1) if self.tiny else self
-
-
-class OneMemory:
-    """Episodes of one memory for all: targets from the images, drawn without replacement within an update."""
-
-    def __init__(self, images: np.ndarray, memory: Memory, *, queries: int, seed: int) -> None:
-        self.images, self.memory, self.queries = torch.from_numpy(images), memory, queries
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def sample(self) -> Episode:
-        """The next episode."""
-        drawn = torch.randperm(len(self.images), generator=self._generator)[: self.queries]
-        memory = Memory(self.memory.entries)  # unencoded
-        return Episode(memory, as_images(self.images[drawn]), torch.zeros(len(drawn), dtype=torch.long))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position in the stream."""
-        return {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position."""
-        self._generator.set_state(state["generator"])
-
-
-class Components(nn.Module):
-    """p(a), a parameter of each entry, and the entries themselves if they are learned."""
-
-    def __init__(self, entries: Tensor, *, learn_entries: bool) -> None:
-        super().__init__()
-        self.log_weights = nn.Parameter(torch.zeros(len(entries)))
-        # Ink probabilities of a learned entry start near those of an image.
-        self.entry_logits = nn.Parameter(4 * entries - 2) if learn_entries else None
-
-    def forward(self, memory: Memory) -> Tensor:
-        """Logits of p(a | M) [S]."""
-        return self.log_weights
-
-    def memory(self, given: Memory) -> Memory:
-        """The learned entries, or those given."""
-        return given if self.entry_logits is None else Memory(self.entry_logits.sigmoid(), learned=True)
-
-
-class WithComponents(Program):
-    """A model or guide on the memory that is learned with it."""
-
-    def __init__(self, program: Program, components: Components) -> None:
-        super().__init__()
-        self.program, self.components = program, components
-
-    def forward(self, memory: Memory, *args: Any, **kwargs: Any) -> Any:
-        """As the program itself."""
-        return self.program(self.components.memory(Memory.of(memory)), *args, **kwargs)
 
 
 def programs(kind: str, entries: Tensor, latent_dim: int) -> tuple[Pair, Components]:
@@ -125,7 +73,7 @@ def programs(kind: str, entries: Tensor, latent_dim: int) -> tuple[Pair, Compone
     return (WithComponents(model, components), WithComponents(guide, components)), components
 
 
-def parts_of(images: LabelledImages, entries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def split_images(images: LabelledImages, entries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Disjoint random parts of the training images: the memory's entries, targets, and those for validation."""
     shuffled = images.shuffled(seed=0).images
     return shuffled[:entries], shuffled[entries:-HELD_OUT], shuffled[-HELD_OUT:]
@@ -136,47 +84,30 @@ def mixture(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train or load one mixture, take its bound apart, and draw samples of its weightiest entries."""
     torch.manual_seed(config.train.seed)
-    first, targets, held_out = parts_of(images, config.entries)
+    first, targets, held_out = split_images(images, config.entries)
     memory = Memory(as_images(torch.from_numpy(first)))
     pair, components = programs(kind, memory.entries, 32)
-    if config.load is None:
-        facts = train_mixture(config, kind, pair, memory, targets, held_out)
-    else:
-        path = config.load / "models" / kind / "checkpoint.pt"
-        models.read_weights(pair, path)
-        facts = {"loaded_from": str(path), **models.facts_of(path)}
+    validation = OneMemory(held_out, memory, queries=200, seed=1)
+    facts = train_one(
+        config,
+        kind,
+        pair,
+        OneMemory(targets, memory, queries=config.queries, seed=config.train.seed),
+        validation=[validation.sample() for _ in range(4)],
+        identity={"entries": config.entries, "kind": kind},
+        data="mnist",
+        label=KINDS[kind],
+    )
     pair, components = on(device, pair), components.to(device)
-    todo = partial(taken_apart, config, kind, pair, components, memory.to(device), test)
+    todo = partial(take_apart, config, kind, pair, components, memory.to(device), test)
     return facts, kept.once(config, kind, todo)
 
 
-def train_mixture(
-    config: MixtureConfig, kind: str, pair: Pair, memory: Memory, targets: np.ndarray, held_out: np.ndarray
-) -> dict[str, Any]:
-    """Train one mixture, or go on; facts about it."""
-    validation = OneMemory(held_out, memory, queries=200, seed=1)
-    shared = ("queries", "particles", "estimator", "entries")
-    result = fit(
-        *pair,
-        make(config.estimator, config.particles),
-        OneMemory(targets, memory, queries=config.queries, seed=config.train.seed),
-        config=config.train,
-        folder=config.out / "models" / kind,
-        validation=[validation.sample() for _ in range(4)],
-        identity={name: getattr(config, name) for name in shared} | {"kind": kind},
-        resume=config.resume,
-        label=KINDS[kind],
-    )
-    if result.interrupted:
-        raise cli.Stopped(result.interrupted, result.updates)
-    return {"updates": result.updates, "training_seconds": round(result.seconds, 1)}
-
-
 @torch.no_grad()
-def taken_apart(
+def take_apart(
     config: MixtureConfig, kind: str, pair: Pair, components: Components, memory: Memory, test: LabelledImages
 ) -> dict[str, Any]:
-    """The bound of test images, what p(a) has become, and samples row by row."""
+    """Take the bound of test images apart, see what p(a) has become, and draw samples row by row."""
     device = memory.entries.device
     x = as_images(torch.from_numpy(test.shuffled(seed=0).images[: config.images])).to(device)
     report = kl_report(*pair, memory, x, num_samples=config.samples.few)
@@ -187,17 +118,14 @@ def taken_apart(
     one_entry = Model(model.networks)  # generates from one entry, whatever p(a) is
     title = "left: entries, the most probable first; right: E[x | z, m] for z from p(z | m)"
 
-    def draw(path: Path) -> None:
-        samples = generate(one_entry, own[rows], num_samples=12)
-        plots.save_samples(path, pixels(own[rows]), pixels(samples), title=title)
-
+    draw = partial(save_generated, model=one_entry, entries=own[rows], title=title)
     plots.drawn(config.out / f"{config.out.name}_{kind}.png", draw)
     names = ("nll", "kl_address", "kl_z", "mutual_information")
     found = {name: getattr(report, name)._asdict() for name in names}
     return {"kind": kind, "perplexity_of_prior": prior.double().log().mul(-prior).sum().exp().item(), **found}
 
 
-def digits(images: LabelledImages) -> Characters:
+def as_characters(images: LabelledImages) -> Characters:
     """MNIST as characters of ten classes, each cut to as many examples as the rarest has."""
     by_class = [images.images[images.labels == label] for label in np.unique(images.labels)]
     examples = min(map(len, by_class))
@@ -205,48 +133,42 @@ def digits(images: LabelledImages) -> Characters:
     return Characters(np.stack([own[:examples] for own in by_class]), names, ("digits",) * len(names))
 
 
-def compared(
+def few_shot_model(
     config: MixtureConfig, name: str, data: Split, device: torch.device
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train the few-shot model on one data set and take its bound on test images apart."""
     mine = replace(config, augment="none")  # on digits, turned ones would be new classes of their own
-    pair, facts = model_of(mine, name, data, classes=config.classes, shots=config.shots)
+    pair, facts = train_or_load(mine, name, data, classes=config.classes, shots=config.shots)
 
     def measure() -> dict[str, Any]:
-        episodes = EpisodeSampler(
+        stream = EpisodeSampler(
             data.test, classes=config.classes, shots=config.shots, queries=100, seed=0, shared_memory=False
         )
-        reports = []
-        for _ in range(max(1, config.images // 100)):
-            e = episodes.sample().to(device)
-            reports.append(
-                kl_report(*on(device, pair), e.memory, e.x, labels=e.labels, num_samples=config.samples.few)
-            )
-        names = ("nll", "kl_address", "kl_z", "right_class")
-        pooled = {n: Estimate.pooled([getattr(r, n) for r in reports])._asdict() for n in names}
-        return {"data": name, "log_memory": math.log(config.classes * config.shots), **pooled}
+        episodes = islice(stream, max(1, config.images // 100))
+        names, few = ("nll", "kl_address", "kl_z", "right_class"), config.samples.few
+        parts = protocols.split(on(device, pair), episodes, names, num_samples=few, device=device)
+        return {"data": name, "log_memory": math.log(config.classes * config.shots), **parts}
 
     return facts, kept.once(config, name, measure)
 
 
 def main(config: MixtureConfig) -> None:
-    """Train and test all models, write."""
+    """Train and test all models, and write."""
     start = time.monotonic()
     config = config.resolved()
     if config.data != "omniglot":
         raise ValueError(f"data: expected omniglot, which MNIST is compared with, got {config.data}")
     device = device_of(config.train)
     images, test = (mnist.load(config.data_dir, split=split) for split in ("train", "test"))
-    characters = load_split("omniglot", config.data_dir)
-    as_characters = digits(images)
-    half = as_characters.images.shape[1] // 10 * 9
+    digits = as_characters(images)
+    names, half = (digits.names, digits.alphabets), digits.images.shape[1] // 10 * 9
     sets = {
         "mnist": Split(
-            Characters(as_characters.images[:, :half], as_characters.names, as_characters.alphabets),
-            Characters(as_characters.images[:, half:], as_characters.names, as_characters.alphabets),
-            digits(test),
+            Characters(digits.images[:, :half], *names),
+            Characters(digits.images[:, half:], *names),
+            as_characters(test),
         ),
-        "omniglot": characters,
+        "omniglot": load_split("omniglot", config.data_dir),
     }
     folder.begin(config, load=config.load)
     training: dict[str, Any] = {}
@@ -255,14 +177,14 @@ def main(config: MixtureConfig) -> None:
         training[KINDS[kind]], found = mixture(config, kind, images, test, device)
         mixtures.append(found)
     for name, data in sets.items():
-        training[name], found = compared(config, name, data, device)
+        training[name], found = few_shot_model(config, name, data, device)
         comparison.append(found)
-    head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
+    head = results.header(config, since=start, device=device, training=training)
     write({**head, "mixtures": mixtures, "comparison": comparison}, config)
 
 
 def write(content: dict[str, Any], config: MixtureConfig) -> None:
-    """results.json and report.md."""
+    """Write results.json and report.md."""
     lines = [
         [KINDS[row["kind"]], *(Estimate.read(row[n]) for n in ("kl_address", "kl_z", "nll"))]
         + [f"{row['perplexity_of_prior']:.1f} of {config.entries}"]
@@ -289,8 +211,8 @@ def write(content: dict[str, Any], config: MixtureConfig) -> None:
         f"log |M| = {math.log(config.classes * config.shots):.2f}; the target is another example of one of "
         "the classes. MNIST: digits of classes seen in training, unseen images; Omniglot: unseen classes."
     )
-    parts = ["## Mixtures", about, results.table(head, lines), *samples, "## KL(a) by data", again]
-    parts.append(results.table(["data", "KL(a)", "KL(z)", "NLL", "q on the right class, %"], by_data))
+    parts = ["## Mixtures", about, table(head, lines), *samples, "## KL(a) by data", again]
+    parts.append(table(["data", "KL(a)", "KL(z)", "NLL", "q on the right class, %"], by_data))
     results.write(config.out, content, "A memory as the components of a mixture", parts)
 
 

@@ -10,19 +10,19 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-from torch import nn
+import torch
 
-from common import folder, plots, results
-from common.train import train_pair
+from common import folder, plots, protocols, results
+from common.train import TrainOptions, make_elbo, train_pair
 from vma_pyro import cli, models
+from vma_pyro._system.markdown import table
 from vma_pyro._system.record import read_metrics
 from vma_pyro.data import LabelledImages, RecallSampler, mnist
-from vma_pyro.evaluation import Estimate, kl_report
-from vma_pyro.infer import make
+from vma_pyro.evaluation import Estimate
 from vma_pyro.training import TrainConfig, device_of
 
 HELD_OUT = 5000  # of the training images, for validation
@@ -44,15 +44,15 @@ class RecallConfig:
     memory: int = 256
     """|M| in training."""
     copies: bool = True
-    """Whether the logits also get the pixels of the entry. Without, as in the paper, the decoder's bottleneck of
-    128 units decides how exactly an entry is recalled."""
+    """Whether the logits also get the pixels of the entry. Without them, as in the paper, the decoder's bottleneck
+    of 128 units decides how exactly an entry is recalled."""
     queries: int = 128
     """Images per update."""
     particles: int = 4
     """K of the multi-sample bound."""
     estimator: str = "vimco"
     """Gradient estimator, a name in `vma_pyro.infer.ESTIMATORS`."""
-    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
+    train: TrainOptions = field(default_factory=TrainConfig)
     """Training. Without a budget: 20 minutes."""
     memories: tuple[int, ...] = (256, 512, 1024, 2048)
     """|M| of the tests on unseen images."""
@@ -61,14 +61,14 @@ class RecallConfig:
     eval_samples: int = 100
     """Importance samples per target."""
     tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
+    """Run everything once, as small as it gets, to see that it works."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""
         cli.check_sizes(self, "memory", "queries", "particles", "memories", "eval_images", "eval_samples")
 
     def resolved(self) -> RecallConfig:
-        """The same configuration with its defaults filled in."""
+        """Fill in the defaults, and the tiny sizes if they are wanted."""
         config = self
         if config.tiny:
             steps = replace(config.train, updates=3, log_every=1, validate_every=2, validation_samples=1)
@@ -80,53 +80,43 @@ class RecallConfig:
         return config
 
 
-def architecture_of(config: RecallConfig) -> dict[str, Any]:
-    """The paper's networks for MNIST."""
-    return {"networks": "mlp", "latent_dim": 32, "copies": config.copies, "program": "memory"}
-
-
 def train(config: RecallConfig, images: LabelledImages) -> tuple[models.Pair, dict[str, Any]]:
-    """Train, or go on."""
+    """Train the model, or go on with it."""
     shuffled = images.shuffled(seed=0).images
     seen, held_out = shuffled[:-HELD_OUT], shuffled[-HELD_OUT:]
     shape = {"size": config.memory, "queries": config.queries}
     validation = RecallSampler(held_out, **shape, seed=1)
-    return train_pair(
-        architecture_of(config),
-        make(config.estimator, config.particles),
+    architecture = {"networks": "mlp", "latent_dim": 32, "copies": config.copies, "program": "memory"}
+    torch.manual_seed(config.train.seed)
+    pair = models.build(architecture)
+    facts = train_pair(
+        pair,
+        make_elbo(config.estimator, config.particles),
         RecallSampler(seen, **shape, seed=config.train.seed),
         config=config.train,
         folder=config.out,
         data="mnist",
+        architecture=architecture,
         validation=[validation.sample() for _ in range(4)],
         identity={name: getattr(config, name) for name in ("memory", "queries", "particles", "estimator")},
         resume=config.resume,
         label="recall",
     )
+    return pair, facts
 
 
-def test(
-    model: nn.Module, guide: nn.Module, images: LabelledImages, size: int, config: RecallConfig
-) -> dict[str, Any]:
+def test(pair: models.Pair, images: LabelledImages, size: int, config: RecallConfig) -> dict[str, Any]:
     """The bound taken apart, over memories of `size` images until there are enough targets."""
     sampler = RecallSampler(images.images, size=size, queries=min(size, config.eval_images), seed=0)
-    reports = []
-    for _ in range(-(-config.eval_images // sampler.queries)):
-        episode = sampler.sample().to(device_of(config.train))
-        reports.append(
-            kl_report(
-                model, guide, episode.memory, episode.x, labels=episode.labels, num_samples=config.eval_samples
-            )
-        )
-    pooled = {
-        name: Estimate.pooled([getattr(report, name) for report in reports])._asdict()
-        for name in ("nll", "kl_address", "kl_z", "reconstruction", "right_class")
-    }
-    return {"memory": size, "log_memory": math.log(size), **pooled}
+    episodes = islice(sampler, -(-config.eval_images // sampler.queries))
+    names = ("nll", "kl_address", "kl_z", "reconstruction", "right_class")
+    device = device_of(config.train)
+    parts = protocols.split(pair, episodes, names, num_samples=config.eval_samples, device=device)
+    return {"memory": size, "log_memory": math.log(size), **parts}
 
 
 def write(content: dict[str, Any], config: RecallConfig) -> None:
-    """results.json, report.md and the curve of training."""
+    """Write results.json, report.md and the curve of training."""
     parts = ("kl_address", "kl_z", "reconstruction", "nll")
     rows = [
         [row["images"], row["memory"], f"{row['log_memory']:.3f}"]
@@ -136,7 +126,7 @@ def write(content: dict[str, Any], config: RecallConfig) -> None:
     ]
     head = "images", "S", "log S", "KL(a)", "KL(z)", "minus reconstruction", "NLL", "q on the right entry, %"
     how = "with" if config.copies else "without"
-    setting = (
+    trained = (
         f"Networks {how} a path from the pixels of the entry to the logits; S = |M| = {config.memory} in "
         f"training, drawn afresh for each update; K = {config.particles}, {config.estimator}, "
         f"{config.queries} targets per update, no annealing."
@@ -157,12 +147,12 @@ def write(content: dict[str, Any], config: RecallConfig) -> None:
         config.out,
         content,
         "Recall on MNIST: the target is one of the entries",
-        [setting, about, results.table(head, rows), *([training] if curve else [])],
+        [trained, about, table(head, rows), *([training] if curve else [])],
     )
 
 
 def main(config: RecallConfig) -> None:
-    """Train or load, test, write."""
+    """Train or load, test, and write."""
     start = time.monotonic()
     config = config.resolved()
     images, unseen = (mnist.load(config.data_dir, split=split) for split in ("train", "test"))
@@ -173,20 +163,19 @@ def main(config: RecallConfig) -> None:
         # A bad one must not cost a training run.
         with cli.option(name, instead_of="size"):
             RecallSampler(data.images, size=size, queries=min(size, config.queries), seed=0)
-    with cli.option("estimator", instead_of="name"), cli.option("particles", instead_of="num_particles"):
-        make(config.estimator, config.particles)
+    make_elbo(config.estimator, config.particles)
     folder.make_room(config.out, resume=config.resume, load=config.load)
     if config.load is None:
-        (model, guide), facts = train(config, images)
+        pair, facts = train(config, images)
     else:
-        model, guide = models.load(config.load, program="memory")
+        pair = models.load(config.load, program="memory")
         facts = {"loaded_from": str(config.load)}
     device = device_of(config.train)
-    model, guide = model.to(device), guide.to(device)
-    tests = [{"images": "training"} | test(model, guide, images, config.memory, config)]
-    tests += [{"images": "unseen"} | test(model, guide, unseen, size, config) for size in config.memories]
+    pair = models.on(device, pair)
+    tests = [{"images": "training"} | test(pair, images, config.memory, config)]
+    tests += [{"images": "unseen"} | test(pair, unseen, size, config) for size in config.memories]
     content = {
-        **results.header(config, seconds=time.monotonic() - start, device=device, training={"recall": facts}),
+        **results.header(config, since=start, device=device, training={"recall": facts}),
         "tests": tests,
         "curve": read_metrics(config.out / "metrics.jsonl"),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ import torch
 import tyro
 
 from common import protocols, results
-from common.protocols import TINY, Samples
+from common.protocols import TASKS, TINY, Samples
 from vma_pyro import cli, models, pretrained
 from vma_pyro._system import checkpoint, lock
 from vma_pyro._system.atomic import write_text
@@ -25,7 +26,6 @@ from vma_pyro.data import Characters, NestedEpisodes, load_split
 from vma_pyro.training import device_of_name
 
 MOST_BYTES = 8 * 2**20
-TASKS = ((5, 1), (5, 5), (20, 1), (20, 5))
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class PublishConfig:
     load: Path
     """Checkpoint of the model: `model.pt` of a finished run."""
     name: str = "omniglot"
-    """Of the model in the package."""
+    """Name of the model in the package."""
     data_dir: Path | None = None
     """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder."""
     out: Path = pretrained.FOLDER
@@ -47,41 +47,36 @@ class PublishConfig:
     samples: Annotated[Samples, tyro.conf.OmitArgPrefixes] = field(default_factory=Samples)
     """Importance samples."""
     accelerator: str = "auto"
-    """cpu, cuda, mps (an Apple GPU), or auto, the first of cuda, mps and cpu there is."""
+    """Where to run: cpu, cuda, mps (an Apple GPU), or auto, the first of cuda, mps and cpu that there is."""
     tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
+    """Run everything once, as small as it gets, to see that it works."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""
         cli.check_sizes(self, "shots", "images")
 
     def resolved(self) -> PublishConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         return replace(self, shots=(1,), images=5, samples=TINY) if self.tiny else self
 
 
 def nll(pair: models.Pair, of: Characters, shots: int, config: PublishConfig, device: torch.device) -> Any:
-    """With one class in memory, nats per image."""
+    """NLL with one class in memory, nats per image."""
     nested = NestedEpisodes(of, images=config.images, seed=0)
-    found = protocols.nll(
-        pair, lambda first: nested.episodes(1, shots, first=first), config.samples, device=device
-    )
-    return found.estimate()._asdict()
+    targets = partial(nested.episodes, 1, shots)
+    return protocols.nll(pair, targets, config.samples, device=device).estimate()._asdict()
 
 
 def accuracy(
     pair: models.Pair, of: Characters, task: tuple[int, int], config: PublishConfig, device: torch.device
 ) -> Any:
-    """By q(a | x), among all test classes."""
-    ways, shots = task
+    """Accuracy by q(a | x), among all test classes."""
     nested = NestedEpisodes(of, images=config.images, seed=0)
-    return protocols.accuracy(
-        pair, lambda first: nested.episodes(ways, shots, first=first), device=device
-    )._asdict()
+    return protocols.accuracy(pair, nested.episodes(*task), device=device)._asdict()
 
 
 def main(config: PublishConfig) -> None:
-    """Compare, measure, write."""
+    """Compare with the published model, measure, and write."""
     config = config.resolved()
     lock.take(config.out / config.name, argument="out")  # from the comparison until both files are written
     facts = models.facts_of(config.load)

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import results
-from paper.claims import Claim, claims
+from common.results import plural
+from paper.claims import claims
 from paper.identities import Identity, identities
+from paper.verdicts import Claim
 from vma_pyro import cli
 from vma_pyro._system import lock
 from vma_pyro._system.atomic import write_text
+from vma_pyro._system.markdown import table
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- report: start -->", "<!-- report: end -->"
@@ -34,11 +36,11 @@ class ReportConfig:
     results: Path = ROOT / "experiments" / "results"
     """Folder of results."""
     readme: Path | None = ROOT / "README.md"
-    """Where the short form goes, between its two marks."""
+    """File that the short form goes into, between its two marks."""
     add: tuple[Path, ...] = ()
     """Folders of finished experiments to take over, each under its own name."""
     tiny: bool = False
-    """Nothing is smaller; for the tests, which run every experiment alike."""
+    """No effect; the tests run every experiment with it."""
 
 
 def take_over(folder: Path, into: Path) -> None:
@@ -61,7 +63,7 @@ def take_over(folder: Path, into: Path) -> None:
 
 
 def _texts(folder: Path) -> list[str]:
-    """All words of the command and the options."""
+    """Every word of the command, the options and the facts about training."""
     content = json.loads((folder / "results.json").read_text())
     found = content["command"].replace("=", " ").split()
     todo = [content["config"], content["training"]]
@@ -76,8 +78,8 @@ def _texts(folder: Path) -> list[str]:
     return found
 
 
-def collected(folder: Path) -> dict[str, dict[str, Any]]:
-    """All results by name, benchmarks among them."""
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read all results by name, benchmarks among them."""
     found = {}
     for path in sorted([*folder.glob("*.json"), *folder.glob("benchmarks/*.json")]):
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -90,22 +92,22 @@ def collected(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def row(claim: Claim) -> list[str]:
-    """Of the table."""
+    """One row of the table."""
     ours = f"{claim.ours} ([{claim.source}]({claim.source}.md))" if claim.ours else ""
     return [claim.claim, claim.paper, claim.reimplementation, ours, claim.verdict]
 
 
-def checked(identity: Identity) -> str:
-    """One line."""
+def identity_line(identity: Identity) -> str:
+    """One line: that an identity holds, or what violates it."""
     if not identity.violations:
-        figures = f"{identity.checked} figure{'s' * (identity.checked != 1)}"
+        figures = plural(identity.checked, "figure")
         return f"- {identity.what} ({identity.source}): holds for {figures}"
     found = "; ".join(identity.violations)
     return f'- <span style="color:red">**VIOLATED** {identity.what} ({identity.source}): {found}</span>'
 
 
 def page(found: dict[str, dict[str, Any]], folder: Path) -> str:
-    """results/README.md."""
+    """The page results/README.md."""
     head = ["claim", "paper", "re-implementation", "ours", "verdict"]
     rows = claims(found)
     pages = [
@@ -122,9 +124,9 @@ def page(found: dict[str, dict[str, Any]], folder: Path) -> str:
                 "better than the paper's figure by more than two of them; reproduced: not worse by more than "
                 f"two, or the claim holds. {RECALLED}",
                 "## The paper's claims",
-                results.table(head, map(row, rows)),
+                table(head, map(row, rows)),
                 "## Identities",
-                "\n".join(map(checked, identities(found))),
+                "\n".join(map(identity_line, identities(found))),
                 "## All results",
                 "\n".join(pages),
             ]
@@ -134,14 +136,14 @@ def page(found: dict[str, dict[str, Any]], folder: Path) -> str:
 
 
 def short(rows: Sequence[Claim]) -> str:
-    """For the project's README: the headlines."""
+    """The headlines, for the project's README."""
     lines = [[claim.claim, claim.paper, claim.ours, claim.verdict] for claim in rows if claim.headline]
     counts = {
         word: sum(claim.verdict.startswith(word) for claim in rows)
         for word in ("exceeded", "reproduced", "not reached")
     }
     summary = ", ".join(f"{number} {word}" for word, number in counts.items())
-    shown = results.table(["claim", "paper", "ours", "verdict"], lines)
+    shown = table(["claim", "paper", "ours", "verdict"], lines)
     return f"{shown}\n\nOf {sum(counts.values())} claims: {summary}. {RECALLED}"
 
 
@@ -159,11 +161,11 @@ def insert(readme: Path, text: str) -> None:
 
 
 def main(config: ReportConfig) -> None:
-    """Take over, check, write."""
+    """Take results over, check them, and write both pages."""
     lock.take(config.results, argument="results")  # the pages are read, changed and written
     for folder in config.add:
         take_over(folder, config.results)
-    found = collected(config.results)
+    found = read_results(config.results)
     if not found:
         raise FileNotFoundError(f"results: expected some *.json, found none in {config.results}")
     write_text(config.results / "README.md", page(found, config.results))

@@ -8,23 +8,21 @@ results.json, report.md and a picture.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import torch
-import tyro
 from matplotlib.figure import Figure
 
-from common import alike, folder, kept, plots, protocols, results
-from common.several import SeveralConfig, model_of, small
+from common import kept, plots, protocols, results
+from common.several import Session, SeveralConfig, begin, small, train_or_load
+from common.train import TrainOptions
 from vma_pyro import cli, models
-from vma_pyro.data import NestedEpisodes, load_split
+from vma_pyro._system.markdown import table
 from vma_pyro.evaluation import Estimate, TwoPhase
-from vma_pyro.training import TrainConfig, device_of
+from vma_pyro.training import TrainConfig
 
 PROGRAMS = {
     "hard": "memory",
@@ -41,85 +39,65 @@ class SoftConfig(SeveralConfig):
     out: Path = Path("runs/soft_attention")
     """Folder for the results. An earlier run in it is moved aside, never overwritten."""
     train_classes: int = 8
-    """In the training memory."""
+    """Classes in the training memory."""
     train_shots: int = 4
-    """Examples of each."""
+    """Examples of each class in the training memory."""
     classes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    """In the test memories."""
+    """Classes in the test memories."""
     shots: tuple[int, ...] = (1, 4)
-    """Examples of each."""
+    """Examples of each class in the test memories."""
     tasks: tuple[tuple[int, int], ...] = ((2, 1), (4, 1), (5, 1), (8, 1), (16, 1), (20, 1), (5, 5), (20, 5))
     """Classes and examples of the classification tasks."""
     draws: int = 10
-    """Of z, for the weights of a soft read."""
-    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: TrainConfig(updates=12000)
-    )
+    """Samples of z for the weights of a soft read."""
+    train: TrainOptions = field(default_factory=lambda: TrainConfig(updates=12000))
     """Training of each model."""
 
     def resolved(self) -> SoftConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         sizes: dict[str, Any] = {"train_classes": 2, "train_shots": 1, "classes": (1, 2), "shots": (1,)}
         return replace(self, **small(self), **sizes, tasks=((2, 1),), draws=2) if self.tiny else self
 
 
-def score(
-    name: str, pair: models.Pair, nested: NestedEpisodes, config: SoftConfig, device: torch.device
-) -> dict[str, Any]:
+def score(name: str, pair: models.Pair, session: Session, config: SoftConfig) -> dict[str, Any]:
     """NLL of every target under every memory, and the accuracy of every task."""
+    nested, device = session.nested, session.device
     nlls, accuracies = [], []
     for shots in config.shots:
         for classes in config.classes if name != "no memory" else config.classes[:1]:
-            episodes = partial(nested_episodes, nested, classes, shots)
-            found = protocols.nll(pair, episodes, config.samples, device=device)
-            values = {"cheap": found.cheap.tolist(), "costly": found.costly.tolist()}
-            nlls.append({"model": name, "classes": classes, "shots": shots, **values})
+            targets = partial(nested.episodes, classes, shots)
+            found = protocols.nll(pair, targets, config.samples, device=device)
+            nlls.append({"model": name, "classes": classes, "shots": shots, **found.plain()})
     for ways, shots in config.tasks if name != "no memory" else ():
-        episodes = partial(nested_episodes, nested, ways, shots)
         how: Any = "guide" if name == "hard" else "attention"
-        share = protocols.accuracy(pair, episodes, device=device, by=how, num_samples=config.draws)
+        share = protocols.accuracy(
+            pair, nested.episodes(ways, shots), device=device, by=how, num_samples=config.draws
+        )
         accuracies.append({"model": name, "ways": ways, "shots": shots, "accuracy": share._asdict()})
     return {"nll": nlls, "accuracy": accuracies}
 
 
-def nested_episodes(nested: NestedEpisodes, classes: int, shots: int, first: int | None) -> Any:
-    """The targets under one size of memory."""
-    return nested.episodes(classes, shots, first=first)
-
-
 def main(config: SoftConfig) -> None:
-    """Train and test all models, write."""
-    start = time.monotonic()
+    """Train and test all models, and write."""
     config = config.resolved()
-    device = device_of(config.train)
-    data = load_split(config.data, config.data_dir)
-    nested = NestedEpisodes(data.test, images=config.images, seed=0)
-    folder.begin(config, load=config.load)
-    training: dict[str, Any] = {}
+    session = begin(config)
+    group = session.group()
     nlls, accuracies = [], []
-    updates: int | None = None  # of the first, for all
-    pairs: dict[str, models.Pair] = {}
-    example = next(nested.episodes(1, 1)).to(device)
     for name, program in PROGRAMS.items():
         key = name.replace(", ", "_").replace(" ", "_").replace("-", "_")
         shape: dict[str, Any] = {"classes": config.train_classes, "shots": config.train_shots}
-        pair, training[name] = model_of(config, key, data, **shape, program=program, updates=updates)
-        updates = updates or training[name].get("updates")
-        pairs[name] = models.on(device, pair)
-        alike.check((pairs["hard"], pair), (training["hard"], training[name]), example)
-        found = kept.once(config, key, partial(score, name, models.on(device, pair), nested, config, device))
+        pair, facts = train_or_load(config, key, session.data, **shape, program=program, updates=group.updates)
+        group.add(name, models.on(session.device, pair), facts)
+        found = kept.once(config, key, partial(score, name, pair, session, config))
         nlls += found["nll"]
         accuracies += found["accuracy"]
-    head = results.header(config, seconds=time.monotonic() - start, device=device, training=training)
-    write({**head, "nll": compared(nlls), "accuracy": accuracies}, config)
+    head = results.header(config, since=session.since, device=session.device, training=group.training)
+    write({**head, "nll": pair_with_hard(nlls), "accuracy": accuracies}, config)
 
 
-def compared(nlls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def pair_with_hard(nlls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each NLL, and how much more it is than with the hard lookup, paired by target."""
-    scores = {
-        (r["model"], r["classes"], r["shots"]): TwoPhase(torch.tensor(r["cheap"]), torch.tensor(r["costly"]))
-        for r in nlls
-    }
+    scores = {(r["model"], r["classes"], r["shots"]): TwoPhase.read(r) for r in nlls}
     rows = []
     for (model, classes, shots), found in scores.items():
         more = found.minus(scores["hard", classes, shots]).estimate()
@@ -129,7 +107,7 @@ def compared(nlls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write(content: dict[str, Any], config: SoftConfig) -> None:
-    """results.json, report.md and the picture."""
+    """Write results.json, report.md and the picture."""
     about = (
         f"All models: the same networks, {config.train.updates or config.train.minutes} "
         f"{'updates' if config.train.updates else 'minutes'} with {config.train_classes} classes x "
@@ -140,35 +118,28 @@ def write(content: dict[str, Any], config: SoftConfig) -> None:
     for shots in config.shots:
         found = {(r["model"], r["classes"]): r for r in content["nll"] if r["shots"] == shots}
         lines = [
-            [name, *(shown(found.get((name, c)), hard=name == "hard") for c in config.classes)]
+            [name, *(nll_cell(found.get((name, c)), hard=name == "hard") for c in config.classes)]
             for name in PROGRAMS
         ]
-        head = ["model", *(f"{c} class{'es' * (c > 1)}" for c in config.classes)]
-        parts += [f"## NLL, {shots} example{'s' * (shots > 1)} of each class", results.table(head, lines)]
+        head = ["model", *(results.plural(classes, "class") for classes in config.classes)]
+        parts += [f"## NLL, {results.plural(shots, 'example')} of each class", table(head, lines)]
     shares = {(r["model"], r["ways"], r["shots"]): Estimate.read(r["accuracy"]) for r in content["accuracy"]}
     lines = [
-        [
-            name,
-            *(
-                f"{100 * shares[name, *task].mean:.1f} ± {100 * shares[name, *task].se:.1f}"
-                for task in config.tasks
-            ),
-        ]
-        for name in list(PROGRAMS)[:3]
+        [name, *(results.percent(shares[name, *task]) for task in config.tasks)] for name in list(PROGRAMS)[:3]
     ]
     head = ["model", *(f"{ways}-way {shots}-shot" for ways, shots in config.tasks)]
-    parts += ["## Correct, %", "Hard: by q(a|x). Soft: by the weights of the read.", results.table(head, lines)]
-    picture = f"{config.out.name}.png"
-    shown_by_classes = results.Picture(picture, "NLL by classes", lambda path: draw(path, content["nll"], config))
-    results.write(config.out, content, "Hard against soft attention", [*parts, shown_by_classes])
+    parts += ["## Correct, %", "Hard: by q(a|x). Soft: by the weights of the read.", table(head, lines)]
+    by_classes = partial(draw, rows=content["nll"], config=config)
+    picture = results.Picture(f"{config.out.name}.png", "NLL by classes", by_classes)
+    results.write(config.out, content, "Hard against soft attention", [*parts, picture])
 
 
-def shown(row: dict[str, Any] | None, *, hard: bool) -> str:
-    """A cell of the table."""
+def nll_cell(row: dict[str, Any] | None, *, hard: bool) -> str:
+    """The NLL of one model and memory, as the table shows it."""
     if row is None:
         return ""
     nll, more = Estimate.read(row["nll"]), Estimate.read(row["more_than_hard"])
-    return str(nll) if hard else f"{nll} ({more.mean:+.2f} ± {more.se:.2f})"
+    return str(nll) if hard else results.compared(nll, more)
 
 
 def draw(path: Path, rows: Sequence[dict[str, Any]], config: SoftConfig) -> None:

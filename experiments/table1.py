@@ -9,19 +9,19 @@ targets in every cell. Writes results.json, report.md and a picture.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tqdm import tqdm
-
 from common import folder, kept, plots, protocols, results
-from common.protocols import TINY, Subject, TestConfig, subject_of
+from common.protocols import TINY
+from common.subject import Subject, TestConfig, load_subject
 from paper import published
 from vma_pyro import cli, pretrained
-from vma_pyro.data import Episode, NestedEpisodes
+from vma_pyro._system.markdown import table
+from vma_pyro.data import NestedEpisodes
 from vma_pyro.evaluation import Estimate, TwoPhase
 
 WAYS = {
@@ -38,36 +38,39 @@ class TableConfig(TestConfig):
     out: Path = Path("runs/table1")
     """Folder for the results. An earlier run in it is moved aside, never overwritten."""
     classes: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Rows."""
+    """Classes in the memory: the rows of the table."""
     shots: tuple[int, ...] = published.SHOTS
-    """Columns."""
+    """Examples of each class: the columns."""
     images: int = 5000
     """Test images, the same in every cell."""
 
     def resolved(self) -> TableConfig:
-        """The same configuration; tiny if wanted."""
+        """Fill in the tiny sizes, if they are wanted."""
         return replace(self, classes=(1, 2), shots=(1, 2), images=4, samples=TINY) if self.tiny else self
 
 
 class Memories(NamedTuple):
-    """The memories of one column of a table, and how the address is treated there."""
+    """The memories of one cell of a table."""
 
     way: str
     classes: int
     shots: int
-    addresses: tuple[Literal["sampled", "exact"], ...]
+
+    @property
+    def addresses(self) -> tuple[Literal["sampled", "exact"], ...]:
+        """How the address is treated: both ways where the paper's own figures stand."""
+        return ("sampled", "exact") if self.way == "shots per class" else ("sampled",)
 
 
-def all_memories(config: TableConfig) -> list[Memories]:
-    """Those of all cells."""
+def list_memories(config: TableConfig) -> list[Memories]:
+    """The memories of all cells."""
     found = []
     for way in WAYS:
         for c in config.classes:
             # One class without replacement: both ways of counting are the same; with, it shows the artefact.
             if (way == "images in all" and c == 1) or (way.endswith("replacement") and c != 1):
                 continue
-            both = way == "shots per class"
-            found += [Memories(way, c, s, ("sampled", "exact") if both else ("sampled",)) for s in config.shots]
+            found += [Memories(way, c, shots) for shots in config.shots]
     return found
 
 
@@ -75,19 +78,15 @@ def score(
     subject: Subject, nested: NestedEpisodes, config: TableConfig, memories: Memories
 ) -> dict[str, list[dict[str, Any]]]:
     """NLL under one kind of memories, nats per image; the figures from few samples serve both kinds of address."""
-    way, classes, shots, addresses = memories
-
-    def episodes(first: int | None) -> Iterator[Episode]:
-        if way == "shots per class":
-            return nested.episodes(classes, shots, first=first)
-        return nested.pooled(classes, shots, replacement=way.endswith("replacement"), first=first)
-
-    samples, rows = config.samples, []
-    cheap = protocols.scored(subject.pair, episodes(None), samples.few, device=subject.device)
-    for how in addresses:
-        costly = protocols.scored(
-            subject.pair, episodes(samples.corrected), samples.many, device=subject.device, address=how
-        )
+    way, classes, shots = memories
+    targets = partial(nested.episodes, classes, shots)
+    if way != "shots per class":
+        targets = partial(nested.pooled, classes, shots, replacement=way.endswith("replacement"))
+    (pair, device), samples, rows = (subject.pair, subject.device), config.samples, []
+    cheap = protocols.nll_of_each(pair, targets(), samples.few, device=device)
+    for how in memories.addresses:
+        corrected = targets(first=samples.corrected)
+        costly = protocols.nll_of_each(pair, corrected, samples.many, device=device, address=how)
         found = TwoPhase(cheap, costly)
         figures = {"nll": found.estimate()._asdict(), "gain": found.gain()._asdict()}
         rows.append({"counting": way, "classes": classes, "shots": shots, "address": how, **figures})
@@ -95,24 +94,20 @@ def score(
 
 
 def main(config: TableConfig) -> None:
-    """Score every cell, write."""
+    """Score every cell, and write."""
     start = time.monotonic()
     config = config.resolved()
-    subject = subject_of(config)
+    subject = load_subject(config)
     nested = NestedEpisodes(subject.test, images=config.images, seed=config.seed)
     folder.begin(config, load=config.load, files=[pretrained.file_of(config.load)])
-    rows = []
-    for memories in tqdm(all_memories(config), desc="memories", unit="memory"):
-        name = "-".join(map(str, memories[:3])).replace(" ", "_").replace(",", "")
-        rows += kept.once(config, name, partial(score, subject, nested, config, memories))["rows"]
-    head = results.header(
-        config, seconds=time.monotonic() - start, device=subject.device, training={"model": subject.facts}
-    )
+    found = kept.each(config, list_memories(config), partial(score, subject, nested, config), unit="memory")
+    rows = [row for cell in found for row in cell["rows"]]
+    head = results.header(config, since=start, device=subject.device, training={"model": subject.facts})
     write({**head, "rows": rows}, config)
 
 
 def write(content: dict[str, Any], config: TableConfig) -> None:
-    """results.json, report.md and the picture."""
+    """Write results.json, report.md and the picture."""
     number = content["rows"][0]["nll"]["n"]
     parts = [
         f"{config.samples.about(number)} The same images in every cell; seed {config.seed}. With the address "
@@ -142,7 +137,7 @@ def grid(rows: list[dict[str, Any]], config: TableConfig, way: str) -> str:
             by_shots = dict(zip(published.SHOTS, row, strict=True))
             again = " (recalled)" if (name, c) in published.RECALLED else ""
             lines.append([f"{name}, C = {c}{again}", *(str(by_shots.get(s, "")) for s in config.shots)])
-    return results.table(["", *(f"{s} shot{'s' * (s > 1)}" for s in config.shots)], lines)
+    return table(["", *(results.plural(shots, "shot") for shots in config.shots)], lines)
 
 
 def others(way: str) -> Mapping[str, Mapping[int, tuple[float, ...]]]:

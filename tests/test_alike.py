@@ -30,7 +30,7 @@ def pair(model=Model, guide=Guide):
 
 def log_prob(program):
     """log p(x | z, m) of the site x, and the output of its networks."""
-    site = alike.site_of(program, EPISODE)
+    site = alike.trace_x(program, EPISODE)
     return site["fn"].log_prob(site["value"])
 
 
@@ -40,11 +40,11 @@ def test_an_edited_likelihood_is_everyones(program, scale, monkeypatch):
     """A Gaussian in place of the Bernoulli, by hand."""
     monkeypatch.setattr(Model, "likelihood", lambda self, logits: dist.Normal(logits, scale).to_event(3))
     model, guide = pair(*PROGRAMS[program])
-    site = alike.site_of((model, guide), EPISODE)
+    site = alike.trace_x((model, guide), EPISODE)
     x, loc = EPISODE.x[:2], site["fn"].base_dist.loc
     each = -0.5 * ((x - loc) / scale) ** 2 - torch.tensor(scale).log() - 0.5 * torch.tensor(2 * torch.pi).log()
     torch.testing.assert_close(site["fn"].log_prob(site["value"]), each.sum((1, 2, 3)))
-    assert alike.difference_of_likelihoods((pair(), (model, guide)), EPISODE) is None
+    assert alike.compare_likelihoods((pair(), (model, guide)), EPISODE) is None
 
 
 def test_a_learned_part_of_the_likelihood_is_everyones(monkeypatch):
@@ -59,7 +59,7 @@ def test_a_learned_part_of_the_likelihood_is_everyones(monkeypatch):
     for program in PROGRAMS.values():
         other = pair(*program)
         nn.init.constant_(other[0].log_scale, 2.0)  # each learns its own
-        assert alike.difference_of_likelihoods((pair(), other), EPISODE) is None
+        assert alike.compare_likelihoods((pair(), other), EPISODE) is None
 
 
 class Gaussian(Model):
@@ -100,7 +100,7 @@ class Rescaled(MemorylessModel):
     ],
 )
 def test_other_likelihoods_are_told_apart(other, line):
-    found = alike.difference_of_likelihoods((pair(Gaussian), pair(other, MemorylessGuide)), EPISODE)
+    found = alike.compare_likelihoods((pair(Gaussian), pair(other, MemorylessGuide)), EPISODE)
     if line is None:
         assert found is None
     else:

@@ -7,7 +7,7 @@ import processes
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "benchmarks"
-HELPERS = {"contenders", "page", "reference", "step_page", "timing", "update"}
+HELPERS = {"contenders", "figures", "machine", "reference", "step_page", "update"}
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
 
 

@@ -32,7 +32,7 @@ def test_every_part_has_all_digits_though_the_file_is_sorted():
     labels = np.repeat(np.arange(10, dtype=np.uint8), 600)
     images = np.zeros((6000, 28, 28), np.uint8)
     images[np.arange(6000), 0, labels] = 1
-    parts = module("mnist_mixture").parts_of(LabelledImages(images, labels), 64)
+    parts = module("mnist_mixture").split_images(LabelledImages(images, labels), 64)
     assert [len(part) for part in parts] == [64, 936, 5000]
     for part in parts:
         assert set(part[:, 0].argmax(1)) == set(range(10))

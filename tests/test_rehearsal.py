@@ -9,7 +9,8 @@ import pytest
 import torch
 from scripts import call, module
 
-from common import plots, rehearsal, results
+from common import images, plots, results
+from main_job import rehearsal
 from vma_pyro import Model, models
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import make
@@ -174,7 +175,7 @@ def test_a_picture_is_there_as_a_whole_or_not_at_all(monkeypatch, tmp_path):
         "os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     reason = plots.drawn(
-        tmp_path / "a.png", lambda path: plots.save_samples(path, entries, entries[None], title="")
+        tmp_path / "a.png", lambda path: images.save_samples(path, entries, entries[None], title="")
     )
     assert reason == "OSError: [Errno 28] No space left on device"
     assert list(tmp_path.iterdir()) == []

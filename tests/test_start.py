@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from common.train import train_pair
+from common.train import freeze_all_but, train_pair
 from vma_pyro import ConvNetworks, Guide, Model, cli, models
 from vma_pyro._system import checkpoint
 from vma_pyro._system.record import read_metrics
@@ -44,18 +44,24 @@ def first(tmp_path_factory):
     return folder / "model.pt"
 
 
-def train_on(init, folder, held_out, *, config=STEPS, architecture=SHAPE, **options):
-    return train_pair(
-        architecture,
+def train_on(init, folder, held_out, *, config=STEPS, architecture=SHAPE, only=None, **options):
+    torch.manual_seed(config.seed)
+    pair = models.build(architecture)
+    if only is not None:
+        freeze_all_but(pair, only)
+    facts = train_pair(
+        pair,
         ELBO,
         sampler(0),
         config=config,
         folder=folder,
         data="glyphs",
+        architecture=architecture,
         validation=held_out,
         init=init,
         **options,
     )
+    return pair, facts
 
 
 def test_it_starts_at_the_weights_in_the_file(first, held_out, tmp_path):

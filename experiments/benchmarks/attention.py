@@ -11,27 +11,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib
 import torch
-from page import device_of, machine, run, table, write
-from timing import Spread, ratio, take_turns
+from figures import BenchmarkConfig, write
+from matplotlib.figure import Figure
 from torch import nn
 from update import captured_updates, episodes, updates_with
 
-from vma_pyro import ConvNetworks, Guide, Model
+from common import plots
+from common.results import Picture
+from common.timing import Spread, milliseconds, ratio, take_turns
+from vma_pyro import ConvNetworks, Guide, Model, cli
+from vma_pyro._system.markdown import table
 from vma_pyro.comparisons import SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.data import Episode
 from vma_pyro.infer import MultiSampleELBO, fit_slope
+from vma_pyro.training import device_of_name
 
 K = 4  # particles
 
 
 @dataclass(frozen=True)
-class AttentionConfig:
+class AttentionConfig(BenchmarkConfig):
     """Time one update with hard and with soft attention."""
 
-    output: Path = Path("runs/benchmarks")
-    """Folder for attention.json, attention.md and attention.png."""
     memories: tuple[int, ...] = (8, 16, 32, 48, 64, 128, 256, 512)
     """|M|, multiples of 4."""
     width: float = 0.33
@@ -42,8 +44,6 @@ class AttentionConfig:
     """Updates of each."""
     accelerator: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
-    tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
 
 
 def updates(kind: str, config: AttentionConfig, rounds: list[Episode]) -> Callable[[], None]:
@@ -63,21 +63,17 @@ KINDS = ("hard", "soft", "soft, target-guided")
 
 def measure(config: AttentionConfig) -> list[dict[str, Any]]:
     """Seconds of each at each |M|, and soft over hard."""
-    device = device_of(config.accelerator)
+    device = device_of_name(config.accelerator)
     rounds = {size: episodes(size, config.queries, device) for size in config.memories}
     turns = {f"{kind} {size}": updates(kind, config, rounds[size]) for kind in KINDS for size in config.memories}
     seconds = take_turns(turns, repetitions=config.repetitions, device=device, label="all sizes")
     rows = []
     for size in config.memories:
         hard, soft, guided = (seconds[f"{kind} {size}"] for kind in KINDS)
-        milliseconds = {
-            kind: Spread.of([1e3 * s for s in own])._asdict()
-            for kind, own in zip(KINDS, (hard, soft, guided), strict=True)
-        }
         rows.append(
             {
                 "memory": size,
-                "milliseconds": milliseconds,
+                "milliseconds": {kind: milliseconds(seconds[f"{kind} {size}"]) for kind in KINDS},
                 "soft_over_hard": ratio(soft, hard)._asdict(),
                 "guided_over_hard": ratio(guided, hard)._asdict(),
             }
@@ -85,13 +81,11 @@ def measure(config: AttentionConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def picture(path: Path, rows: list[dict[str, Any]]) -> None:
+def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     """Milliseconds and the ratio against |M|."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     sizes = [row["memory"] for row in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for kind in KINDS:
         left.plot(sizes, [row["milliseconds"][kind]["median"] for row in rows], marker="o", label=kind)
     left.set(xscale="log", yscale="log", xlabel="|M|", ylabel="ms per update")
@@ -99,8 +93,7 @@ def picture(path: Path, rows: list[dict[str, Any]]) -> None:
     right.plot(sizes, [row["soft_over_hard"]["median"] for row in rows], marker="o")
     right.axhline(1, color="grey", linewidth=0.8)
     right.set(xscale="log", xlabel="|M|", ylabel="soft over hard")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    plots.save(figure, path, dpi=120)
 
 
 def main(config: AttentionConfig) -> None:
@@ -109,30 +102,27 @@ def main(config: AttentionConfig) -> None:
         config = replace(config, memories=(8, 16), width=0.1, queries=4, repetitions=2)
     rows = measure(config)
     slope = fit_slope(config.memories, [row["milliseconds"]["hard"]["median"] for row in rows])
-    content = {"machine": machine(device_of(config.accelerator)), "hard_exponent": slope, "rows": rows}
     head = ["|M|", *(f"{kind}, ms" for kind in KINDS), "soft over hard", "target-guided over hard"]
     lines = [
-        f"Width {config.width:g}, K = {K}, {config.queries} images per update, one memory for all; medians,",
-        "quartiles in brackets; all take turns.",
-        "",
-        *table(
-            head,
-            [
-                [
-                    row["memory"],
-                    *(Spread(**row["milliseconds"][kind]) for kind in KINDS),
-                    *(Spread(**row[name]) for name in ("soft_over_hard", "guided_over_hard")),
-                ]
-                for row in rows
-            ],
-        ),
-        f"Cost of an update with hard attention grows as |M| to the power {slope:.2f} (fitted over all sizes).",
-        "",
-        "![Milliseconds per update against the size of the memory](attention.png)",
+        [row["memory"], *(Spread.read(row["milliseconds"][kind]) for kind in KINDS)]
+        + [Spread.read(row[name]) for name in ("soft_over_hard", "guided_over_hard")]
+        for row in rows
     ]
-    write(config.output, "attention", "Hard against soft attention", content, lines)
-    picture(config.output / "attention.png", rows)
+    parts: list[str | Picture] = [
+        f"Width {config.width:g}, K = {K}, {config.queries} images per update, one memory for all; medians, "
+        "quartiles in brackets; all take turns.",
+        table(head, lines),
+        f"The cost of an update with hard attention grows as |M| to the power {slope:.2f}, fitted over all sizes.",
+        Picture(
+            "attention.png",
+            "Milliseconds per update against the size of the memory",
+            lambda path: draw(path, rows),
+        ),
+    ]
+    content = {"hard_exponent": slope, "rows": rows}
+    device = device_of_name(config.accelerator)
+    write(config.output, "attention", "Hard against soft attention", content, parts, device=device)
 
 
 if __name__ == "__main__":
-    run(main, AttentionConfig, __doc__)
+    cli.run(main, AttentionConfig, __doc__)

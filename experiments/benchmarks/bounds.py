@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from page import machine, run, table, write
+from figures import BenchmarkConfig, write
 
-from vma_pyro import ConvNetworks, Guide, MLPNetworks, Model
+from vma_pyro import ConvNetworks, Guide, MLPNetworks, Model, cli
+from vma_pyro._system.markdown import table
 from vma_pyro.data import Episode, EpisodeSampler, glyphs
 from vma_pyro.evaluation import log_likelihood
 from vma_pyro.infer import ESTIMATORS, MultiSampleELBO, make
@@ -22,19 +23,15 @@ TOLERANCE = 1e-4  # relative
 
 
 @dataclass(frozen=True)
-class BoundsConfig:
+class BoundsConfig(BenchmarkConfig):
     """Compute losses, gradients and bounds with fixed seeds."""
 
-    output: Path = Path("runs/benchmarks")
-    """Folder for bounds.json and bounds.md."""
     against: Path | None = None
-    """bounds.json of another revision; None: only compute."""
+    """The bounds.json of another revision; without it, figures are computed and not compared."""
     images: int = 20
     """Images per update and per bound."""
     updates: int = 10
     """Updates in training."""
-    tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
 
 
 def programs(kind: str) -> tuple[Model, Guide]:
@@ -70,8 +67,8 @@ def trained(config: BoundsConfig, kind: str, *, shared: bool) -> dict[str, float
     return found | {f"{name}: bound after {config.updates} updates": bound.mean().item()}
 
 
-def of_estimator(name: str, episode: Episode) -> dict[str, float]:
-    """Loss per image, and length of the gradient."""
+def estimated(name: str, episode: Episode) -> dict[str, float]:
+    """An estimator's loss per image, and the length of its gradient."""
     loss_fn = make(name, 4)(*programs("mlp"))
     torch.manual_seed(1)
     loss = loss_fn(episode.memory, episode.x) / len(episode.x)
@@ -93,24 +90,23 @@ def main(config: BoundsConfig) -> None:
         for shared in (True, False):
             found |= trained(config, kind, shared=shared)
     for name in ESTIMATORS:
-        found |= of_estimator(name, sampler(config, shared=True).sample())
+        found |= estimated(name, sampler(config, shared=True).sample())
     before = found if config.against is None else json.loads(config.against.read_text())["figures"]
     rows = [
         [name, f"{before[name]:.6f}", f"{value:.6f}", f"{abs(value / before[name] - 1):.0e}"]
         for name, value in found.items()
         if name in before
     ]
-    lines = [
+    parts = [
         f"Losses and bounds in nats per image, {config.images} images; gradients: length over all parameters.",
-        "",
-        *table(["figure", "earlier revision" if config.against else "", "now", "relative difference"], rows),
+        table(["figure", "earlier revision" if config.against else "", "now", "relative difference"], rows),
     ]
-    content = {"machine": machine(torch.device("cpu")), "figures": found}
-    write(config.output, "bounds", "Figures of fixed seeds", content, lines)
+    device = torch.device("cpu")
+    write(config.output, "bounds", "Figures of fixed seeds", {"figures": found}, parts, device=device)
     worst = max(rows, key=lambda row: float(row[3]))
     if float(worst[3]) > TOLERANCE:
         raise ValueError(f"against: expected '{worst[0]}' to be {worst[1]} to {TOLERANCE:g}, got {worst[2]}")
 
 
 if __name__ == "__main__":
-    run(main, BoundsConfig, __doc__)
+    cli.run(main, BoundsConfig, __doc__)

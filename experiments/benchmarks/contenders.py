@@ -47,7 +47,7 @@ class Contender(NamedTuple):
 
 
 def contenders(width: float, device: torch.device) -> dict[str, Callable[[], Contender]]:
-    """All of them, to be made; each on networks of its own with the same initial weights."""
+    """What makes each contender, on networks of its own with the same initial weights."""
 
     def networks(kind: type[ConvNetworks] = ConvNetworks) -> ConvNetworks:
         torch.manual_seed(0)

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from page import device_of, machine, run, table, write
-from timing import Spread, ratio, take_turns
+from figures import BenchmarkConfig, write
 from update import episodes, updates_with
 
-from vma_pyro import ConvNetworks, Guide, Model
+from common.timing import Spread, milliseconds, ratio, take_turns
+from vma_pyro import ConvNetworks, Guide, Model, cli
+from vma_pyro._system.markdown import table
 from vma_pyro.data import Episode
 from vma_pyro.infer import ESTIMATORS, make
 from vma_pyro.infer.comparison.compare import evaluations_of
+from vma_pyro.training import device_of_name
 
 JUDGE = "vimco"
 
 
 @dataclass(frozen=True)
-class EstimatorsConfig:
+class EstimatorsConfig(BenchmarkConfig):
     """Time one update of each estimator."""
 
-    output: Path = Path("runs/benchmarks")
-    """Folder for estimators.json and estimators.md."""
     width: float = 0.33
     """Factor on the paper's 48 and 64 maps."""
     particles: int = 4
@@ -36,11 +35,9 @@ class EstimatorsConfig:
     """Updates of each."""
     accelerator: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
-    tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
 
 
-def update_of(name: str, config: EstimatorsConfig, rounds: list[Episode]) -> tuple[Callable[[], None], float]:
+def build_update(name: str, config: EstimatorsConfig, rounds: list[Episode]) -> tuple[Callable[[], None], float]:
     """One parameter update per call, and the runs of the model per image that it takes."""
     device = rounds[0].x.device
     torch.manual_seed(0)
@@ -54,41 +51,35 @@ def main(config: EstimatorsConfig) -> None:
     """Measure and write."""
     if config.tiny:
         config = replace(config, width=0.1, queries=2, repetitions=1)
-    device = device_of(config.accelerator)
+    device = device_of_name(config.accelerator)
     rounds = episodes(32, config.queries, device)
-    made = {name: update_of(name, config, rounds) for name in ESTIMATORS}
+    made = {name: build_update(name, config, rounds) for name in ESTIMATORS}
     turns = {name: update for name, (update, _) in made.items()}
     seconds = take_turns(turns, repetitions=config.repetitions, warm_up=2, device=device, label="estimators")
     rows: list[dict[str, Any]] = [
         {
             "estimator": name,
             "evaluations": cost,
-            "milliseconds": Spread.of([1e3 * s for s in seconds[name]])._asdict(),
+            "milliseconds": milliseconds(seconds[name]),
             "over_vimco": ratio(seconds[name], seconds[JUDGE])._asdict(),
         }
         for name, (_, cost) in made.items()
     ]
     rows.sort(key=lambda row: row["milliseconds"]["median"])
-    content = {"machine": machine(device), "width": config.width, "particles": config.particles, "rows": rows}
-    head = ["estimator", "runs of the model per image", "ms per update", "over VIMCO's"]
-    shown = [
-        [
-            row["estimator"],
-            f"{row['evaluations']:.3g}",
-            Spread(**row["milliseconds"]),
-            Spread(**row["over_vimco"]),
-        ]
+    lines = [
+        [row["estimator"], f"{row['evaluations']:.3g}"]
+        + [Spread.read(row[name]) for name in ("milliseconds", "over_vimco")]
         for row in rows
     ]
-    lines = [
-        f"Width {config.width:g}, K = {config.particles} (or the least that the estimator takes), |M| = 32,",
-        f"{config.queries} images per update; medians, quartiles in brackets; all take turns. A run of the model",
+    parts = [
+        f"Width {config.width:g}, K = {config.particles} (or the least that the estimator takes), |M| = 32, "
+        f"{config.queries} images per update; medians, quartiles in brackets; all take turns. A run of the model "
         "without a graph counts as a third of one.",
-        "",
-        *table(head, shown),
+        table(["estimator", "runs of the model per image", "ms per update", "over VIMCO's"], lines),
     ]
-    write(config.output, "estimators", "An update of each estimator", content, lines)
+    content = {"width": config.width, "particles": config.particles, "rows": rows}
+    write(config.output, "estimators", "An update of each estimator", content, parts, device=device)
 
 
 if __name__ == "__main__":
-    run(main, EstimatorsConfig, __doc__)
+    cli.run(main, EstimatorsConfig, __doc__)

@@ -9,23 +9,23 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from page import device_of, machine, run, table, write
+from figures import BenchmarkConfig, write
+from machine import peak_memory
 from pyro import poutine
-from timing import peak_memory
 
-from vma_pyro import ConvNetworks, Guide, Memory, Model
+from vma_pyro import ConvNetworks, Guide, Memory, Model, cli
 from vma_pyro._system import checkpoint
+from vma_pyro._system.markdown import table
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.evaluation import log_likelihood, undisturbed
 from vma_pyro.infer import MultiSampleELBO, log_weights
+from vma_pyro.training import device_of_name
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(BenchmarkConfig):
     """Score images under a memory of 32 entries."""
 
-    output: Path = Path("runs/benchmarks")
-    """Folder for evaluation.json and evaluation.md."""
     load: Path | None = None
     """A trained model, `model.pt` of `few_shot.py`; None: initial weights, whose figures mean nothing."""
     width: float = 0.33
@@ -40,8 +40,6 @@ class EvaluationConfig:
     """Time for each of these ways; the rest is extrapolated."""
     accelerator: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
-    tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
 
 
 def programs(config: EvaluationConfig) -> tuple[Model, Guide]:
@@ -53,12 +51,12 @@ def programs(config: EvaluationConfig) -> tuple[Model, Guide]:
     model, guide = Model(networks), Guide(networks)
     if content:
         checkpoint.restore(MultiSampleELBO()(model, guide), content["weights"], name=str(config.load))
-    device = device_of(config.accelerator)
+    device = device_of_name(config.accelerator)
     return model.to(device), guide.to(device)
 
 
-def model_width(config: EvaluationConfig) -> float:
-    """Of the networks."""
+def read_width(config: EvaluationConfig) -> float:
+    """Width of the networks that are timed."""
     if config.load is None:
         return config.width
     return float(checkpoint.load(config.load)["architecture"]["width"])
@@ -69,7 +67,7 @@ def unseen(config: EvaluationConfig) -> tuple[Memory, torch.Tensor]:
     shape: dict[str, Any] = {"classes": 8, "shots": 4, "queries": config.images}
     examples = 4 + -(-config.images // shape["classes"])
     episode = EpisodeSampler(glyphs.load(classes=60, examples=examples, seed=1), **shape, seed=0).sample()
-    episode = episode.to(device_of(config.accelerator))
+    episode = episode.to(device_of_name(config.accelerator))
     return episode.memory, episode.x
 
 
@@ -143,7 +141,6 @@ def main(config: EvaluationConfig) -> None:
         few = replace(config, images=100)
         memory = {n: peak_memory(ours, replace(few, samples=n)) for n in (10, 100, 1000)}
     content = {
-        "machine": machine(device_of(config.accelerator)),
         "images": config.images,
         "samples": config.samples,
         "images_per_second": 1 / seconds,
@@ -159,19 +156,19 @@ def main(config: EvaluationConfig) -> None:
         [f"one image, {chunk} samples at a time", f"{1 / s:.3f}", f"{s / seconds:.2f}"]
         for chunk, s in slow.items()
     ]
-    lines = [
-        f"log p(x | M) of {config.images} images from {config.samples} importance samples each, |M| = 32, width",
-        f"{model_width(config):g}. One image at a time: `log_weights` in a loop, encoding the memory for each",
-        "chunk; some chunks are timed, the rest extrapolated. On the same draws, eight images at once and one at",
+    parts = [
+        f"log p(x | M) of {config.images} images from {config.samples} importance samples each, |M| = 32, width "
+        f"{read_width(config):g}. One image at a time: `log_weights` in a loop, encoding the memory for each "
+        "chunk; some chunks are timed, the rest extrapolated. On the same draws, eight images at once and one at "
         f"a time have the same bounds to {nats:.0e} nats.",
-        "",
-        *table(["", "images per second", "times slower"], rows),
+        table(["", "images per second", "times slower"], rows),
     ]
     if memory:
         peaks = "; ".join(f"{n} samples {gib:.2f} GiB" for n, gib in memory.items())
-        lines += [f"Peak resident memory of a process that scores 100 images: {peaks}."]
-    write(config.output, "evaluation", "Scoring images", content, lines)
+        parts.append(f"Peak resident memory of a process that scores 100 images: {peaks}.")
+    device = device_of_name(config.accelerator)
+    write(config.output, "evaluation", "Scoring images", content, parts, device=device)
 
 
 if __name__ == "__main__":
-    run(main, EvaluationConfig, __doc__)
+    cli.run(main, EvaluationConfig, __doc__)

@@ -12,13 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
-from page import machine, run, table, write
-from timing import Spread, peak_so_far, take_turns
+from figures import BenchmarkConfig, write
+from machine import peak_so_far
+from matplotlib.figure import Figure
 from update import captured_updates, episodes
 
-from vma_pyro import ConvNetworks, Guide, LargeMemory, Model
+from common import plots
+from common.results import Picture
+from common.timing import Spread, milliseconds, take_turns
+from vma_pyro import ConvNetworks, Guide, LargeMemory, Model, cli
+from vma_pyro._system.markdown import table
 from vma_pyro.data import glyphs
 from vma_pyro.evaluation import generate, large_log_likelihood
 from vma_pyro.infer import MultiSampleELBO, fit_slope
@@ -27,11 +31,9 @@ FIXED = 32  # |M| at which a query costs what does not depend on |M|
 
 
 @dataclass(frozen=True)
-class MemoryConfig:
+class MemoryConfig(BenchmarkConfig):
     """Time updates and queries for growing memories."""
 
-    output: Path = Path("runs/benchmarks")
-    """Folder for memory.json, memory.md and memory.png."""
     trained: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)
     """|M| of the updates, multiples of 4."""
     addressed: tuple[int, ...] = (10_000, 30_000, 100_000, 300_000, 1_000_000)
@@ -43,9 +45,7 @@ class MemoryConfig:
     queries: int = 32
     """Images per update, and per batch of queries."""
     repetitions: int = 30
-    """Of each."""
-    tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
+    """Updates of each size, and queries of each kind."""
 
 
 def programs(config: MemoryConfig) -> tuple[Model, Guide]:
@@ -55,7 +55,7 @@ def programs(config: MemoryConfig) -> tuple[Model, Guide]:
     return Model(networks), Guide(networks)
 
 
-def update_of(config: MemoryConfig, size: int) -> Callable[[], None]:
+def build_update(config: MemoryConfig, size: int) -> Callable[[], None]:
     """One parameter update per call, under |M| = size."""
     loss_fn = MultiSampleELBO(4, max_plate_nesting=1)(*programs(config))
     return captured_updates(loss_fn, episodes(size, config.queries, torch.device("cpu")))
@@ -109,12 +109,14 @@ def asked(
         "8 new images": lambda: generate(model, guide, memory, 8),
     }
     seconds = take_turns(turns, repetitions=config.repetitions, label=f"|M| = {memory.size}")
-    milliseconds = {name: Spread.of([1e3 * s for s in seconds[name]])._asdict() for name in turns}
-    return {"milliseconds": milliseconds, "peak_gib_so_far": peak_so_far()}
+    return {
+        "milliseconds": {name: milliseconds(seconds[name]) for name in turns},
+        "peak_gib_so_far": peak_so_far(),
+    }
 
 
 def exponents(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Of |M| in the cost of a kind of query beyond its fixed part, by type of keys; None where that is noise."""
+    """Exponent of |M| in the cost of a query beyond its fixed part, by keys and query; None if that is noise."""
     found: dict[str, dict[str, float | None]] = {}
     for dtype in dict.fromkeys(row["keys"] for row in rows):
         fixed, *own = (row for row in rows if row["keys"] == dtype)
@@ -125,12 +127,10 @@ def exponents(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def picture(path: Path, training: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+def draw(path: Path, training: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
     """Cost against |M|."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
     sizes = [row["memory"] for row in training]
     times = [row["milliseconds"]["median"] for row in training]
     left.plot(sizes, times, marker="o", label="measured")
@@ -147,72 +147,66 @@ def picture(path: Path, training: list[dict[str, Any]], rows: list[dict[str, Any
             right.plot([row["memory"] for row in own], times, style, marker="o", label=f"{name}, {dtype}")
     right.set(xscale="log", yscale="log", xlabel="|M|", ylabel="ms", title="addressing")
     right.legend(fontsize=7)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    plots.save(figure, path, dpi=120)
 
 
 def main(config: MemoryConfig) -> None:
     """Measure and write."""
     if config.tiny:
         config = replace(config, trained=(8, 16), addressed=(40, 80), width=0.1, queries=2, repetitions=2)
-    turns = {str(size): update_of(config, size) for size in config.trained}
+    turns = {str(size): build_update(config, size) for size in config.trained}
     seconds = take_turns(turns, repetitions=config.repetitions, label="training")
     training: list[dict[str, Any]] = [
-        {"memory": size, "milliseconds": Spread.of([1e3 * s for s in seconds[str(size)]])._asdict()}
-        for size in config.trained
+        {"memory": size, "milliseconds": milliseconds(seconds[str(size)])} for size in config.trained
     ]
     slope = fit_slope(config.trained, [row["milliseconds"]["median"] for row in training])
     rows = addressing(config)
     slopes = exponents(rows)
     content = {
-        "machine": machine(torch.device("cpu")),
         "training": training,
         "training_exponent": slope,
         "addressing": rows,
         "addressing_exponents": slopes,
     }
+    parts = page(config, training, slope, rows, slopes)
+    write(config.output, "memory", "The price of memory", content, parts, device=torch.device("cpu"))
+
+
+def page(
+    config: MemoryConfig,
+    training: list[dict[str, Any]],
+    slope: float,
+    rows: list[dict[str, Any]],
+    slopes: dict[str, dict[str, float | None]],
+) -> list[str | Picture]:
+    """What the figures say."""
     names = list(rows[0]["milliseconds"])
-    lines = [
-        f"Width {config.width:g}; medians, quartiles in brackets.",
-        "",
-        "## One update, one memory for all images",
-        "",
-        f"K = 4, {config.queries} images, VIMCO; all sizes take turns.",
-        "",
-        *table(["|M|", "ms per update"], [[row["memory"], Spread(**row["milliseconds"])] for row in training]),
-        f"The cost grows as |M| to the power {slope:.2f} (fitted over all sizes).",
-        "",
-        "## Addressing",
-        "",
-        f"Milliseconds once encoded. At |M| = {FIXED} they are what a query costs besides comparing it with the",
-        "entries: its embedding by the networks, and what happens in the small memory of the entries found. Peak",
-        "memory is that of the process up to there, in GiB.",
-        "",
-        *table(
-            ["keys", "|M|", "encoding, s (in proportion)", *names, "peak"],
-            [
-                [
-                    row["keys"],
-                    f"{row['memory']:,}",
-                    f"{row['encoding_seconds']:.1f}",
-                    *(Spread(**row["milliseconds"][name]) for name in names),
-                    f"{row['peak_gib_so_far']:.2f}",
-                ]
-                for row in rows
-            ],
-        ),
-        *table(
-            [f"exponent of |M|, beyond the cost at {FIXED}", *names],
-            [
-                [dtype, *("none to see" if s is None else f"{s:.2f}" for s in (slopes[dtype][n] for n in names))]
-                for dtype in slopes
-            ],
-        ),
-        "![Cost against the size of the memory](memory.png)",
+    updates = [[row["memory"], Spread.read(row["milliseconds"])] for row in training]
+    queries = [
+        [row["keys"], f"{row['memory']:,}", f"{row['encoding_seconds']:.1f}"]
+        + [Spread.read(row["milliseconds"][name]) for name in names]
+        + [f"{row['peak_gib_so_far']:.2f}"]
+        for row in rows
     ]
-    write(config.output, "memory", "The price of memory", content, lines)
-    picture(config.output / "memory.png", training, rows)
+    fitted = [
+        [dtype, *("none to see" if (s := own[name]) is None else f"{s:.2f}" for name in names)]
+        for dtype, own in slopes.items()
+    ]
+    return [
+        f"Width {config.width:g}; medians, quartiles in brackets.",
+        "## One update, one memory for all images",
+        f"K = 4, {config.queries} images, VIMCO; all sizes take turns.",
+        table(["|M|", "ms per update"], updates),
+        f"The cost grows as |M| to the power {slope:.2f} (fitted over all sizes).",
+        "## Addressing",
+        f"Milliseconds once encoded. At |M| = {FIXED} they are what a query costs besides comparing it with the "
+        "entries: its embedding by the networks, and what happens in the small memory of the entries found. Peak "
+        "memory is that of the process up to there, in GiB.",
+        table(["keys", "|M|", "encoding, s (in proportion)", *names, "peak"], queries),
+        table([f"exponent of |M|, beyond the cost at {FIXED}", *names], fitted),
+        Picture("memory.png", "Cost against the size of the memory", lambda path: draw(path, training, rows)),
+    ]
 
 
 if __name__ == "__main__":
-    run(main, MemoryConfig, __doc__)
+    cli.run(main, MemoryConfig, __doc__)

@@ -9,26 +9,26 @@ anything is timed, bound and gradients of ours are compared with the hand-writte
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from contenders import EVERY, HAND, OURS, OWN, PUBLIC, REENCODING, SIZE, Contender, K, contenders
-from page import device_of, machine, run, write
-from step_page import page, picture
-from timing import Spread, peak_memory, rates, ratio, take_turns
+from figures import BenchmarkConfig, write
+from machine import peak_memory, rates
+from step_page import page
 from torch.utils.flop_counter import FlopCounterMode
 from update import episodes
 
+from common.timing import Spread, milliseconds, ratio, take_turns
+from vma_pyro import cli
 from vma_pyro.data import Episode
+from vma_pyro.training import device_of_name
 
 
 @dataclass(frozen=True)
-class StepConfig:
+class StepConfig(BenchmarkConfig):
     """Time one parameter update."""
 
-    output: Path = Path("runs/benchmarks")
-    """Folder for step.json, step.md and step.png."""
     widths: tuple[float, ...] = (0.25, 0.33, 1.0)
     """Factors on the paper's 48 and 64 maps: the CPU defaults for glyphs and Omniglot, and the paper's."""
     batches: tuple[int, ...] = (32, 64)
@@ -37,8 +37,6 @@ class StepConfig:
     """Updates of each."""
     accelerator: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
-    tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
 
 
 def difference(ours: Contender, theirs: Contender, episode: Episode) -> dict[str, float]:
@@ -76,7 +74,7 @@ def operations(who: Contender, episode: Episode) -> tuple[float, float]:
 
 
 def some_updates(name: str, width: float, batch: int) -> None:
-    """For the memory that they need."""
+    """Make a few updates, to see how much memory they need."""
     device = torch.device("cpu")
     who = contenders(width, device)[name]()
     update = who.updates(episodes(SIZE, batch, device, own_memory=who.own_memory))
@@ -85,8 +83,8 @@ def some_updates(name: str, width: float, batch: int) -> None:
 
 
 def measure(config: StepConfig, width: float, batch: int) -> dict[str, Any]:
-    """One configuration: seconds, ratios, operations, memory."""
-    device = device_of(config.accelerator)
+    """Measure one configuration: seconds, ratios, operations, memory."""
+    device = device_of_name(config.accelerator)
     all_ = {name: make() for name, make in contenders(width, device).items()}
     rounds = {own: episodes(SIZE, batch, device, own_memory=own) for own in (False, True)}
     same = difference(all_[OURS], all_[HAND], rounds[False][0])
@@ -114,7 +112,7 @@ def measure(config: StepConfig, width: float, batch: int) -> dict[str, Any]:
         },
         "contenders": {
             name: {
-                "milliseconds": Spread.of([1e3 * s for s in seconds[name]])._asdict(),
+                "milliseconds": milliseconds(seconds[name]),
                 "images_per_second": batch / Spread.of(seconds[name]).median,
                 "forward_gflop": counted[name][0] / 1e9,
                 "update_gflop": counted[name][1] / 1e9,
@@ -130,18 +128,16 @@ def main(config: StepConfig) -> None:
     """Measure and write."""
     if config.tiny:
         config = replace(config, widths=(0.1,), batches=(4,), repetitions=2)
-    device = device_of(config.accelerator)
+    device = device_of_name(config.accelerator)
     fastest = {name: rate / 1e9 for name, rate in rates(device, size=256 if config.tiny else 2048).items()}
     rows = [measure(config, width, batch) for width in config.widths for batch in config.batches]
     content = {
-        "machine": machine(device),
         "gflop_per_second": fastest,
         "ratios": [row["ratio"]["median"] for row in rows],
         "configurations": rows,
     }
-    write(config.output, "step", "One parameter update", content, page(rows, fastest))
-    picture(config.output / "step.png", rows)
+    write(config.output, "step", "One parameter update", content, page(rows, fastest), device=device)
 
 
 if __name__ == "__main__":
-    run(main, StepConfig, __doc__)
+    cli.run(main, StepConfig, __doc__)

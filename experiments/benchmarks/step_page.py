@@ -5,88 +5,93 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from contenders import HAND, OURS, OWN, PUBLIC, REENCODING, SIZE, K
-from page import table
-from timing import Spread
+from matplotlib.figure import Figure
+
+from common import plots
+from common.results import Picture
+from common.timing import Spread
+from vma_pyro._system.markdown import table
+
+Rows = list[dict[str, Any]]
 
 
-def page(rows: list[dict[str, Any]], rates: dict[str, float]) -> list[str]:
-    """What the figures say."""
-    lines = [
-        f"K = {K}, |M| = {SIZE}; medians, quartiles in brackets; all take turns, and those of the first",
-        "table also on their own, three times as often. At best a product of matrices runs at",
-        f"{rates['matrix product']:.0f} GFLOP/s here and a 3x3 convolution at {rates['convolution']:.0f};",
-        "shares are of these. Before timing, bound and gradient of ours and of the hand-written version were",
-        f"equal to {max(max(r['difference'].values()) for r in rows):.0e} on the same samples.",
-        "",
+def page(rows: Rows, rates: dict[str, float]) -> list[str | Picture]:
+    """All of the page, from the configurations that were measured and the rates of the machine in GFLOP/s."""
+    parts: list[str | Picture] = [
+        f"K = {K}, |M| = {SIZE}; medians, quartiles in brackets; all take turns, and those of the first table "
+        "also on their own, three times as often. At best a product of matrices runs at "
+        f"{rates['matrix product']:.0f} GFLOP/s here and a 3x3 convolution at {rates['convolution']:.0f}; shares "
+        "are of these. Before timing, bound and gradient of ours and of the hand-written version were equal to "
+        f"{max(max(r['difference'].values()) for r in rows):.0e} on the same samples.",
         "## Ours over the hand-written version",
-        "",
-        *table(
-            ["width", "images", "ratio of times", "with Python in every update", "ours, ms", "by hand, ms"],
-            [
-                [r["width"], r["batch"], spread(r["ratio"]), spread(r["ratio_with_python_in_every_update"])]
-                + [spread(r["contenders"][name]["milliseconds"]) for name in (OURS, HAND)]
-                for r in rows
-            ],
-        ),
+        ours_by_hand(rows),
         "## Against re-encoding every read, with a second encoder for keys",
-        "",
-        "How many times faster ours is. The other has a memory of its own for every query. Ours with one memory",
-        "for all queries solves a smaller problem (|M| encodings instead of |M| times the number of images); with",
-        "a memory per query the same one. Twice each: with our networks as they are, and in torch's default",
+        "How many times faster ours is. The other has a memory of its own for every query. Ours with one memory "
+        "for all queries solves a smaller problem (|M| encodings instead of |M| times the number of images); with "
+        "a memory per query the same one. Twice each: with our networks as they are, and in torch's default "
         "layout of images, which the public code has.",
-        "",
-        *table(
-            ["width", "images", "ours", "same layout", "default layout", "counted"],
-            [
-                [r["width"], r["batch"], what]
-                + [spread(r["speedup"][mine][theirs]) for theirs in (REENCODING, PUBLIC)]
-                + [f"{r['speedup'][mine]['counted']:.2f}"]
-                for r in rows
-                for mine, what in ((OURS, "one memory"), (OWN, "a memory per query"))
-            ],
-        ),
-        "Counted: the ratio of floating-point operations per update. What is measured differs from it because the",
-        "two spend them on different shapes: the other's convolutions over a thousand entries at once reach a",
-        "higher share of the rate of matrix products than ours over a few dozen, most of all in narrow networks",
-        "(the shares are below); and what is not a convolution (the likelihood, reading the memory, Adam) is",
-        "counted as nothing and takes as long for both. With a memory per query, what is saved is the second",
+        ours_reencoding(rows),
+        "Counted: the ratio of floating-point operations per update. What is measured differs from it because the "
+        "two spend them on different shapes: the other's convolutions over a thousand entries at once reach a "
+        "higher share of the rate of matrix products than ours over a few dozen, most of all in narrow networks "
+        "(the shares are below); and what is not a convolution (the likelihood, reading the memory, Adam) is "
+        "counted as nothing and takes as long for both. With a memory per query, what is saved is the second "
         "encoding of the entries that are read: a tenth of the operations.",
-        "",
         "## All",
-        "",
     ]
-    for r in rows:
-        shown = [
-            [
-                name,
-                spread(c["milliseconds"]),
-                f"{c['images_per_second']:.0f}",
-                f"{c['forward_gflop'] / 2:.2f}",
-                f"{c['update_gflop']:.1f}",
-                *(f"{100 * c['gflop_per_second'] / rate:.0f} %" for rate in rates.values()),
-                "" if c["peak_gib"] is None else f"{c['peak_gib']:.2f}",
-            ]
-            for name, c in r["contenders"].items()
+    for row in rows:
+        parts += [f"Width {row['width']:g}, {row['batch']} images:", all_contenders(row, rates)]
+    return [*parts, Picture("step.png", "Images per second", lambda path: draw(path, rows))]
+
+
+def ours_by_hand(rows: Rows) -> str:
+    """Ours over the same mathematics by hand."""
+    lines = [
+        [r["width"], r["batch"]]
+        + [Spread.read(r[name]) for name in ("ratio", "ratio_with_python_in_every_update")]
+        + [Spread.read(r["contenders"][name]["milliseconds"]) for name in (OURS, HAND)]
+        for r in rows
+    ]
+    head = ["width", "images", "ratio of times", "with Python in every update", "ours, ms", "by hand, ms"]
+    return table(head, lines)
+
+
+def ours_reencoding(rows: Rows) -> str:
+    """How many times faster ours is than one that encodes every read."""
+    lines = [
+        [r["width"], r["batch"], what]
+        + [Spread.read(r["speedup"][mine][theirs]) for theirs in (REENCODING, PUBLIC)]
+        + [f"{r['speedup'][mine]['counted']:.2f}"]
+        for r in rows
+        for mine, what in ((OURS, "one memory"), (OWN, "a memory per query"))
+    ]
+    return table(["width", "images", "ours", "same layout", "default layout", "counted"], lines)
+
+
+def all_contenders(row: dict[str, Any], rates: dict[str, float]) -> str:
+    """Every way to make an update, in one configuration."""
+    lines = [
+        [
+            name,
+            Spread.read(c["milliseconds"]),
+            f"{c['images_per_second']:.0f}",
+            f"{c['forward_gflop'] / 2:.2f}",
+            f"{c['update_gflop']:.1f}",
+            *(f"{100 * c['gflop_per_second'] / rate:.0f} %" for rate in rates.values()),
+            "" if c["peak_gib"] is None else f"{c['peak_gib']:.2f}",
         ]
-        head = ["", "ms", "images/s", "forward GMAC", "GFLOP", *(f"of a {name}" for name in rates), "peak GiB"]
-        lines += [f"Width {r['width']:g}, {r['batch']} images:", "", *table(head, shown)]
-    return [*lines, "![Images per second](step.png)"]
+        for name, c in row["contenders"].items()
+    ]
+    head = ["", "ms", "images/s", "forward GMAC", "GFLOP", *(f"of a {name}" for name in rates), "peak GiB"]
+    return table(head, lines)
 
 
-def spread(values: dict[str, float]) -> str:
-    """Median, and the quartiles behind it."""
-    return str(Spread(**values))  # type: ignore[arg-type]
-
-
-def picture(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Images per second of each."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def draw(path: Path, rows: Rows) -> None:
+    """Images per second of each contender."""
     names = list(rows[0]["contenders"])
-    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
     for i, name in enumerate(names):
         values = [r["contenders"][name]["images_per_second"] for r in rows]
         axes.bar([j + 0.1 * i for j in range(len(rows))], values, 0.09, label=name)
@@ -96,5 +101,4 @@ def picture(path: Path, rows: list[dict[str, Any]]) -> None:
     )
     axes.set(ylabel="training images per second", yscale="log")
     axes.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    plots.save(figure, path, dpi=120)

@@ -1,1 +1,1 @@
-"""What the experiments share: folders, kept parts, results, pictures and protocols."""
+"""What the experiments share: training, protocols, folders and kept parts, results, timing and pictures."""

@@ -54,7 +54,7 @@ def make_room(out: Path, *, resume: bool, load: Path | None) -> None:
         raise PermissionError(f"out: expected a folder that can be written, got {out}")
 
 
-def begin(job: kept.Job, *, load: Path | None, files: Sequence[Path] = ()) -> None:
+def begin(job: kept.LongJob, *, load: Path | None, files: Sequence[Path] = ()) -> None:
     """Make room for a job whose parts are kept, or go on with it.
 
     Args:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from tqdm import tqdm
 
 from vma_pyro._system.atomic import write_text
 
+Item = TypeVar("Item", bound=tuple[Any, ...])
 
-class Job(Protocol):
+
+class LongJob(Protocol):
     """The options of a long job, a dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -39,7 +44,7 @@ FREE = {
 }
 
 
-def once(config: Job, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def once(config: LongJob, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A part of the results: from its file, if an interrupted job has got so far, else computed and kept."""
     path = config.out / "parts" / f"{name}.json"
     if config.resume and path.exists():
@@ -48,6 +53,17 @@ def once(config: Job, name: str, compute: Callable[[], dict[str, Any]]) -> dict[
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps({"content": content, "sha256": _digest(content)}, indent=1) + "\n")
     return content
+
+
+def each(
+    config: LongJob, items: Sequence[Item], compute: Callable[[Item], dict[str, Any]], *, unit: str
+) -> list[dict[str, Any]]:
+    """A part of the results for each item, named by its fields; see `once`."""
+    found = []
+    for item in tqdm(items, unit=unit):
+        name = "-".join(map(str, item)).replace(" ", "_").replace(",", "")
+        found.append(once(config, name, partial(compute, item)))
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -73,7 +89,7 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def check_same(config: Job, *files: Path) -> None:
+def check_same(config: LongJob, *files: Path) -> None:
     """Refuse to go on under another configuration: parts of both would stand on one page.
 
     Args:

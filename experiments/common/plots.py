@@ -40,139 +40,6 @@ def save(figure: Figure, path: Path, *, dpi: int = 150) -> None:
     write_atomically(path, lambda file: file.write(image.getbuffer()))
 
 
-def save_samples(path: Path, entries: np.ndarray, samples: np.ndarray, *, title: str) -> None:
-    """One entry per row on the left, samples generated from it to its right (figure 4A of the paper).
-
-    Args:
-        path: of the picture.
-        entries: [rows, 28, 28], 1 = ink.
-        samples: [rows, columns, 28, 28], in [0, 1].
-        title: of the picture.
-    """
-    rows, columns = samples.shape[:2]
-    pad = 2
-    cell = entries.shape[-1] + pad
-    gap = 10  # between the entry and its samples
-    canvas = np.zeros((rows * cell - pad, (columns + 1) * cell + gap - pad))
-    for row in range(rows):
-        for column, image in enumerate([entries[row], *samples[row]]):
-            left = column * cell + (gap if column else 0)
-            canvas[row * cell : row * cell + image.shape[0], left : left + image.shape[1]] = image
-    figure = Figure(figsize=(0.55 * (columns + 1) + 0.4, 0.55 * rows + 0.5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(1 - canvas, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.axvline(cell - pad / 2 + gap / 2 - 0.5, color="tab:red", linewidth=1)
-    axes.set_axis_off()
-    axes.set_title(title, fontsize=9)
-    save(figure, path, dpi=150)
-
-
-def save_posterior(
-    path: Path,
-    targets: np.ndarray,
-    probs: np.ndarray,
-    entries: np.ndarray,
-    entry_labels: np.ndarray,
-    target_labels: np.ndarray,
-    *,
-    top: int = 5,
-) -> None:
-    """Targets, q(a|x) over the memory, and the most probable entries (figure 3 of the paper).
-
-    Args:
-        path: of the picture.
-        targets: [rows, 28, 28].
-        probs: q(a|x) [rows, S].
-        entries: the memory [S, 28, 28].
-        entry_labels: class of each entry [S]; entries of one class stand together.
-        target_labels: class of each target [rows].
-        top: how many entries to show.
-    """
-    rows = len(targets)
-    top = min(top, len(entries))
-    figure = Figure(figsize=(11, 1.35 * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, 2 + top, squeeze=False, width_ratios=[1, 6, *[1] * top])
-    for row in range(rows):
-        _show(grid[row, 0], targets[row])
-        bars = grid[row, 1]
-        own = entry_labels == target_labels[row]
-        bars.bar(np.arange(len(entries)), probs[row], color=np.where(own, "tab:red", "tab:gray"), width=0.9)
-        # Alternate shades mark the classes of the memory.
-        for label in np.unique(entry_labels)[::2]:
-            where = np.flatnonzero(entry_labels == label)
-            bars.axvspan(where[0] - 0.5, where[-1] + 0.5, color="tab:blue", alpha=0.08, linewidth=0)
-        bars.set(xlim=(-0.5, len(entries) - 0.5), ylim=(0, max(0.05, 1.1 * probs[row].max())))
-        bars.tick_params(labelsize=7)
-        for place, entry in enumerate(np.argsort(-probs[row])[:top]):
-            axes = grid[row, 2 + place]
-            _show(axes, entries[entry], frame="tab:red" if own[entry] else "tab:gray")
-            axes.set_xlabel(f"{probs[row, entry]:.2f}", fontsize=7, labelpad=2)
-    grid[0, 0].set_title("x", fontsize=9)
-    grid[0, 1].set_title("q(a | x, M) over the entries; red: entries of x's class", fontsize=9)
-    grid[0, 2].set_title("most probable entries", fontsize=9, loc="left")
-    grid[-1, 1].set_xlabel("address a", fontsize=8)
-    save(figure, path, dpi=150)
-
-
-Curves = Mapping[str, Sequence[Sequence[float]]]
-
-
-def save_curves(path: Path, nll: Curves, kl_address: Curves) -> None:
-    """Validation NLL, and KL(a), against updates and against seconds.
-
-    Args:
-        path: of the picture.
-        nll: label to rows of (update, seconds, NLL in nats per image).
-        kl_address: label to rows of (update, seconds, KL(a) in nats per image).
-    """
-    figure = Figure(figsize=(13, 8), layout="constrained")
-    axes = figure.subplots(2, 2, sharex="col", sharey="row")
-    for row, curves in zip(axes, (nll, kl_address), strict=True):
-        for column, panel in enumerate(row):
-            for position, (label, points) in enumerate(curves.items()):
-                panel.plot(
-                    [point[column] for point in points],
-                    [point[2] for point in points],
-                    linewidth=1,
-                    color=f"C{position % 10}",
-                    linestyle=("-", "--", ":")[position // 10 % 3],  # there are ten colours
-                    label=label,
-                )
-    values = [point[2] for points in nll.values() for point in points]
-    if values:  # what has not begun to learn would flatten the rest
-        axes[0, 0].set_ylim(min(values) - 1, min(min(values) + 40, max(values) + 1))
-    axes[0, 0].set_ylabel("validation NLL, nats per image")
-    axes[1, 0].set(xlabel="updates", ylabel="KL(a) in training, nats per image")
-    axes[1, 1].set_xlabel("seconds")
-    axes[0, 1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
-    save(figure, path, dpi=130)
-
-
-def save_slopes(path: Path, particles: Sequence[int], snr: Mapping[str, Sequence[float]]) -> None:
-    """log SNR against log K, with lines of slope +1/2 and -1/2 for comparison.
-
-    Args:
-        path: of the picture.
-        particles: K.
-        snr: label to one signal-to-noise ratio per K.
-    """
-    figure = Figure(figsize=(5.5, 4), layout="constrained")
-    axes = figure.subplots()
-    for label, values in snr.items():
-        # A signal that is lost in noise has no logarithm.
-        found = [(k, value) for k, value in zip(particles, values, strict=True) if value > 0]
-        axes.plot([k for k, _ in found], [v for _, v in found], marker="o", markersize=3, linewidth=1, label=label)
-    middle = float(np.median([v for values in snr.values() for v in values if v > 0] or [1.0]))
-    for slope in (0.5, -0.5):
-        line = [middle * (k / particles[0]) ** slope for k in particles]
-        axes.plot(particles, line, color="black", linewidth=0.6, linestyle=":", label=f"slope {slope:+}")
-    axes.set(xscale="log", yscale="log", xlabel="runs of the model per image", ylabel="SNR of the address")
-    axes.set_xticks(list(particles), [str(k) for k in particles])
-    axes.minorticks_off()
-    axes.legend(fontsize=7)
-    save(figure, path, dpi=150)
-
-
 Lines = Mapping[str, Sequence[tuple[float, float, float | None]]]
 
 
@@ -194,7 +61,7 @@ def save_lines(path: Path, lines: Lines, *, x: str, y: str, log: bool = False, d
 def draw_lines(
     axes: Any, lines: Lines, *, x: str, y: str, log: bool = False, dashed: str = "\0", first_colour: int = 0
 ) -> None:
-    """The same into one part of a picture; its solid lines take their colours from the `first_colour`-th on."""
+    """Draw these lines into one part of a picture; solid ones take their colours from the `first_colour`-th on."""
     solid = [label for label in lines if not label.startswith(dashed)]
     broken = [label for label in lines if label.startswith(dashed)]
     # Each dashed line goes with a solid one, in order; a single one stands for itself.
@@ -224,13 +91,6 @@ def draw_lines(
     axes.set(xlabel=x, ylabel=y)
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15), "ncols": 2} if len(lines) > 4 else {}
     axes.legend(fontsize=7, **below)
-
-
-def _show(axes: Any, image: np.ndarray, *, frame: str = "black") -> None:
-    axes.imshow(1 - image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_color(frame)
 
 
 def save_training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]], *, log_memory: float) -> None:

@@ -1,30 +1,33 @@
-"""Scores over nested episodes: the same targets under memories of every size."""
+"""How a trained model is tested: likelihoods, accuracies and the split of the bound over streams of episodes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
-import tyro
 from torch import Tensor
 
-from vma_pyro import cli, models
-from vma_pyro.data import Characters, Episode, load_split
+from vma_pyro import cli
+from vma_pyro.data import Episode
 from vma_pyro.evaluation import (
     Estimate,
     TwoPhase,
     classify,
     classify_by_attention,
     classify_by_likelihood,
+    kl_report,
     log_likelihood,
 )
 from vma_pyro.models import Pair
-from vma_pyro.training import device_of_name
 
-Episodes = Callable[[int | None], Iterator[Episode]]  # all, or only the first so many targets
+
+class Targets(Protocol):
+    """The same targets at every call, each under a memory of its own, as `NestedEpisodes.episodes` gives them."""
+
+    def __call__(self, *, first: int | None = None) -> Iterator[Episode]:
+        """All targets, or only the first so many."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,7 @@ class Samples:
 
     def __post_init__(self) -> None:
         """Refuse to measure nothing."""
-        for name in ("few", "many", "corrected"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        cli.check_sizes(self, "few", "many", "corrected")
 
     def about(self, images: int) -> str:
         """How the NLL of so many images is measured, for a report."""
@@ -57,67 +58,12 @@ class Samples:
 
 TINY = Samples(few=2, many=3, corrected=2)
 
-
-@dataclass(frozen=True)
-class TestConfig:
-    """Options of every experiment that tests a trained model."""
-
-    load: Path = models.PRETRAINED
-    """Checkpoint of the model, or the word pretrained."""
-    data_dir: Path | None = None
-    """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder."""
-    out: Path = Path("runs/test")
-    """Folder for the results. An earlier run in it is moved aside, never overwritten."""
-    resume: bool = False
-    """Go on with the run in the folder `out`."""
-    samples: Annotated[Samples, tyro.conf.OmitArgPrefixes] = field(default_factory=Samples)
-    """Importance samples."""
-    seed: int = 0
-    """Of targets and memories."""
-    accelerator: str = "auto"
-    """cpu, cuda, mps (an Apple GPU), or auto, the first of cuda, mps and cpu there is."""
-    tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that mean nothing, those of each experiment among them."""
-        sizes = ("classes", "shots", "all_classes", "all_shots", "examples", "images", "ways", "likelihood_images")
-        cli.check_sizes(self, *(name for name in (*sizes, "draws") if hasattr(self, name)))
-        cli.check_seed(self)
-
-
-class Subject(NamedTuple):
-    """A trained model to be tested.
-
-    Attributes:
-        pair: model and guide, on the device.
-        facts: what its file says of it: the data, the architecture; and where it was.
-        test: classes that it has never seen.
-        device: to test it on.
-    """
-
-    pair: Pair
-    facts: dict[str, Any]
-    test: Characters
-    device: torch.device
-
-
-def subject_of(config: TestConfig) -> Subject:
-    """Load the model and its test classes.
-
-    Raises:
-        ValueError, OSError: no such model or data, a damaged file.
-    """
-    device = device_of_name(config.accelerator)
-    pair = models.on(device, models.load(config.load, program="memory"))
-    facts = models.facts_of(config.load)
-    test = load_split(str(facts.get("data")), config.data_dir).test
-    return Subject(pair, {"loaded_from": str(config.load), **facts}, test, device)
+TASKS = ((5, 1), (5, 5), (20, 1), (20, 5))  # ways and shots of the usual classification tasks
 
 
 def nll(
     pair: Pair,
-    episodes: Episodes,
+    targets: Targets,
     samples: Samples,
     *,
     device: torch.device,
@@ -127,20 +73,20 @@ def nll(
 
     Args:
         pair: model and guide.
-        episodes: the targets under their memories.
+        targets: the targets under their memories.
         samples: how many. With the address summed exactly, `many` is the number of decoder evaluations: as many
             samples of z for each address as fit into it, at least one.
         device: where model and guide live.
         address: of the corrected targets; see `log_likelihood`.
     """
+    cheap = nll_of_each(pair, targets(), samples.few, device=device)
+    corrected = targets(first=samples.corrected)
+    return TwoPhase(cheap, nll_of_each(pair, corrected, samples.many, device=device, address=address))
 
-    cheap = scored(pair, episodes(None), samples.few, device=device)
-    return TwoPhase(cheap, scored(pair, episodes(samples.corrected), samples.many, device=device, address=address))
 
-
-def scored(
+def nll_of_each(
     pair: Pair,
-    episodes: Iterator[Episode],
+    episodes: Iterable[Episode],
     number: int,
     *,
     device: torch.device,
@@ -165,12 +111,11 @@ def scored(
 
 def accuracy(
     pair: Pair,
-    episodes: Episodes,
+    episodes: Iterable[Episode],
     *,
     device: torch.device,
     by: Literal["guide", "likelihood", "attention"] = "guide",
     num_samples: int = 10,
-    first: int | None = None,
 ) -> Estimate:
     """Share of targets whose most probable class is theirs.
 
@@ -180,12 +125,11 @@ def accuracy(
         device: where model and guide live.
         by: `classify`, `classify_by_likelihood` or `classify_by_attention`.
         num_samples: of z; for the guide none are needed.
-        first: only so many targets.
     """
     model, guide = pair
     options: dict[str, Any] = {"num_samples": num_samples}
     right = []
-    for episode in episodes(first):
+    for episode in episodes:
         e = episode.to(device)
         if by == "guide":
             probs = classify(guide, e.memory, e.x)
@@ -195,3 +139,28 @@ def accuracy(
             probs = classify_by_attention(model, guide, e.memory, e.x, **options)
         right.append(probs.argmax(-1) == e.labels)
     return Estimate.of(torch.cat(right))
+
+
+def split(
+    pair: Pair, episodes: Iterable[Episode], names: Sequence[str], *, num_samples: int, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """Figures of `KLReport` over all targets, for JSON.
+
+    Args:
+        pair: model and guide.
+        episodes: the targets under their memories.
+        names: of the figures, estimates all.
+        num_samples: importance samples per target.
+        device: where model and guide live.
+    """
+    reports = []
+    for episode in episodes:
+        e = episode.to(device)
+        reports.append(kl_report(*pair, e.memory, e.x, labels=e.labels, num_samples=num_samples))
+    return {name: Estimate.pooled([getattr(report, name) for report in reports])._asdict() for name in names}
+
+
+def first_of(episode: Episode, number: int) -> Episode:
+    """The first so many targets of an episode with their memories."""
+    part = slice(number)
+    return Episode(episode.memory.datapoints(part), episode.x[part], episode.labels[part])

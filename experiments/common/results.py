@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import platform
-import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,15 +18,7 @@ import torch
 from common import plots
 from vma_pyro._system.atomic import write_text
 from vma_pyro._system.record import command
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Markdown; a bar within a cell is escaped."""
-
-    def line(cells: Sequence[object]) -> str:
-        return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\|", str(cell)) for cell in cells) + " |"
-
-    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
+from vma_pyro.evaluation import Estimate
 
 
 def to_json(content: Mapping[str, Any]) -> str:
@@ -34,18 +26,18 @@ def to_json(content: Mapping[str, Any]) -> str:
     return json.dumps(_finite(content), indent=1, default=str, allow_nan=False) + "\n"
 
 
-def header(config: Any, *, seconds: float, device: torch.device, training: Mapping[str, Any]) -> dict[str, Any]:
+def header(config: Any, *, since: float, device: torch.device, training: Mapping[str, Any]) -> dict[str, Any]:
     """What every results.json begins with.
 
     Args:
         config: the dataclass of all options.
-        seconds: of the whole job, wall clock; of its last session if it was interrupted.
+        since: when the job began, or its last session if it was interrupted, on the monotonic clock.
         device: on which it ran.
         training: facts about how each model was trained (updates, seconds, ...), or where it was loaded from.
     """
     return {
         "command": command(),
-        "seconds": round(seconds, 1),
+        "seconds": round(time.monotonic() - since, 1),
         "training": dict(training),
         "config": asdict(config),
         "versions": versions(device),
@@ -53,7 +45,7 @@ def header(config: Any, *, seconds: float, device: torch.device, training: Mappi
 
 
 def versions(device: torch.device) -> dict[str, str]:
-    """What it was computed with."""
+    """The versions and the device behind the figures."""
     from vma_pyro import __version__
 
     return {
@@ -79,29 +71,44 @@ class Picture(NamedTuple):
     draw: Callable[[Path], object]
 
 
-def write(folder: Path, content: Mapping[str, Any], title: str, parts: Sequence[str | Picture]) -> None:
-    """results.json and report.md, then the pictures; the report is also printed.
+Parts = Sequence[str | Picture]  # paragraphs, headings, tables and pictures
+
+
+def write(folder: Path, content: Mapping[str, Any], title: str, parts: Parts) -> None:
+    """Write results.json and report.md, then the pictures; the report is also printed.
 
     Args:
         folder: of the experiment.
         content: all figures, after those of `header`.
         title: of the report.
-        parts: its paragraphs, tables and pictures.
+        parts: what it consists of, after how the models were trained.
     """
-    trained = [f"{name}: {described(facts)}." for name, facts in content["training"].items()]
-    head = [f"# {title}", f"`{content['command']}`", *map(_wrapped, trained)]
+    trained = [f"{name}: {_described(facts)}." for name, facts in content["training"].items()]
+    write_as((folder / "results.json", folder / "report.md"), content, title, [*trained, *parts])
+
+
+def write_as(files: tuple[Path, Path], content: Mapping[str, Any], title: str, parts: Parts) -> None:
+    """Write figures and a page to files of any names; the pictures go beside them.
+
+    Args:
+        files: of the figures and of the page.
+        content: all figures, and the `command` that repeats them.
+        title: of the page.
+        parts: what it consists of.
+    """
+    figures, report = files
 
     def page(missing: Mapping[str, str]) -> str:
         shown = [part if isinstance(part, str) else _link(part, missing) for part in parts]
-        return "\n\n".join([*head, *map(_wrapped, shown)])
+        return "\n\n".join([f"# {title}", f"`{content['command']}`", *map(_wrapped, shown)])
 
-    write_text(folder / "results.json", to_json(content))
-    write_text(folder / "report.md", page({}) + "\n")
+    write_text(figures, to_json(content))
+    write_text(report, page({}) + "\n")
     pictures = [part for part in parts if isinstance(part, Picture)]
-    found = {picture.name: plots.drawn(folder / picture.name, picture.draw) for picture in pictures}
+    found = {picture.name: plots.drawn(report.with_name(picture.name), picture.draw) for picture in pictures}
     missing = {name: reason for name, reason in found.items() if reason}
     if missing:
-        write_text(folder / "report.md", page(missing) + "\n")
+        write_text(report, page(missing) + "\n")
     print(page(missing))
 
 
@@ -111,7 +118,7 @@ def _link(picture: Picture, missing: Mapping[str, str]) -> str:
     return f"![{picture.shows}]({picture.name})"
 
 
-def described(facts: Mapping[str, Any]) -> str:
+def _described(facts: Mapping[str, Any]) -> str:
     """How a model was trained, in one line."""
     return ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in facts.items())
 
@@ -121,7 +128,7 @@ def _short(value: Any) -> str:
 
 
 def _wrapped(part: str) -> str:
-    """A paragraph of lines that can be read; tables, headings and pictures as they are."""
+    """A paragraph in lines of a readable length; tables, headings and pictures as they are."""
     return part if part[0] in "|#!" else textwrap.fill(part, 110)
 
 
@@ -131,3 +138,18 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def percent(share: Estimate) -> str:
+    """A share in per cent, with its standard error."""
+    return f"{100 * share.mean:.1f} ± {100 * share.se:.1f}"
+
+
+def compared(nll: Estimate, more: Estimate) -> str:
+    """An NLL, and in brackets how much more it is than another one."""
+    return f"{nll} ({more.mean:+.2f} ± {more.se:.2f})"
+
+
+def plural(number: int, noun: str) -> str:
+    """The number with its noun: "1 shot", "2 shots", "2 classes"."""
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"

@@ -1,20 +1,23 @@
-"""Several models trained alike, to be compared: what they have in common, and one of them."""
+"""Several models that are trained alike and compared: their common options, and how each is trained or loaded."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
 import tyro
 
+from common import alike, folder
 from common.protocols import TINY, Samples
-from common.train import as_many, train_pair
+from common.train import TrainOptions, as_many, loaded_facts, make_elbo, train_pair
 from vma_pyro import cli, models
-from vma_pyro.data import EpisodeSampler, Split
-from vma_pyro.data.episodes import Augmentation
-from vma_pyro.infer import make
-from vma_pyro.training import TrainConfig
+from vma_pyro.data import Episode, EpisodeSampler, NestedEpisodes, Split, load_split
+from vma_pyro.data.episodes import Augmentation, Episodes
+from vma_pyro.training import TrainConfig, device_of
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,14 @@ class SeveralConfig:
     """Gradient estimator, a name in `vma_pyro.infer.ESTIMATORS`."""
     augment: Literal["none", "rotations", "rotations+flips"] = "rotations"
     """Turned training images as classes of their own; the test classes are never turned."""
-    train: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
+    train: TrainOptions = field(default_factory=TrainConfig)
     """Training of each model."""
     samples: Annotated[Samples, tyro.conf.OmitArgPrefixes] = field(default_factory=Samples)
     """Importance samples of the tests."""
     images: int = 2000
     """Test images, the same for all models and memories."""
     tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
+    """Run everything once, as small as it gets, to see that it works."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing, those of each experiment among them."""
@@ -60,13 +63,42 @@ class SeveralConfig:
         cli.check_factor(self, "width")
 
 
+class Session(NamedTuple):
+    """What every script that trains several models has at hand.
+
+    Attributes:
+        since: when it began, on the monotonic clock.
+        device: to train and test on.
+        data: to train and validate on, and to test with.
+        nested: the test targets, the same for all models and memories.
+    """
+
+    since: float
+    device: torch.device
+    data: Split
+    nested: NestedEpisodes
+
+    def group(self, *, but_for: str = "") -> alike.Group:
+        """A group of models that are compared; `but_for` is the fact in which they are meant to differ."""
+        return alike.Group(next(self.nested.episodes(1, 1)).to(self.device), but_for=but_for)
+
+
+def begin(config: SeveralConfig) -> Session:
+    """Load the data, and make room for the results, or go on with them."""
+    since, device = time.monotonic(), device_of(config.train)
+    data = load_split(config.data, config.data_dir)
+    nested = NestedEpisodes(data.test, images=config.images, seed=0)
+    folder.begin(config, load=config.load)
+    return Session(since, device, data, nested)
+
+
 def small(config: SeveralConfig) -> dict[str, Any]:
-    """What makes any of them tiny."""
+    """The options that make any of these experiments tiny."""
     steps = replace(config.train, updates=2, minutes=None, log_every=1, validate_every=2, validation_samples=1)
     return {"width": 0.1, "latent_dim": 4, "queries": 4, "train": steps, "images": 4, "samples": TINY}
 
 
-def model_of(
+def train_or_load(
     config: SeveralConfig,
     name: str,
     data: Split,
@@ -90,29 +122,80 @@ def model_of(
         Model and guide, and facts about the training.
 
     Raises:
-        Stopped: told to, with a checkpoint left.
+        Stopped: the run was told to stop, and has left a checkpoint.
         ValueError, OSError, FloatingPointError: see `training.fit`.
     """
     if config.load is not None:
         path = config.load / "models" / name / "model.pt"
-        return models.load(path, program=program), {"loaded_from": str(path), **models.facts_of(path)}
+        return models.load(path, program=program), loaded_facts(path)
+    architecture = {"networks": "conv", "width": config.width, "latent_dim": config.latent_dim, "program": program}
+    torch.manual_seed(config.train.seed)
+    pair = models.build(architecture)
+    facts = train_one(
+        config if updates is None else replace(config, train=as_many(config.train, updates)),
+        name,
+        pair,
+        training_episodes(config, data, classes=classes, shots=shots),
+        validation=validation_episodes(config, data, classes=classes, shots=shots),
+        identity={"augment": config.augment, "classes": classes, "shots": shots},
+        architecture=architecture,
+    )
+    return pair, facts
+
+
+def train_one(
+    config: SeveralConfig,
+    name: str,
+    pair: models.Pair,
+    episodes: Episodes,
+    *,
+    validation: Sequence[Episode],
+    identity: dict[str, Any],
+    data: str | None = None,
+    architecture: dict[str, Any] | None = None,
+    label: str | None = None,
+) -> dict[str, Any]:
+    """Train one of the models in `models/NAME` of the run's folder, or give it the weights that it has in another.
+
+    Args:
+        config: what all of them share.
+        name: of this one.
+        pair: model and guide.
+        episodes, validation, identity, architecture: see `train_pair`.
+        data: name of the data set; default: the experiment's.
+        label: in front of the progress line; default: the name.
+
+    Returns:
+        Facts about the training.
+    """
+    if config.load is not None:
+        path = config.load / "models" / name / "checkpoint.pt"
+        models.read_weights(pair, path)
+        return loaded_facts(path)
+    shared = {n: getattr(config, n) for n in ("queries", "particles", "estimator")}
+    return train_pair(
+        pair,
+        make_elbo(config.estimator, config.particles),
+        episodes,
+        config=config.train,
+        folder=config.out / "models" / name,
+        data=data or config.data,
+        architecture=architecture,
+        validation=validation,
+        identity=shared | identity,
+        resume=config.resume,
+        label=label or name,
+    )
+
+
+def training_episodes(config: SeveralConfig, data: Split, *, classes: int, shots: int) -> EpisodeSampler:
+    """Episodes of the training classes, turned if the configuration says so."""
     augment: Augmentation | None = None if config.augment == "none" else config.augment
     shape: dict[str, Any] = {"classes": classes, "shots": shots, "queries": config.queries}
-    held_out = EpisodeSampler(data.validation, **shape, seed=1)
-    with cli.option("estimator", instead_of="name"), cli.option("particles", instead_of="num_particles"):
-        elbo = make(config.estimator, config.particles)
-    architecture = {"networks": "conv", "width": config.width, "latent_dim": config.latent_dim, "program": program}
-    train = config.train if updates is None else as_many(config.train, updates)
-    shared = {n: getattr(config, n) for n in ("queries", "particles", "estimator", "augment")}
-    return train_pair(
-        architecture,
-        elbo,
-        EpisodeSampler(data.train, **shape, seed=config.train.seed, augment=augment),
-        config=train,
-        folder=config.out / "models" / name,
-        data=config.data,
-        validation=[held_out.sample() for _ in range(4)],
-        identity=shared | {"classes": classes, "shots": shots},
-        resume=config.resume,
-        label=name,
-    )
+    return EpisodeSampler(data.train, **shape, seed=config.train.seed, augment=augment)
+
+
+def validation_episodes(config: SeveralConfig, data: Split, *, classes: int, shots: int) -> list[Episode]:
+    """A few episodes of held-out classes."""
+    held_out = EpisodeSampler(data.validation, classes=classes, shots=shots, queries=config.queries, seed=1)
+    return [held_out.sample() for _ in range(4)]

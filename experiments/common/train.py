@@ -1,4 +1,4 @@
-"""Train model and guide in a folder of their own, and leave them there as a file."""
+"""Training a model and its guide in a folder of their own, where they are left as a file."""
 
 from __future__ import annotations
 
@@ -6,55 +6,57 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import torch
+import tyro
 from pyro.infer.elbo import ELBO
 
+from vma_pyro import models
 from vma_pyro._system.ranks import Ranks
 from vma_pyro._system.record import command
-from vma_pyro.cli import Stopped
+from vma_pyro.cli import Stopped, option
 from vma_pyro.data.episodes import Episode, Episodes
-from vma_pyro.models import Pair, build, save
-from vma_pyro.training import TrainConfig, fit
+from vma_pyro.infer import make
+from vma_pyro.models import Pair
+from vma_pyro.training import FitResult, TrainConfig, fit
+
+TrainOptions = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]  # on the command line by their own names
 
 
 def train_pair(
-    architecture: dict[str, Any],
+    pair: Pair,
     elbo: ELBO,
     episodes: Episodes,
     *,
     config: TrainConfig,
     folder: str | Path,
     data: str,
+    architecture: dict[str, Any] | None = None,
     validation: Sequence[Episode] = (),
     identity: dict[str, Any] | None = None,
     init: str | Path | None = None,
-    only: str | None = None,
     resume: bool = False,
     tensorboard: bool = False,
     label: str = "training",
-) -> tuple[Pair, dict[str, Any]]:
+) -> dict[str, Any]:
     """Train model and guide, or go on with it, and leave them in the folder's `model.pt`.
 
     Args:
-        architecture: see `models.build`.
+        pair: model and guide, with the weights that they start from.
         elbo, episodes, config, folder, validation, init, resume, tensorboard, label: see `fit`.
         data: name of the data set.
+        architecture: plain values from which `models.build` makes the same pair; without them there is no
+            `model.pt`, and `models.read_weights` takes the weights from `checkpoint.pt`.
         identity: further plain values that a resumed run must share.
-        only: the part of the networks that is trained, by name; None: all of them.
 
     Returns:
-        Model and guide, and facts about the training: updates, seconds, validation NLL in nats per image.
+        Facts about the training: updates, seconds, validation NLL in nats per image.
 
     Raises:
-        Stopped: told to, with a checkpoint left.
+        Stopped: the run was told to stop, and has left a checkpoint.
         ValueError, OSError, FloatingPointError: see `fit`.
     """
-    torch.manual_seed(config.seed)
-    pair = build(architecture)
-    if only is not None:
-        freeze_all_but(pair, only)
+    chosen = {"data": data, **(identity or {})}
     result = fit(
         *pair,
         elbo,
@@ -63,7 +65,7 @@ def train_pair(
         folder=folder,
         validation=validation,
         architecture=architecture,
-        identity={"data": data, **(identity or {}), **architecture},
+        identity=chosen | (architecture or {}),
         init=init,
         resume=resume,
         tensorboard=tensorboard,
@@ -72,9 +74,18 @@ def train_pair(
     ranks = Ranks.present()
     if result.interrupted:
         ranks.wait()
-        if ranks.rank > 0:
+        if ranks.rank > 0:  # the first process alone tells how to go on
             sys.exit(128 + result.interrupted)
         raise Stopped(result.interrupted, result.updates)
+    facts = _facts(result)
+    if architecture is not None and ranks.rank == 0:
+        told = (identity or {}) | facts | {"command": command()}
+        models.save(Path(folder) / "model.pt", pair, architecture, data=data, training=told)
+    return facts
+
+
+def _facts(result: FitResult) -> dict[str, Any]:
+    """What a report says of a training run that has ended."""
     facts: dict[str, Any] = {
         "updates": result.updates,
         "training_seconds": round(result.seconds, 1),
@@ -86,19 +97,22 @@ def train_pair(
         facts["budget_changes"] = list(result.budget_changes)
     if result.cycles:
         facts |= {"validation_nll_before": result.validation_nll_before, "cycles": list(result.cycles)}
-    if ranks.rank == 0:
-        save(
-            Path(folder) / "model.pt",
-            pair,
-            architecture,
-            data=data,
-            training=(identity or {}) | facts | {"command": command()},
-        )
-    return pair, facts
+    return facts
+
+
+def loaded_facts(path: Path) -> dict[str, Any]:
+    """Facts about a model that is loaded: where it is, and what its file says of its training."""
+    return {"loaded_from": str(path), **models.facts_of(path)}
+
+
+def make_elbo(estimator: str, particles: int) -> ELBO:
+    """An estimator by its name; what it refuses is said of the options `estimator` and `particles`."""
+    with option("estimator", instead_of="name"), option("particles", instead_of="num_particles"):
+        return make(estimator, particles)
 
 
 def as_many(config: TrainConfig, updates: int) -> TrainConfig:
-    """Exactly so many updates, whatever clock and validation say, for a model that is compared with another."""
+    """Training for so many updates, whatever clock and validation say, as a comparison needs it."""
     return replace(config, updates=updates, minutes=None, patience=max(config.patience, updates))
 
 

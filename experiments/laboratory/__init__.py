@@ -1,26 +1,23 @@
 """The estimator laboratory: which gradient estimator trains a memory model best, and why.
 
-`setting` says what is compared, `runs` trains, `gradients` measures, `page` says what the figures mean.
+`options` says what is compared, `runs` trains, `gradients` measures, `findings` holds the figures, and `page` and
+`answers` say what they mean.
 """
 
-from common.kept import check_same
+from laboratory.findings import Findings, Quality, Training, address_snr
 from laboratory.gradients import measure_all
-from laboratory.page import Findings, snr_of, to_markdown
-from laboratory.records import Quality, Training
+from laboratory.options import LaboratoryConfig
+from laboratory.page import to_markdown
 from laboratory.runs import candidate_of, train_all, train_finalists
-from laboratory.setting import LaboratoryConfig, load, plan_of
 
 __all__ = [
     "Findings",
     "LaboratoryConfig",
     "Quality",
     "Training",
+    "address_snr",
     "candidate_of",
-    "check_same",
-    "load",
     "measure_all",
-    "plan_of",
-    "snr_of",
     "to_markdown",
     "train_all",
     "train_finalists",

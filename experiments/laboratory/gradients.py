@@ -6,21 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
 from common.kept import once
-from laboratory.records import Quality
+from laboratory.findings import Quality
+from laboratory.options import SWEPT, Candidate, LaboratoryConfig, initial_pair, sampler
 from laboratory.runs import final_folder, train
-from laboratory.setting import SWEPT, Candidate, Data, LaboratoryConfig, build, load, plan_of, sampler
 from laboratory.toy import toy
-from vma_pyro.guide import Guide
+from vma_pyro.data import Split, load_split
 from vma_pyro.infer import compare, make, matched
-from vma_pyro.model import Model
+from vma_pyro.models import Pair
 
 
 def measure(
     config: LaboratoryConfig,
-    pair: tuple[nn.Module, nn.Module],
+    pair: Pair,
     args: tuple[Any, ...],
     *,
     program: str,
@@ -61,8 +59,8 @@ def measure_toy(config: LaboratoryConfig, evaluations: int, names: Sequence[str]
 
 def measure_model(
     config: LaboratoryConfig,
-    data: Data,
-    pair: tuple[Model, Guide],
+    data: Split,
+    pair: Pair,
     *,
     program: str,
     stage: str,
@@ -71,44 +69,41 @@ def measure_model(
     shape: tuple[int, int] | None = None,
 ) -> Quality:
     """Gradients of one model on held-out classes; `shape` is classes and shots of the memory."""
-    plan = plan_of(config)
+    plan = config.plan()
     classes, shots = shape or (plan.classes, plan.shots)
     episode = sampler(config, data.validation, config.images, classes=classes, shots=shots, seed=3).sample()
     facts: dict[str, Any] = {"program": program, "stage": stage, "memory": classes * shots, "draws": config.draws}
     return measure(config, pair, (episode.memory, episode.x), names=names, evaluations=evaluations, **facts)
 
 
-def stages_of(
-    config: LaboratoryConfig, name: str, data: Data, finalist: Candidate
-) -> dict[str, tuple[Model, Guide]]:
+def train_stages(config: LaboratoryConfig, name: str, data: Split, finalist: Candidate) -> dict[str, Pair]:
     """VIMCO's model before training, after `minutes`, and at the end of its long run."""
     assert config.minutes is not None
     assert config.final_minutes is not None
-    judge, longest = plan_of(config).trained[0], config.final_minutes[-1]
+    judge, longest = config.plan().trained[0], config.final_minutes[-1]
     own = {"middle": judge.folder, "end": final_folder(longest, config.seed)}
     again = replace(config, resume=True)  # the data's own two runs are finished, and only loaded
-    found = {"start": build(config)}
+    found = {"start": initial_pair(config)}
     for stage, who, minutes in (("middle", judge, config.minutes), ("end", finalist, longest)):
         where = config.out / "train" / own[stage]
         if name != config.data:  # a comparison on the side: a quarter of the time is enough
             where, minutes = config.out / "stages" / f"{name}-{stage}", minutes / 4
-        model, guide, _ = train(again, data, where, who, minutes=minutes, label=f"{name}, {stage}")
-        found[stage] = (model, guide)
+        found[stage], _ = train(again, data, where, who, name=name, minutes=minutes, label=f"{name}, {stage}")
     return found
 
 
 def measure_all(
-    config: LaboratoryConfig, data: Data, finalist: Candidate
+    config: LaboratoryConfig, data: Split, finalist: Candidate
 ) -> tuple[list[Quality], list[Quality], list[Quality]]:
-    """All estimators at the stages of training; some for growing K, and for growing memories."""
-    plan = plan_of(config)
+    """Measure all estimators at the stages of training; some for growing K, and for growing memories."""
+    plan = config.plan()
     swept = [name for name in SWEPT if name in plan.measured]
     stages = [measure_toy(config, 4, plan.measured)]
     particles = [measure_toy(config, k, swept) for k in plan.particles]
     memories: list[Quality] = []
     for name in dict.fromkeys(("glyphs", config.data)):
-        own = data if name == config.data else load(config, name)
-        for stage, pair in stages_of(config, name, own, finalist).items():
+        own = data if name == config.data else load_split(name, config.data_dir)
+        for stage, pair in train_stages(config, name, own, finalist).items():
             stages.append(measure_model(config, own, pair, program=name, stage=stage, names=plan.measured))
             if name != config.data:
                 continue

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,47 +13,55 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from common.kept import once
-from laboratory.records import JUDGE, Training
-from laboratory.setting import Candidate, Data, LaboratoryConfig, build, plan_of, sampler
+from common.timing import ratio, take_turns
+from common.train import train_pair
+from laboratory.findings import JUDGE, Training
+from laboratory.options import Candidate, LaboratoryConfig, initial_pair, sampler
 from vma_pyro._system.record import read_metrics
-from vma_pyro.cli import Stopped
-from vma_pyro.data import Episode
+from vma_pyro.data import Episode, Split
 from vma_pyro.evaluation import Estimate, log_likelihood, split_bound, undisturbed
-from vma_pyro.guide import Guide
 from vma_pyro.infer import make
 from vma_pyro.infer.comparison.compare import evaluations_of
-from vma_pyro.model import Model
-from vma_pyro.training import TrainConfig, fit
+from vma_pyro.models import Pair
+from vma_pyro.training import TrainConfig
 
 
 def train(
     config: LaboratoryConfig,
-    data: Data,
+    data: Split,
     folder: Path,
     candidate: Candidate,
     *,
+    name: str,
     minutes: float | None = None,
     updates: int | None = None,
     label: str = "",
-) -> tuple[Model, Guide, Training]:
+) -> tuple[Pair, Training]:
     """Train with one estimator, or go on with it.
 
+    Args:
+        config: what all runs share.
+        data, name: what to train on, and what it is called.
+        folder: of the run.
+        candidate: who trains.
+        minutes, updates: the budget.
+        label: in front of the progress line; default: the estimator.
+
     Raises:
-        Stopped: on Ctrl-C or SIGTERM, with a checkpoint left.
+        Stopped: the run was told to stop, and has left a checkpoint.
     """
-    name, K, queries, learning_rate = candidate
-    model, guide = build(config)
-    elbo = make(name, K)
+    pair = initial_pair(config)
+    elbo = make(candidate.estimator, candidate.num_particles)
     held_out = sampler(config, data.validation, 4 if config.tiny else 32, seed=1)  # the same for all
     validation = [held_out.sample() for _ in range(2 if config.tiny else 8)]
-    cost = evaluations_of(elbo, model, guide, (validation[0].memory, validation[0].x))
+    cost = evaluations_of(elbo, *pair, (validation[0].memory, validation[0].x))
     steps = TrainConfig(
         updates=updates,
         minutes=minutes,
         validate_every=2 if config.tiny else 250,
         log_every=1 if config.tiny else 50,
         validation_samples=8,
-        learning_rate=learning_rate,
+        learning_rate=candidate.learning_rate,
         patience=10**6,  # all are to use their whole budget
         seed=config.seed,
         accelerator="cpu",
@@ -63,38 +69,37 @@ def train(
     )
     stopped = ""
     try:
-        result = fit(
-            model,
-            guide,
+        train_pair(
+            pair,
             elbo,
-            sampler(config, data.train, queries, augment="rotations"),
+            sampler(config, data.train, candidate.queries, augment="rotations"),
             config=steps,
             folder=folder,
+            data=name,
             validation=validation,
-            identity={"estimator": name, "particles": K, "queries": queries, "width": config.width},
+            identity=candidate.identity() | {"width": config.width},
             resume=config.resume,
-            label=label or name,
+            label=label or candidate.estimator,
         )
-        if result.interrupted:
-            raise Stopped(result.interrupted, result.updates)
     except FloatingPointError as error:
         stopped = str(error)
     lines = read_metrics(folder / "metrics.jsonl")
     facts = {**candidate._asdict(), "evaluations": cost, "stopped": stopped, "seed": config.seed}
-    return model, guide, Training.of_metrics(lines, **facts)
+    return pair, Training.of_metrics(lines, **facts)
 
 
 def train_and_score(
-    config: LaboratoryConfig, data: Data, where: str, candidate: Candidate, **budget: Any
+    config: LaboratoryConfig, data: Split, where: str, candidate: Candidate, **budget: Any
 ) -> tuple[Training, torch.Tensor]:
-    """One run, and the NLL of each test image; kept in a file, and not done twice."""
+    """Train and score one candidate, and give the NLL of each test image; kept in a file, and not done twice."""
 
     def run() -> dict[str, Any]:
-        model, guide, training = train(config, data, config.out / "train" / where, candidate, **budget)
+        folder = config.out / "train" / where
+        pair, training = train(config, data, folder, candidate, name=config.data, **budget)
         if training.stopped:
             return {"training": training.plain(), "nll": []}
         episode = sampler(config, data.test, config.test_images, seed=2, shared_memory=False).sample()
-        nll, kl = score(model, guide, episode, samples=config.test_samples)
+        nll, kl = score(pair, episode, samples=config.test_samples)
         training = training._replace(test_nll=Estimate.of(nll), test_kl_address=Estimate.of(kl))
         return {"training": training.plain(), "nll": nll.tolist()}
 
@@ -102,7 +107,7 @@ def train_and_score(
     return Training.of_plain(content["training"]), torch.tensor(content["nll"])
 
 
-def against(judge: torch.Tensor, run: tuple[Training, torch.Tensor]) -> Training:
+def minus_judge(judge: torch.Tensor, run: tuple[Training, torch.Tensor]) -> Training:
     """A run with its difference to VIMCO's, image by image."""
     training, nll = run
     if not len(nll) or not len(judge):
@@ -110,23 +115,23 @@ def against(judge: torch.Tensor, run: tuple[Training, torch.Tensor]) -> Training
     return training._replace(test_minus_vimco=Estimate.of(nll - judge))
 
 
-def train_all(config: LaboratoryConfig, data: Data) -> list[Training]:
-    """All with VIMCO's decoder evaluations."""
+def train_all(config: LaboratoryConfig, data: Split) -> list[Training]:
+    """Train all candidates with as many decoder evaluations as VIMCO."""
     assert config.minutes is not None  # resolved
-    first, *others = plan_of(config).trained
+    first, *others = config.plan().trained
     judge, nll = train_and_score(config, data, first.folder, first, minutes=config.minutes)
     budget = judge.updates * judge.evaluations * judge.queries
     runs = [judge]
     for candidate in others:
         episode = sampler(config, data.validation, 4, seed=1).sample()
-        cost = evaluations_of(make(*candidate[:2]), *build(config), (episode.memory, episode.x))
+        cost = evaluations_of(make(*candidate[:2]), *initial_pair(config), (episode.memory, episode.x))
         updates = max(2, round(budget / (cost * candidate.queries)))
         limits: dict[str, Any] = {"minutes": max(0.5, 1.5 * config.minutes), "updates": updates}
-        runs.append(against(nll, train_and_score(config, data, candidate.folder, candidate, **limits)))
+        runs.append(minus_judge(nll, train_and_score(config, data, candidate.folder, candidate, **limits)))
     return runs
 
 
-def train_finalists(config: LaboratoryConfig, data: Data, runs: Sequence[Training]) -> list[Training]:
+def train_finalists(config: LaboratoryConfig, data: Split, runs: Sequence[Training]) -> list[Training]:
     """The best VIMCO for longer, and the best of the others in half of its time, for each seed.
 
     Selected on held-out classes of the training alphabets; the test classes are scored, not looked at.
@@ -139,7 +144,7 @@ def train_finalists(config: LaboratoryConfig, data: Data, runs: Sequence[Trainin
         raise ValueError("training: expected a run of vimco and of another that did not diverge, got none")
     judge, rival = judges[0], rivals[0]
     # Other work on the machine slows one run and not the next: half of the time is a number of updates.
-    cost = once(config, f"cost-{rival.folder}", partial(timed, config, data, rival, judge))["ratio"]
+    cost = once(config, f"cost-{rival.folder}", partial(compare_costs, config, data, rival, judge))["ratio"]
     finalists = []
     for minutes in config.final_minutes:
         for seed in range(config.seed, config.seed + config.final_seeds):
@@ -153,37 +158,33 @@ def train_finalists(config: LaboratoryConfig, data: Data, runs: Sequence[Trainin
                 "label": f"{rival.estimator}, half of it",
             }
             scored = train_and_score(seeded, data, final_folder(minutes, seed) + "-half", rival, **limits)
-            finalists.append(against(nll, scored)._replace(update_cost=cost, **facts))
+            finalists.append(minus_judge(nll, scored)._replace(update_cost=cost, **facts))
     return finalists
 
 
 def final_folder(minutes: float, seed: int) -> str:
-    """Of VIMCO's run in the final."""
+    """Name of the folder of VIMCO's run in the final."""
     return f"final-{minutes:g}-{seed}"
 
 
 def candidate_of(run: Training) -> Candidate:
-    """What a run trained."""
+    """The candidate that a run trained."""
     return Candidate(run.estimator, run.num_particles, run.queries, run.learning_rate)
 
 
-def timed(config: LaboratoryConfig, data: Data, candidate: Candidate, judge: Candidate) -> dict[str, float]:
+def compare_costs(
+    config: LaboratoryConfig, data: Split, candidate: Candidate, judge: Candidate
+) -> dict[str, float]:
     """Seconds per update over the judge's, both in turns; the median of the rounds."""
-    steps = [updates_of(config, data, who) for who in (candidate, judge)]
-    ratios = []
-    for turn in range(3 if config.tiny else 60):
-        seconds = [0.0, 0.0]
-        for which in (0, 1) if turn % 2 else (1, 0):
-            start = time.perf_counter()
-            next(steps[which])
-            seconds[which] = time.perf_counter() - start
-        ratios.append(seconds[0] / seconds[1])
-    return {"ratio": statistics.median(ratios[len(ratios) // 5 :])}  # without the first, which warm up
+    turns = {who.folder: partial(next, make_updates(config, data, who)) for who in (candidate, judge)}
+    rounds, warm_up = (3, 1) if config.tiny else (48, 12)
+    seconds = take_turns(turns, repetitions=rounds, warm_up=warm_up, label="an update of both")
+    return {"ratio": ratio(seconds[candidate.folder], seconds[judge.folder]).median}
 
 
-def updates_of(config: LaboratoryConfig, data: Data, candidate: Candidate) -> Iterator[None]:
-    """One update after the other, as in training."""
-    loss_fn = make(*candidate[:2])(*build(config))
+def make_updates(config: LaboratoryConfig, data: Split, candidate: Candidate) -> Iterator[None]:
+    """Make one update after the other, as in training."""
+    loss_fn = make(*candidate[:2])(*initial_pair(config))
     optimizer = torch.optim.Adam(loss_fn.parameters(), candidate.learning_rate, fused=True)
     for episode in sampler(config, data.train, candidate.queries, augment="rotations"):
         optimizer.zero_grad()
@@ -194,10 +195,10 @@ def updates_of(config: LaboratoryConfig, data: Data, candidate: Candidate) -> It
 
 
 def score(
-    model: nn.Module, guide: nn.Module, episode: Episode, *, samples: int, seed: int = 0
+    pair: Pair, episode: Episode, *, samples: int, seed: int = 0
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
     """NLL of each of the episode's images from `samples` importance samples, and KL(a), in nats."""
-    nll = -log_likelihood(model, guide, episode.memory, episode.x, num_samples=samples, seed=seed)
-    with undisturbed(model, guide, seed=seed):
-        kl_address = split_bound(model, guide, episode.memory, episode.x).kl_address
+    nll = -log_likelihood(*pair, episode.memory, episode.x, num_samples=samples, seed=seed)
+    with undisturbed(*pair, seed=seed):
+        kl_address = split_bound(*pair, episode.memory, episode.x).kl_address
     return nll, kl_address

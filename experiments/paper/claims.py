@@ -7,57 +7,25 @@ has not been run yet has no row's figure and no verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
+from common import results
 from paper import published
+from paper.verdicts import Claim, Results, describe_training, readable, verdict, verdict_against, verdict_on_growth
 from vma_pyro.evaluation import Estimate
 
-Results = Mapping[str, dict[str, Any]]
 
-
-class Claim(NamedTuple):
-    """One row of the table of claims.
-
-    Attributes:
-        claim: what the paper says.
-        paper, reimplementation, ours: figures with their units; "" where there is none.
-        verdict: "reproduced", "exceeded" or "not reached", and why; "not measured" without a figure.
-        source: name of the results.
-        headline: whether it stands for its experiment in the short form.
-    """
-
-    claim: str
-    paper: str
-    reimplementation: str
-    ours: str
-    verdict: str
-    source: str
-    headline: bool = False
-
-
-def claims(results: Results) -> list[Claim]:
+def claims(found: Results) -> list[Claim]:
     """All rows, in the order of the paper."""
     rows: list[Claim] = []
     for name, make in CLAIMS:
-        if name in results:
+        if name in found:
             with readable(name):
-                rows += make(results[name])
+                rows += make(found[name])
         else:
             rows.append(Claim(str(make.__doc__).splitlines()[0].rstrip("."), "", "", "", "not measured", name))
     return rows
-
-
-@contextmanager
-def readable(name: str) -> Iterator[None]:
-    """Say whose results they are that cannot be read."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, StopIteration, AttributeError) as error:
-        raise ValueError(
-            f"results: expected {name}.json as its experiment writes it, got {type(error).__name__} ({error})"
-        ) from error
 
 
 def recall(content: dict[str, Any]) -> Iterator[Claim]:
@@ -142,11 +110,11 @@ def table(content: dict[str, Any]) -> Iterator[Claim]:
             same = cells.get((total, classes, shots))
             again = "" if same is None or classes == 1 else f"; {same} by images in all"
             yield Claim(
-                f"NLL, C = {classes}, {shots} shot{'s' * (shots > 1)}",
+                f"NLL, C = {classes}, {results.plural(shots, 'shot')}",
                 f"{paper}{' (recalled)' if ('VMA', classes) in published.RECALLED else ''}",
                 f"{other[shots]} (26 x 26)" if shots in other else "",
                 f"{ours}{again}",
-                against(ours, paper, how=trained_how(content)),
+                verdict_against(ours, paper, how=describe_training(content)),
                 "table1",
                 headline=(classes, shots) == (1, 1),
             )
@@ -191,13 +159,14 @@ def classification(content: dict[str, Any]) -> Iterator[Claim]:
             continue
         paper = published.VMA_ACCURACY.get((row["ways"], row["shots"]))
         share = Estimate.read(row["accuracy"])
-        ours = f"{100 * share.mean:.1f} ± {100 * share.se:.1f} %"
-        reached = "measured" if paper is None else against(share, paper, how=trained_how(content), higher=True)
+        reached = "measured"
+        if paper is not None:
+            reached = verdict_against(share, paper, how=describe_training(content), higher=True)
         yield Claim(
             f"{row['ways']}-way {row['shots']}-shot by q(a|x)",
             "" if paper is None else f"{100 * paper:.0f} % (recalled)",
             "",
-            ours,
+            f"{results.percent(share)} %",
             reached,
             "classification",
             headline=(row["ways"], row["shots"]) == (20, 1),
@@ -214,11 +183,11 @@ def soft(content: dict[str, Any]) -> Iterator[Claim]:
             if (row["model"], row["shots"]) == (model, shots) and row["classes"] > 1
         }
         yield Claim(
-            f"NLL of {named(model)} over hard's, the more classes C the more ({shots} of each)",
+            f"NLL of {soft_name(model)} over hard's, the more classes C the more ({shots} of each)",
             "grows beyond 4 classes",
             "",
             "; ".join(f"C = {c}: {gap.mean:+.2f} ± {gap.se:.2f}" for c, gap in gaps.items()) + " nats",
-            growing(gaps),
+            verdict_on_growth(gaps),
             "soft_attention",
             headline=shots == rows[-1]["shots"],
         )
@@ -233,24 +202,16 @@ def soft(content: dict[str, Any]) -> Iterator[Claim]:
         "grows beyond 4 classes",
         "",
         "; ".join(f"{ways}-way: {gap.mean:+.1f} ± {gap.se:.1f}" for ways, gap in gaps.items()) + " %",
-        growing(gaps),
+        verdict_on_growth(gaps),
         "soft_attention",
         headline=True,
     )
 
 
-def named(model: str) -> str:
+def soft_name(model: str) -> str:
     """A soft program in words: "soft attention", "target-guided soft attention"."""
     kind, _, how = model.partition(", ")
     return f"{how} {kind} attention".strip()
-
-
-def growing(gaps: Mapping[int, Estimate]) -> str:
-    """The verdict of gaps by number of classes: above zero at the most, and more than at the fewest."""
-    first, last = gaps[min(gaps)], gaps[max(gaps)]
-    grows, error = last.mean - first.mean, math.hypot(last.se, first.se)
-    reached = last.mean > 2 * last.se and grows > 2 * error
-    return verdict(reached=reached, short=f"grows by {grows:.2f} ± {error:.2f} to {last.mean:.2f} ± {last.se:.2f}")
 
 
 def crossing(content: dict[str, Any]) -> Iterator[Claim]:
@@ -281,27 +242,3 @@ CLAIMS: tuple[tuple[str, Callable[[dict[str, Any]], Iterator[Claim]]], ...] = (
     ("soft_attention", soft),
     ("benchmarks/attention", crossing),
 )
-
-
-def verdict(*, reached: bool, short: str) -> str:
-    """Of a claim that holds or not."""
-    return "reproduced" if reached else f"not reached: {short}"
-
-
-def against(ours: Estimate, paper: float, *, how: str, higher: bool = False) -> str:
-    """Of a figure that the paper has too: two standard errors better, equal, or worse."""
-    better = (ours.mean - paper) * (1 if higher else -1)
-    if better > 2 * ours.se:
-        return "exceeded"
-    return "reproduced" if better > -2 * ours.se else f"not reached: {how}"
-
-
-def trained_how(content: dict[str, Any]) -> str:
-    """The budget behind a figure, which is the usual reason."""
-    facts = next(iter(content["training"].values()))
-    if "training_seconds" not in facts:
-        return "training unknown"
-    hours = facts["training_seconds"] / 3600
-    return (
-        f"{facts['updates']:,} updates, width {facts['width']:g}, {hours:.1f} h of {content['versions']['device']}"
-    )

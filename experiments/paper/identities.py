@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from paper.claims import Results, readable
+from paper.verdicts import Results, readable
 from vma_pyro.evaluation import Estimate
 
 WITHIN = 3.0  # standard errors that an identity may be off by, as all figures are estimates
@@ -30,7 +30,7 @@ class Identity(NamedTuple):
 
 
 def identities(results: Results) -> list[Identity]:
-    """All that can be checked with the results that are there. What is not a number holds for nothing."""
+    """Check all that the results at hand allow; a figure that is not a number violates its identity."""
     found = []
     for name, content in results.items():
         with readable(name):
@@ -51,7 +51,7 @@ def _kl_below_log_memory(content: dict[str, Any], source: str) -> Identity:
 
 
 def _tables(value: Any) -> Iterator[dict[str, Any]]:
-    """All dictionaries within, at any depth."""
+    """All dictionaries in a value, at any depth."""
     if isinstance(value, dict):
         yield value
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():

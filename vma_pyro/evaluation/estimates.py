@@ -75,6 +75,15 @@ class TwoPhase(NamedTuple):
     cheap: Tensor
     costly: Tensor
 
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> TwoPhase:
+        """From JSON, as `plain` gives it; other items of it are left alone."""
+        return cls(torch.tensor(content["cheap"]), torch.tensor(content["costly"]))
+
+    def plain(self) -> dict[str, list[float]]:
+        """For JSON."""
+        return {"cheap": self.cheap.tolist(), "costly": self.costly.tolist()}
+
     def estimate(self) -> Estimate:
         """Of the mean of the costly figure."""
         everywhere, n = len(self.cheap), len(self.costly)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vma_pyro._system.double import in_double
-from vma_pyro.guide import Guide
-from vma_pyro.model import Model
+
+if TYPE_CHECKING:  # the programs are above; here they are only known by their parts
+    from vma_pyro.guide import Guide
+    from vma_pyro.model import Model
 
 
 def fingerprint_of(model: Model, guide: Guide) -> str:

@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -20,11 +20,13 @@ from tqdm import tqdm
 
 from vma_pyro._system import checkpoint
 from vma_pyro._system.ranks import Ranks
-from vma_pyro.guide import Guide
 from vma_pyro.memory.checks import check_binary
 from vma_pyro.memory.fingerprint import fingerprint_of, sums_of
 from vma_pyro.memory.memory import Memory
-from vma_pyro.model import Model
+
+if TYPE_CHECKING:  # the programs are above; here they are only known by their parts
+    from vma_pyro.guide import Guide
+    from vma_pyro.model import Model
 
 CHUNK = 16384  # entries compared at a time: 8 MB of keys
 

@@ -1,8 +1,7 @@
 """What the laboratory finds: the quality of gradients, and training runs.
 
-A run of the model is the unit of cost: one decoder evaluation for one image, forward
-and backward; forward alone is a third. The address is the group "discrete
-guide": the parameters that are in log q(a | x, M) and in nothing else.
+A run of the model is the unit of cost: one decoder evaluation for one image, forward and backward; forward alone
+is a third. The address is the group "discrete guide": the parameters in log q(a | x, M) and in nothing else.
 """
 
 from __future__ import annotations
@@ -12,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vma_pyro.evaluation import Estimate
-from vma_pyro.infer import Comparison
+from vma_pyro.infer import Comparison, Row
 
 ADDRESS = "discrete guide"
 JUDGE = "vimco"
+BOUND = "iwae"  # the K-sample bound, which VIMCO follows
 
 
 class Quality(NamedTuple):
@@ -39,13 +39,17 @@ class Quality(NamedTuple):
         """How many times less variance x time than VIMCO."""
         return self.table.of(JUDGE, group).variance_time / self.table.of(estimator, group).variance_time
 
+    def address_rows(self) -> list[Row]:
+        """The rows of the address that have a finite figure."""
+        return [row for row in self.table.rows if row.group == ADDRESS and math.isfinite(row.variance_time)]
+
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Plain values for JSON."""
         return self._asdict() | {"table": self.table.plain()}
 
     @classmethod
     def of_plain(cls, content: Mapping[str, Any]) -> Quality:
-        """From JSON."""
+        """Read what `plain` gave."""
         return cls(**{**content, "table": Comparison.of_plain(content["table"])})
 
 
@@ -92,23 +96,28 @@ class Training(NamedTuple):
         """Name, K, images per update and learning rate."""
         return f"{self.estimator} (K = {self.num_particles}, {self.queries} images, {self.learning_rate:g})"
 
+    @property
+    def mean_nll(self) -> float:
+        """Mean test NLL; infinite for a run that did not get to the end."""
+        return math.inf if self.test_nll is None else self.test_nll.mean
+
     def seconds_to(self, nll: float) -> float:
         """Seconds until the validation NLL first was as low; infinity if it never was."""
         return next((seconds for _, seconds, value in self.validation if value <= nll), math.inf)
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Plain values for JSON."""
         return {k: v._asdict() if isinstance(v, Estimate) else v for k, v in self._asdict().items()}
 
     @classmethod
     def of_plain(cls, content: Mapping[str, Any]) -> Training:
-        """From JSON."""
+        """Read what `plain` gave."""
         estimates = {k: Estimate.read(v) for k, v in content.items() if k.startswith("test_") and v is not None}
         return cls(**{**content, **estimates})
 
     @classmethod
     def of_metrics(cls, lines: Sequence[Mapping[str, float]], **facts: Any) -> Training:
-        """From the lines of a run's metrics.jsonl."""
+        """Make the record of a run from the lines of its metrics.jsonl."""
         seconds = {int(line["update"]): line["seconds"] for line in lines if "seconds" in line}
         validation = [
             [line["update"], line["seconds"], line["validation_nll"]] for line in lines if "validation_nll" in line
@@ -120,3 +129,58 @@ class Training(NamedTuple):
         return cls(
             updates=last, seconds=seconds.get(last, 0.0), validation=validation, kl_address=kl_address, **facts
         )
+
+
+class Findings(NamedTuple):
+    """All that was measured.
+
+    Attributes:
+        command: that repeats it.
+        about: lines on data, sizes, budgets, seed and versions.
+        stages: tables of all estimators, one for each program and stage.
+        particles: tables of some estimators for growing budgets.
+        memories: tables of some estimators for several |M|.
+        training: one run per estimator, of equal numbers of decoder evaluations; the first is VIMCO's.
+        final: VIMCO's for longer, and the best of the others in half of its time.
+    """
+
+    command: str
+    about: tuple[str, ...]
+    stages: tuple[Quality, ...]
+    particles: tuple[Quality, ...]
+    memories: tuple[Quality, ...]
+    training: tuple[Training, ...]
+    final: tuple[Training, ...]
+
+    def plain(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        found = ("stages", "particles", "memories", "training", "final")
+        plain = {name: [each.plain() for each in getattr(self, name)] for name in found}
+        return {"command": self.command, "about": self.about, **plain}
+
+
+def address_snr(qualities: Sequence[Quality]) -> dict[str, list[float]]:
+    """Signal-to-noise ratio of the address by estimator, in the order of the tables."""
+    names = dict.fromkeys(row.estimator for quality in qualities for row in quality.address_rows())
+    return {name: [quality.table.of(name, ADDRESS).snr for quality in qualities] for name in names}
+
+
+def by_program(qualities: Sequence[Quality]) -> dict[tuple[str, str], list[Quality]]:
+    """The tables of each program and stage."""
+    groups: dict[tuple[str, str], list[Quality]] = {}
+    for quality in qualities:
+        groups.setdefault((quality.program, quality.stage), []).append(quality)
+    return groups
+
+
+def by_length(final: Sequence[Training]) -> list[list[Training]]:
+    """The final's runs, for each length of VIMCO's."""
+    lengths = dict.fromkeys(run.final_minutes for run in final)
+    return [[run for run in final if run.final_minutes == length] for length in lengths]
+
+
+def objective_mark(row: Row) -> str:
+    """What stands behind an estimator that does not follow VIMCO's bound without bias: " (biased)", " (elbo)"."""
+    if not row.claims_unbiased:
+        return " (biased)"
+    return "" if row.objective == BOUND else f" ({row.objective})"

@@ -1,4 +1,4 @@
-"""The job in small before the job: what would fail after hours of training fails in a second before it."""
+"""A rehearsal of the job on two images: what would fail after hours of training fails in a second before it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from pyro.infer.elbo import ELBO
 
-from common import few_shot
+from common.protocols import first_of
+from main_job.scores import SHOTS, Amounts, FewShotScores, shared_episode
 from vma_pyro import models
 from vma_pyro.data import Characters, Episode
 from vma_pyro.training.faults import check_params, fault_of
@@ -45,19 +47,19 @@ def check_weights_fit(architecture: dict[str, Any], device: torch.device) -> Non
     Raises:
         ValueError: which size is too large.
     """
-    if weights_of(architecture) <= (free := available(device)):
+    if count_bytes(architecture) <= (free := available(device)):
         return
     small = {"width": 0.1, "latent_dim": 2, "refinement": 0}
     others = [name for name in small if name in architecture]
     # The one that has to become smaller for the rest to fit.
-    name = next((n for n in others if weights_of({**architecture, n: small[n]}) <= free), others[0])
+    name = next((n for n in others if count_bytes({**architecture, n: small[n]}) <= free), others[0])
     raise ValueError(
         f"{name}: expected networks whose weights and their gradients fit into {free / GB:.1f} GB, got "
-        f"{weights_of(architecture) / GB:.1f} GB with {architecture[name]}; lower it"
+        f"{count_bytes(architecture) / GB:.1f} GB with {architecture[name]}; lower it"
     )
 
 
-def weights_of(architecture: dict[str, Any]) -> float:
+def count_bytes(architecture: dict[str, Any]) -> float:
     """Bytes of all copies of the weights that training has; infinite beyond what can be counted."""
     try:
         with torch.device("meta"):
@@ -92,11 +94,9 @@ def check_update_fits(
     """
     few = few.to(device)
     check_params(*pair, few.memory, few.x, parameters=models.as_one(pair).parameters())
-
-    def first(n: int) -> Episode:
-        return Episode(few.memory.datapoints(slice(n)), few.x[:n], few.labels[:n])
-
-    needed = bytes_of_update(*pair, elbo, first, particles=particles, queries=queries, device=device)
+    needed = bytes_of_update(
+        *pair, elbo, partial(first_of, few), particles=particles, queries=queries, device=device
+    )
     free = available(device)
     if needed > free:
         name, now = max(("queries", queries), ("particles", particles), key=lambda item: item[1])
@@ -107,26 +107,26 @@ def check_update_fits(
         )
 
 
-def check_images_fit(protocol: few_shot.Protocol) -> None:
+def check_images_fit(amounts: Amounts) -> None:
     """Refuse more test images than fit into memory, each with a memory of its own.
 
     Raises:
         ValueError: too many.
     """
     free = available(torch.device("cpu"))
-    each = 4 * 28 * 28 * (1 + max(protocol.classes * protocol.shots, *few_shot.SHOTS))
-    if protocol.images * each > free:
+    each = 4 * 28 * 28 * (1 + max(amounts.classes * amounts.shots, *SHOTS))
+    if amounts.images * each > free:
         raise ValueError(
             f"eval_images: expected at most {int(free / each)}, which fit into the {free / GB:.1f} GB there are, "
-            f"got {protocol.images}"
+            f"got {amounts.images}"
         )
 
 
 def check_scores(
     pair: models.Pair,
-    scores: few_shot.FewShotScores,
+    scores: FewShotScores,
     characters: Characters,
-    protocol: few_shot.Protocol,
+    amounts: Amounts,
     device: torch.device,
 ) -> None:
     """Refuse a model whose likelihoods are no numbers, by the site that they come from.
@@ -136,7 +136,7 @@ def check_scores(
     """
     if all(bool(values.isfinite().all()) for values in scores.nll_of_images.values()):
         return
-    e = few_shot.shared_episode(characters, protocol).to(device)
+    e = shared_episode(characters, amounts).to(device)
     parameters = [p for p in models.as_one(pair).parameters() if p.requires_grad]
     fault = fault_of(*pair, e.memory, e.x, parameters=parameters, noise=None)
     raise FloatingPointError(fault or "site 'x': expected a log probability, got NaN or infinity")

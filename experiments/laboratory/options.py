@@ -1,4 +1,4 @@
-"""What is compared: the candidates, the sizes, the data, and the one pair of programs that all start from."""
+"""What the laboratory compares: the candidates, the sizes, and the one pair of programs that all start from."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from vma_pyro import cli
-from vma_pyro.data import Characters, EpisodeSampler, glyphs, omniglot
-from vma_pyro.guide import Guide
-from vma_pyro.model import Model
-from vma_pyro.networks import ConvNetworks
+from vma_pyro.data import Characters, EpisodeSampler
+from vma_pyro.models import Pair, build
 
 
 class Candidate(NamedTuple):
@@ -25,8 +23,12 @@ class Candidate(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Of its training run."""
+        """Name of the folder of its training run."""
         return "-".join(map(str, self))
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must share, beside the learning rate, which is an option of training."""
+        return {"estimator": self.estimator, "particles": self.num_particles, "queries": self.queries}
 
 
 # All train the same model. K times images is 128 for all that draw, but for those whose particles cost less than a
@@ -84,6 +86,18 @@ MEASURED = (
 SWEPT = ("vimco", "loo", "loo+dreg", "rloo", "vimco+common")
 
 
+class Plan(NamedTuple):
+    """What follows from the configuration: who trains and is measured, under which budgets and memories."""
+
+    trained: tuple[Candidate, ...]
+    measured: tuple[str, ...]
+    particles: tuple[int, ...]
+    memories: tuple[int, ...]
+    latent_dim: int
+    classes: int
+    shots: int
+
+
 @dataclass(frozen=True)
 class LaboratoryConfig:
     """Compare gradient estimators."""
@@ -115,9 +129,9 @@ class LaboratoryConfig:
     test_samples: int = 100
     """Importance samples per test image."""
     seed: int = 0
-    """Of weights, episodes and draws."""
+    """Seed of weights, episodes and draws."""
     tiny: bool = False
-    """Everything once, as small as it gets, to see that it runs."""
+    """Run everything once, as small as it gets, to see that it works."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""
@@ -127,7 +141,7 @@ class LaboratoryConfig:
         cli.check_seed(self)
 
     def resolved(self) -> LaboratoryConfig:
-        """With the defaults of the data, or the sizes of `tiny`."""
+        """Fill in the defaults of the data, or the tiny sizes."""
         if not self.tiny:
             final: tuple[float, ...]
             minutes, final = (1.0, (4.0, 8.0)) if self.data == "omniglot" else (0.7, (2.0,))
@@ -136,53 +150,27 @@ class LaboratoryConfig:
         sizes: dict[str, Any] = {"width": 0.1, "draws": 2, "images": 3, "test_images": 4, "test_samples": 2}
         return replace(self, minutes=0.01, final_minutes=(0.01, 0.02), **sizes)
 
-
-class Plan(NamedTuple):
-    """What follows from the configuration."""
-
-    trained: tuple[Candidate, ...]
-    measured: tuple[str, ...]
-    particles: tuple[int, ...]
-    memories: tuple[int, ...]
-    latent_dim: int
-    classes: int
-    shots: int
-
-
-def plan_of(config: LaboratoryConfig) -> Plan:
-    """All of it, or a little of everything."""
-    if config.tiny:
-        tiny = (Candidate("vimco", 2, 4), Candidate("vimco+dreg+resampled", 2, 4), Candidate("pyro-enum", 2, 4))
-        return Plan(tiny, ("vimco", "loo", "rloo", "wake-wake"), (2, 4), (8, 12), 4, 3, 2)
-    return Plan(TRAINED, MEASURED, (2, 4, 8, 16, 32, 64), (8, 32, 128), 64, 12, 3)
+    def plan(self) -> Plan:
+        """All of the comparison, or a little of everything."""
+        if self.tiny:
+            tiny = (
+                Candidate("vimco", 2, 4),
+                Candidate("vimco+dreg+resampled", 2, 4),
+                Candidate("pyro-enum", 2, 4),
+            )
+            return Plan(tiny, ("vimco", "loo", "rloo", "wake-wake"), (2, 4), (8, 12), 4, 3, 2)
+        return Plan(TRAINED, MEASURED, (2, 4, 8, 16, 32, 64), (8, 32, 128), 64, 12, 3)
 
 
-class Data(NamedTuple):
-    """Disjoint classes."""
-
-    train: Characters
-    validation: Characters
-    test: Characters
-
-
-def load(config: LaboratoryConfig, name: str) -> Data:
-    """Training, validation and test classes."""
-    if name == "omniglot":
-        return Data(*(omniglot.load(config.data_dir, split=s) for s in ("train", "validation", "evaluation")))
-    everything, test = glyphs.load(classes=300, seed=0), glyphs.load(classes=100, seed=1)
-    held_out = sorted(set(everything.alphabets))[-2:]
-    return Data(everything.without_alphabets(held_out), everything.of_alphabets(held_out), test)
-
-
-def build(config: LaboratoryConfig) -> tuple[Model, Guide]:
-    """The same initial weights for every estimator."""
+def initial_pair(config: LaboratoryConfig) -> Pair:
+    """Model and guide with the same initial weights for every estimator."""
+    sizes = {"width": config.width, "latent_dim": config.plan().latent_dim}
     torch.manual_seed(config.seed)
-    networks = ConvNetworks(plan_of(config).latent_dim, width=config.width)
-    return Model(networks), Guide(networks)
+    return build({"networks": "conv", "program": "memory", **sizes})
 
 
 def sampler(config: LaboratoryConfig, characters: Characters, queries: int, **options: Any) -> EpisodeSampler:
     """Episodes of the shape that all are trained on."""
-    plan = plan_of(config)
+    plan = config.plan()
     shape: dict[str, Any] = {"classes": plan.classes, "shots": plan.shots, "queries": queries} | options
     return EpisodeSampler(characters, seed=shape.pop("seed", config.seed), **shape)

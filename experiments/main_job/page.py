@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from common import results
-from common.few_shot import FewShotScores, Protocol
+from main_job.scores import Amounts, FewShotScores
+from vma_pyro._system.markdown import table
 from vma_pyro.evaluation import Estimate
 from vma_pyro.models import updates_of
 
 
-class Job(NamedTuple):
-    """What was run.
+class About(NamedTuple):
+    """What was run, and how.
 
     Attributes:
         command: with which everything can be repeated.
@@ -26,7 +27,7 @@ class Job(NamedTuple):
         seed: of training.
         training: name of a model to facts about its training (updates, seconds, ...).
         config: all options.
-        protocol: how much was measured.
+        amounts: how much was measured.
         no_gain: why the model without memory may not be subtracted; empty if it may.
         pictures: names to why they are not drawn; empty if they are.
     """
@@ -38,7 +39,7 @@ class Job(NamedTuple):
     seed: int
     training: dict[str, dict[str, Any]]
     config: dict[str, Any]
-    protocol: Protocol
+    amounts: Amounts
     no_gain: str = ""
     pictures: Mapping[str, str] = MappingProxyType({})
 
@@ -46,45 +47,45 @@ class Job(NamedTuple):
 SHOWN = {"samples.png": " (generated from one example)", "posterior.png": " (the address posterior)"}
 
 
-def to_json(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> str:
+def to_json(about: About, scores: FewShotScores, memoryless: Tensor | None) -> str:
     """Every figure with its standard error and number of images; NLL in nats per image, accuracy as a share.
 
     Args:
-        job: what was run.
+        about: what was run.
         scores: of the memory model.
         memoryless: NLL of the same images without memory [images], if measured.
     """
     kl = {name: _plain(value) for name, value in scores.kl._asdict().items() if name != "nll_of_images"}
     content = {
-        "command": job.command,
-        "seconds": job.seconds,
+        "command": about.command,
+        "seconds": about.seconds,
         "nll": {shots: _plain(estimate) for shots, estimate in scores.nll.items()},
         "nll_memoryless": None if memoryless is None else Estimate.of(memoryless)._asdict(),
-        "nll_gain": {shots: gain._asdict() for shots, gain in gains(job, scores, memoryless).items()},
-        "no_gain": job.no_gain or None,
+        "nll_gain": {shots: gain._asdict() for shots, gain in gains(about, scores, memoryless).items()},
+        "no_gain": about.no_gain or None,
         "accuracy": {task: _plain(estimate) for task, estimate in scores.accuracy.items()},
         "kl": kl | {"mutual_information": _plain(scores.mutual_information)},
-        "training": job.training,
-        "protocol": job.protocol._asdict(),
-        "config": job.config,
-        "versions": results.versions(job.device),
+        "training": about.training,
+        "protocol": about.amounts._asdict(),
+        "config": about.config,
+        "versions": results.versions(about.device),
     }
     return results.to_json(content)
 
 
-def to_markdown(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> str:
+def to_markdown(about: About, scores: FewShotScores, memoryless: Tensor | None) -> str:
     """The report: likelihood by number of examples, classification, and where the nats go."""
-    protocol, kl = job.protocol, scores.kl
+    amounts, kl = about.amounts, scores.kl
     likelihoods: list[tuple[str, Any]] = [
         (f"{shots} in memory", estimate) for shots, estimate in scores.nll.items()
     ]
     if memoryless is not None:
         likelihoods.append(("no memory (the same networks)", Estimate.of(memoryless)))
-        paired = gains(job, scores, memoryless).items()
+        paired = gains(about, scores, memoryless).items()
         likelihoods += [(f"gain of {shots} in memory over none, paired by image", gain) for shots, gain in paired]
-    if memoryless is not None and job.no_gain:
-        likelihoods.append(("gain over none", f"no figure; {job.no_gain}"))
-    accuracies = [(task, f"{100 * e.mean:.1f} ± {100 * e.se:.1f}") for task, e in scores.accuracy.items()]
+    if memoryless is not None and about.no_gain:
+        likelihoods.append(("gain over none", f"no figure; {about.no_gain}"))
+    accuracies = [(task, results.percent(share)) for task, share in scores.accuracy.items()]
     split = [
         ("NLL", kl.nll),
         *kl.parts(),
@@ -95,39 +96,39 @@ def to_markdown(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> s
         ("perplexity of q(a|x), in entries", kl.perplexity),
         ("share of q(a|x) on entries of the right class", kl.right_class),
         (f"effective sample size, of {kl.samples}", kl.effective_samples),
-        ("information gained by the memory", kl.information_gained or job.no_gain or "not measured"),
+        ("information gained by the memory", kl.information_gained or about.no_gain or "not measured"),
     ]
-    trained = ", ".join(f"{name} model {how_long(facts)}" for name, facts in job.training.items())
-    seeds = f"seed {protocol.seed} for the test episodes" + (f", {job.seed} for training" if trained else "")
-    drawn = [f"`{name}`{SHOWN.get(name, '')}" for name, reason in job.pictures.items() if not reason]
-    missing = [f"{name} is not drawn ({reason})." for name, reason in job.pictures.items() if reason]
+    trained = ", ".join(f"{name} model {how_long(facts)}" for name, facts in about.training.items())
+    seeds = f"seed {amounts.seed} for the test episodes" + (f", {about.seed} for training" if trained else "")
+    drawn = [f"`{name}`{SHOWN.get(name, '')}" for name, reason in about.pictures.items() if not reason]
+    missing = [f"{name} is not drawn ({reason})." for name, reason in about.pictures.items() if reason]
     pictures = [f"Pictures: {', '.join(drawn)}.", *missing] if drawn else missing
-    return f"""# Few-shot report: {job.data}, unseen classes
+    return f"""# Few-shot report: {about.data}, unseen classes
 
-`{job.command}`
+`{about.command}`
 
-Trained: {trained or "elsewhere, loaded here"}. Whole job: {job.seconds:.0f} s. Estimates are means over test
+Trained: {trained or "elsewhere, loaded here"}. Whole job: {about.seconds:.0f} s. Estimates are means over test
 images ± their standard error; {seeds}.
 
 ## Negative log-likelihood
 
-Upper bound from {protocol.samples} importance samples, nats per image, {protocol.images} images; examples of the
+Upper bound from {amounts.samples} importance samples, nats per image, {amounts.images} images; examples of the
 image's own class in memory, the image itself never.
 
-{results.table(("examples", "NLL in nats"), likelihoods)}
+{table(("examples", "NLL in nats"), likelihoods)}
 
 ## Classification by q(a|x), no fine-tuning
 
-{protocol.queries} images, each with a memory of its own.
+{amounts.queries} images, each with a memory of its own.
 
-{results.table(("task", "correct, %"), accuracies)}
+{table(("task", "correct, %"), accuracies)}
 
 ## Where the nats go
 
-{protocol.images} images, each with a memory of {protocol.classes} classes x {protocol.shots} examples; nats per
+{amounts.images} images, each with a memory of {amounts.classes} classes x {amounts.shots} examples; nats per
 image unless said otherwise. The reconstructions and the KLs of the sites add up to the NLL with a single sample.
 
-{results.table(("part", "value"), split)}
+{table(("part", "value"), split)}
 
 {" ".join(pictures)}
 """
@@ -139,9 +140,9 @@ def how_long(facts: dict[str, Any]) -> str:
     return f"{updates_of(facts)} updates{early}"
 
 
-def gains(job: Job, scores: FewShotScores, memoryless: Tensor | None) -> dict[str, Estimate]:
+def gains(about: About, scores: FewShotScores, memoryless: Tensor | None) -> dict[str, Estimate]:
     """Number of shots to the memoryless NLL minus the NLL with memory, paired by image, in nats."""
-    if memoryless is None or job.no_gain:
+    if memoryless is None or about.no_gain:
         return {}
     return {shots: Estimate.of(memoryless - nll) for shots, nll in scores.nll_of_images.items()}
 

@@ -1,0 +1,138 @@
+"""The few-shot scores of a model on unseen classes.
+
+NLL at s shots: each test image under a memory of its own with s other examples of its class (C = 1).
+Classification: p(c|x) from q(a|x) under w classes with s examples. KL split: a memory of 32 entries, as in the
+paper's training (8 classes x 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from common.protocols import TASKS, accuracy, first_of, nll_of_each
+from vma_pyro.data import Characters, Episode, EpisodeSampler
+from vma_pyro.evaluation import Estimate, KLReport, kl_report
+from vma_pyro.models import Pair
+
+SHOTS = (1, 2, 5, 10, 19)
+
+
+class Amounts(NamedTuple):
+    """How much to measure.
+
+    Attributes:
+        images: test images per likelihood, the same images at every number of shots.
+        samples: importance samples per image.
+        queries: test images per classification task.
+        classes, shots: of the memory of the KL split.
+        seed: of the episodes.
+    """
+
+    images: int = 500
+    samples: int = 1000
+    queries: int = 1000
+    classes: int = 8
+    shots: int = 4
+    seed: int = 0
+
+
+class FewShotScores(NamedTuple):
+    """Scores on unseen classes.
+
+    Attributes:
+        nll: number of shots to the NLL in nats per image, an upper bound by importance sampling.
+        nll_of_images: the same before averaging, [images]; the images are the same at every number of shots.
+        accuracy: "w-way s-shot" to the share of images whose most probable class is right.
+        kl: the bound taken apart under the memory of the KL split, one memory per image.
+        mutual_information: between x and the address under one memory shared by all images, in nats.
+    """
+
+    nll: dict[str, Estimate]
+    nll_of_images: dict[str, Float[Tensor, " images"]]
+    accuracy: dict[str, Estimate]
+    kl: KLReport
+    mutual_information: Estimate
+
+
+def score(pair: Pair, characters: Characters, amounts: Amounts, *, device: torch.device) -> FewShotScores:
+    """Measure everything; shots and ways beyond what the classes offer are left out.
+
+    Args:
+        pair: model and guide, programs of (memory, x).
+        characters: unseen classes.
+        amounts: how much to measure.
+        device: where model and guide live.
+    """
+    examples = characters.images.shape[1]
+    nll = {
+        str(shots): likelihood_scores(pair, characters, amounts, shots=shots, device=device)
+        for shots in SHOTS
+        if shots < examples
+    }
+    shares = {
+        f"{ways}-way {shots}-shot": accuracy(pair, _tasks(characters, amounts, ways, shots), device=device)
+        for ways, shots in TASKS
+        if ways <= len(characters) and shots < examples
+    }
+    e = _split_episode(characters, amounts).to(device)
+    kl = kl_report(*pair, e.memory, e.x, labels=e.labels, num_samples=amounts.samples)
+    shared = shared_episode(characters, amounts).to(device)
+    information = kl_report(*pair, shared.memory, shared.x, num_samples=1).mutual_information
+    assert information is not None  # the memory is shared
+    means = {shots: Estimate.of(values) for shots, values in nll.items()}
+    return FewShotScores(means, nll, shares, kl, information)
+
+
+def likelihood_scores(
+    pair: Pair, characters: Characters, amounts: Amounts, *, shots: int = 1, device: torch.device
+) -> Float[Tensor, " images"]:
+    """NLL of the images of the likelihood protocol, nats; without a memory the number of shots has no effect."""
+    # The sampler nests the memories of one seed: all numbers of shots score the same images.
+    episode = _sampler(characters, amounts, 1, shots, amounts.images).sample()
+    return nll_of_each(pair, [episode], amounts.samples, device=device)
+
+
+def gained_over(
+    memoryless: Pair, scores: FewShotScores, characters: Characters, amounts: Amounts, *, device: torch.device
+) -> FewShotScores:
+    """The same scores, whose KL split has the information gained over a model and guide without memory."""
+    nll = nll_of_each(memoryless, [_split_episode(characters, amounts)], amounts.samples, device=device)
+    return scores._replace(kl=scores.kl.gained_over(nll.to(scores.kl.nll_of_images.device)))
+
+
+def shared_episode(characters: Characters, amounts: Amounts) -> Episode:
+    """Figure 3's memory: 8 unseen classes with 10 examples (or half of what there is) and images of them."""
+    classes = min(8, len(characters))
+    shots = min(10, characters.images.shape[1] // 2)
+    queries = min(classes * (characters.images.shape[1] - shots), amounts.images)
+    return EpisodeSampler(
+        characters, classes=classes, shots=max(1, shots), queries=queries, seed=amounts.seed
+    ).sample()
+
+
+def one_example_each(characters: Characters, amounts: Amounts, number: int) -> Tensor:
+    """Examples [number, 1, 28, 28] of unseen classes."""
+    return _sampler(characters, amounts, 1, 1, number).sample().memory.entries[:, 0]
+
+
+def _sampler(characters: Characters, amounts: Amounts, classes: int, shots: int, queries: int) -> EpisodeSampler:
+    return EpisodeSampler(
+        characters, classes=classes, shots=shots, queries=queries, seed=amounts.seed, shared_memory=False
+    )
+
+
+def _tasks(characters: Characters, amounts: Amounts, ways: int, shots: int) -> Iterator[Episode]:
+    """The queries of a classification task, each under a memory of its own, at most a hundred at a time."""
+    stream = _sampler(characters, amounts, ways, shots, min(100, amounts.queries))
+    for done in range(0, amounts.queries, stream.queries):
+        yield first_of(stream.sample(), amounts.queries - done)
+
+
+def _split_episode(characters: Characters, amounts: Amounts) -> Episode:
+    classes = min(amounts.classes, len(characters))
+    return _sampler(characters, amounts, classes, amounts.shots, amounts.images).sample()
