@@ -24,7 +24,7 @@ from vma_pyro._system.markdown import table
 from vma_pyro._system.record import read_metrics
 from vma_pyro.data import Episode, Split
 from vma_pyro.data.episodes import Episodes
-from vma_pyro.evaluation import Estimate, TwoPhase
+from vma_pyro.evaluation import Mean, TwoPhase
 from vma_pyro.models import Pair, on
 from vma_pyro.training import TrainConfig
 
@@ -151,8 +151,8 @@ def write(content: dict[str, Any], config: AnnealingConfig) -> None:
             (line["update"] for line in seen if line["kl_address"] > content["log_memory"] / 2), "never"
         )
         lines.append(
-            [names[row["annealing"]], halfway, f"{seen[-1]['kl_address']:.2f}", Estimate.read(row["nll"])]
-            + [results.percent(Estimate.read(row["accuracy"]))]
+            [names[row["annealing"]], halfway, f"{seen[-1]['kl_address']:.2f}", Mean.read(row["nll"])]
+            + [results.percent(Mean.read(row["accuracy"]))]
         )
     about = (
         f"{config.classes} classes x {config.shots} examples in memory, log |M| = "

@@ -18,7 +18,7 @@ from common.several import Session, SeveralConfig, begin, small, train_or_load
 from common.train import TrainOptions
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
-from vma_pyro.evaluation import Estimate, TwoPhase
+from vma_pyro.evaluation import Mean, TwoPhase
 from vma_pyro.training import TrainConfig
 
 
@@ -103,7 +103,7 @@ def write(content: dict[str, Any], config: AugmentationConfig) -> None:
     lines = [[row["augment"], *(nll_cell(cell, first=row is rows[0]) for cell in row["nll"])] for row in rows]
     head = ["added classes", *(results.plural(shots, "shot") for shots in config.test_shots)]
     shares = [
-        [row["augment"], *(results.percent(Estimate.read(cell["accuracy"])) for cell in row["accuracy"])]
+        [row["augment"], *(results.percent(Mean.read(cell["accuracy"])) for cell in row["accuracy"])]
         for row in rows
     ]
     tasks = ["added classes", *(f"{ways}-way {shots}-shot" for ways, shots in config.tasks)]
@@ -120,7 +120,7 @@ def write(content: dict[str, Any], config: AugmentationConfig) -> None:
 
 def nll_cell(cell: dict[str, Any], *, first: bool) -> str:
     """The NLL at one number of shots, as the table shows it."""
-    nll, more = Estimate.read(cell["nll"]), Estimate.read(cell["more"])
+    nll, more = Mean.read(cell["nll"]), Mean.read(cell["more"])
     return str(nll) if first else results.compared(nll, more)
 
 

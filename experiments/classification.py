@@ -21,7 +21,7 @@ from paper import published
 from vma_pyro import cli, models, pretrained
 from vma_pyro._system.markdown import table
 from vma_pyro.data import NestedEpisodes
-from vma_pyro.evaluation import Estimate
+from vma_pyro.evaluation import Mean
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ NAMES = {
 def write(content: dict[str, Any], config: ClassificationConfig) -> None:
     """Write results.json, report.md and the picture."""
     columns = [(ways, shots) for ways in config.ways for shots in config.shots]
-    found = {(r["by"], r["among"], r["ways"], r["shots"]): Estimate.read(r["accuracy"]) for r in content["rows"]}
+    found = {(r["by"], r["among"], r["ways"], r["shots"]): Mean.read(r["accuracy"]) for r in content["rows"]}
     lines = [
         [NAMES[by], among, *(results.percent(found[by, among, ways, shots]) for ways, shots in columns)]
         for by, among in dict.fromkeys((r["by"], r["among"]) for r in content["rows"])

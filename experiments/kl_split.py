@@ -22,7 +22,7 @@ from common.train import TrainOptions
 from paper import published
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
-from vma_pyro.evaluation import Estimate
+from vma_pyro.evaluation import Mean
 from vma_pyro.training import TrainConfig
 
 
@@ -85,7 +85,7 @@ def write(content: dict[str, Any], config: SplitConfig) -> None:
     """Write results.json, report.md and the picture."""
     names = ("kl_address", "kl_z", "reconstruction", "nll")
     lines = [
-        [row["shots"], row["entries"], f"{row['log_memory']:.2f}", *(Estimate.read(row[name]) for name in names)]
+        [row["shots"], row["entries"], f"{row['log_memory']:.2f}", *(Mean.read(row[name]) for name in names)]
         for row in content["rows"]
     ]
     paper = published.VMA_SPLIT

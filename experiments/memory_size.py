@@ -25,7 +25,7 @@ from common.train import loaded_facts
 from vma_pyro import cli, models, pretrained
 from vma_pyro._system.markdown import table
 from vma_pyro.data import Characters, NestedEpisodes, omniglot
-from vma_pyro.evaluation import Estimate, TwoPhase
+from vma_pyro.evaluation import Mean, TwoPhase
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,8 @@ def write(content: dict[str, Any], config: SizeConfig) -> None:
             row["classes"],
             row["shots"],
             f"{row['entries']:,}" if row["model"] != "memoryless" else "none",
-            Estimate.read(row["nll"]),
-            Estimate.read(row["excess"]) if "excess" in row and row["classes"] > 1 else "",
+            Mean.read(row["nll"]),
+            Mean.read(row["excess"]) if "excess" in row and row["classes"] > 1 else "",
         ]
         for row in content["rows"]
     ]

@@ -29,7 +29,7 @@ from vma_pyro import Guide, Memory, MLPNetworks, Model, cli
 from vma_pyro._system.markdown import table
 from vma_pyro.data import Characters, EpisodeSampler, LabelledImages, Split, load_split, mnist
 from vma_pyro.data.episodes import as_images
-from vma_pyro.evaluation import Estimate, kl_report
+from vma_pyro.evaluation import Mean, kl_report
 from vma_pyro.models import Pair, on
 from vma_pyro.program import Program
 from vma_pyro.training import TrainConfig, device_of
@@ -186,7 +186,7 @@ def main(config: MixtureConfig) -> None:
 def write(content: dict[str, Any], config: MixtureConfig) -> None:
     """Write results.json and report.md."""
     lines = [
-        [KINDS[row["kind"]], *(Estimate.read(row[n]) for n in ("kl_address", "kl_z", "nll"))]
+        [KINDS[row["kind"]], *(Mean.read(row[n]) for n in ("kl_address", "kl_z", "nll"))]
         + [f"{row['perplexity_of_prior']:.1f} of {config.entries}"]
         for row in content["mixtures"]
     ]
@@ -202,7 +202,7 @@ def write(content: dict[str, Any], config: MixtureConfig) -> None:
     )
     head = ["mixture", "KL(a)", "KL(z)", "NLL", "entries in use, exp H(p(a))"]
     by_data = [
-        [row["data"], *(Estimate.read(row[n]) for n in ("kl_address", "kl_z", "nll"))]
+        [row["data"], *(Mean.read(row[n]) for n in ("kl_address", "kl_z", "nll"))]
         + [f"{100 * row['right_class']['mean']:.1f}"]
         for row in content["comparison"]
     ]

@@ -22,7 +22,7 @@ from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
 from vma_pyro._system.record import read_metrics
 from vma_pyro.data import LabelledImages, RecallSampler, mnist
-from vma_pyro.evaluation import Estimate
+from vma_pyro.evaluation import Mean
 from vma_pyro.training import TrainConfig, device_of
 
 HELD_OUT = 5000  # of the training images, for validation
@@ -120,7 +120,7 @@ def write(content: dict[str, Any], config: RecallConfig) -> None:
     parts = ("kl_address", "kl_z", "reconstruction", "nll")
     rows = [
         [row["images"], row["memory"], f"{row['log_memory']:.3f}"]
-        + [str(Estimate.read(row[name])) for name in parts]
+        + [str(Mean.read(row[name])) for name in parts]
         + [f"{100 * row['right_class']['mean']:.1f}"]
         for row in content["tests"]
     ]

@@ -21,7 +21,7 @@ from common.several import Session, SeveralConfig, begin, small, train_or_load
 from common.train import TrainOptions
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
-from vma_pyro.evaluation import Estimate, TwoPhase
+from vma_pyro.evaluation import Mean, TwoPhase
 from vma_pyro.training import TrainConfig
 
 PROGRAMS = {
@@ -123,7 +123,7 @@ def write(content: dict[str, Any], config: SoftConfig) -> None:
         ]
         head = ["model", *(results.plural(classes, "class") for classes in config.classes)]
         parts += [f"## NLL, {results.plural(shots, 'example')} of each class", table(head, lines)]
-    shares = {(r["model"], r["ways"], r["shots"]): Estimate.read(r["accuracy"]) for r in content["accuracy"]}
+    shares = {(r["model"], r["ways"], r["shots"]): Mean.read(r["accuracy"]) for r in content["accuracy"]}
     lines = [
         [name, *(results.percent(shares[name, *task]) for task in config.tasks)] for name in list(PROGRAMS)[:3]
     ]
@@ -138,7 +138,7 @@ def nll_cell(row: dict[str, Any] | None, *, hard: bool) -> str:
     """The NLL of one model and memory, as the table shows it."""
     if row is None:
         return ""
-    nll, more = Estimate.read(row["nll"]), Estimate.read(row["more_than_hard"])
+    nll, more = Mean.read(row["nll"]), Mean.read(row["more_than_hard"])
     return str(nll) if hard else results.compared(nll, more)
 
 

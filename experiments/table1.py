@@ -22,7 +22,7 @@ from paper import published
 from vma_pyro import cli, pretrained
 from vma_pyro._system.markdown import table
 from vma_pyro.data import NestedEpisodes
-from vma_pyro.evaluation import Estimate, TwoPhase
+from vma_pyro.evaluation import Mean, TwoPhase
 
 WAYS = {
     "shots per class": "As many entries as classes x shots; the target's class is among them",
@@ -127,7 +127,7 @@ def write(content: dict[str, Any], config: TableConfig) -> None:
 
 def grid(rows: list[dict[str, Any]], config: TableConfig, way: str) -> str:
     """Classes by shots, ours and the published ones."""
-    values = {(r["classes"], r["shots"]): Estimate.read(r["nll"]) for r in rows}
+    values = {(r["classes"], r["shots"]): Mean.read(r["nll"]) for r in rows}
     lines = [
         [f"ours, C = {c}", *(str(values[c, s]) for s in config.shots)]
         for c in dict.fromkeys(r["classes"] for r in rows)

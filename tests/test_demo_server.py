@@ -25,7 +25,7 @@ from vma_pyro.demo.engine import digits, pixels
 from vma_pyro.demo.limits import Busy, Limits, Queue
 from vma_pyro.demo.messages import Look
 from vma_pyro.evaluation import address_posterior, kl_report
-from vma_pyro.evaluation.kl import Split
+from vma_pyro.evaluation.kl import BoundParts
 
 INK = "01" * 392
 BLANK = "0" * 784
@@ -70,7 +70,9 @@ def test_a_certain_lookup_tells_no_more_than_there_is(pair, monkeypatch, size):
     from vma_pyro.demo import engine
 
     # What single precision makes of log |M|.
-    certain = Split(torch.zeros(1), torch.tensor([1e-7 + math.log(size)]), torch.zeros(1), torch.eye(size)[:1])
+    certain = BoundParts(
+        torch.zeros(1), torch.tensor([1e-7 + math.log(size)]), torch.zeros(1), torch.eye(size)[:1]
+    )
     monkeypatch.setattr(engine, "split_bound", lambda *arguments: certain)
     found = engine.Engine(*pair).look(Look(image=INK, entries=[INK] * size))
     assert found.kl_nats == found.most_nats
@@ -81,7 +83,7 @@ def test_a_lookup_against_the_odds_tells_more(pair, monkeypatch):
     from vma_pyro.demo import engine
 
     # Under a p(a | M) of 0.1 for the entry in question: log 10 nats, of "at most" log 2.
-    surprising = Split(torch.zeros(1), torch.tensor([math.log(10)]), torch.zeros(1), torch.eye(2)[:1])
+    surprising = BoundParts(torch.zeros(1), torch.tensor([math.log(10)]), torch.zeros(1), torch.eye(2)[:1])
     monkeypatch.setattr(engine, "split_bound", lambda *arguments: surprising)
     found = engine.Engine(*pair).look(Look(image=INK, entries=[INK] * 2))
     assert found.kl_nats == pytest.approx(math.log(10))

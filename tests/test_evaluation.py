@@ -10,7 +10,7 @@ import torch
 from vma_pyro import Guide, Memory, MLPNetworks, Model
 from vma_pyro.comparisons import MemorylessGuide, MemorylessModel
 from vma_pyro.evaluation import (
-    Estimate,
+    Mean,
     TwoPhase,
     address_posterior,
     classify,
@@ -29,16 +29,16 @@ def setting(random_images):
 
 
 def test_estimate():
-    estimate = Estimate.of(torch.tensor([1.0, 2.0, 6.0]))
+    estimate = Mean.of(torch.tensor([1.0, 2.0, 6.0]))
     assert estimate == pytest.approx((3.0, math.sqrt(7.0 / 3), 3))
-    assert str(Estimate(3.0, 0.25, 9)) == "3.00 ± 0.25"
+    assert str(Mean(3.0, 0.25, 9)) == "3.00 ± 0.25"
 
 
 def test_pooled_estimates_are_those_of_all_values_together():
     values = torch.randn(11)
-    parts = [Estimate.of(part) for part in values.split([4, 1, 6])]
-    assert Estimate.pooled(parts) == pytest.approx(Estimate.of(values), rel=1e-5)
-    assert math.isnan(Estimate.pooled(parts[1:2]).se)
+    parts = [Mean.of(part) for part in values.split([4, 1, 6])]
+    assert Mean.pooled(parts) == pytest.approx(Mean.of(values), rel=1e-5)
+    assert math.isnan(Mean.pooled(parts[1:2]).se)
 
 
 def test_two_phases_estimate_the_costly_mean_with_the_error_they_state():
@@ -52,14 +52,14 @@ def test_two_phases_estimate_the_costly_mean_with_the_error_they_state():
         found = TwoPhase(cheap, costly[:n]).estimate()
         means.append(found.mean)
         errors.append(found.se)
-        plain.append(Estimate.of(costly[:n]).se)
+        plain.append(Mean.of(costly[:n]).se)
         assert found.n == everywhere
     spread = torch.tensor(means).std().item()
     assert sum(means) / trials == pytest.approx(truth, abs=4 * spread / math.sqrt(trials))
     assert sum(errors) / trials == pytest.approx(spread, rel=0.15)
     assert spread < 0.4 * sum(plain) / trials
     whole = TwoPhase(cheap, costly).estimate()  # all of them: nothing to correct
-    assert whole == pytest.approx(Estimate.of(costly), rel=1e-5)
+    assert whole == pytest.approx(Mean.of(costly), rel=1e-5)
     assert TwoPhase(cheap, costly).minus(TwoPhase(cheap, costly)).estimate()[:2] == (0, 0)
     assert math.isnan(TwoPhase(cheap, costly[:1]).estimate().se)
 

@@ -16,7 +16,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 
 from vma_pyro import Guide, LearnedAddress, Memory, MLPNetworks, Model
-from vma_pyro.evaluation import Split, address_posterior, classify, kl_report, split_bound
+from vma_pyro.evaluation import BoundParts, address_posterior, classify, kl_report, split_bound
 from vma_pyro.infer import log_weights
 
 B, S = 6, 4
@@ -662,5 +662,5 @@ def test_the_right_class_needs_an_address():
 
 
 def test_a_split_of_given_figures_needs_no_sites():
-    split = Split(torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.ones(1, 1))
+    split = BoundParts(torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.ones(1, 1))
     assert (dict(split.kl), dict(split.observed), dict(split.how)) == ({}, {}, {})

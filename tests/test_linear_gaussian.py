@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vma_pyro import Memory
-from vma_pyro.evaluation import Estimate, classify_by_likelihood, kl_report, log_likelihood
+from vma_pyro.evaluation import Mean, classify_by_likelihood, kl_report, log_likelihood
 
 B, S, D, Z, NOISE = 4, 6, 3, 2, 0.6
 torch.manual_seed(0)
@@ -123,7 +123,7 @@ def test_kl_report_adds_up_under_the_true_posterior(problem):
     assert parts == pytest.approx(-evidence.mean().item(), abs=0.1)
     q = log_joint(memory, x).softmax(1)
     kl = (q * (q.log() + math.log(S))).sum(1)
-    assert report.kl_address == pytest.approx(Estimate.of(kl))
+    assert report.kl_address == pytest.approx(Mean.of(kl))
     assert report.kl_address_bits.mean == pytest.approx(kl.mean().item() / math.log(2))
     assert report.kl_address_share.mean == pytest.approx(kl.mean().item() / math.log(S))
     assert report.perplexity.mean == pytest.approx(torch.special.entr(q).sum(1).exp().mean().item())

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from vma_pyro import Guide, LearnedAddress, Memory, MLPNetworks, Model
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.evaluation import (
-    Estimate,
+    Mean,
     address_posterior,
     classify,
     classify_by_likelihood,
@@ -139,7 +139,7 @@ def test_evaluation(apple, setting, own):
         memory = Memory(memory.entries.expand(4, -1, -1, -1, -1), memory.labels.expand(4, -1))
     bounds = [log_likelihood(model, guide, memory, x, num_samples=3, address=a) for a in ("sampled", "exact")]
     assert all(bound.dtype == torch.float64 for bound in bounds)  # on the host
-    Estimate.of(bounds[0])
+    Mean.of(bounds[0])
     kl_report(model, guide, memory, x, labels=labels, num_samples=3).gained_over(torch.ones(4))
     for probabilities in (
         classify(guide, memory, x),

@@ -26,7 +26,7 @@ from torch import nn
 
 from vma_pyro import ConvNetworks, Guide, Memory, Model
 from vma_pyro.data import Characters, Episode, EpisodeSampler, GreyCharacters, glyphs
-from vma_pyro.evaluation import Estimate, address_posterior, kl_report
+from vma_pyro.evaluation import Mean, address_posterior, kl_report
 from vma_pyro.infer import make
 from vma_pyro.model import LearnedAddress
 from vma_pyro.training import TrainConfig, fit
@@ -155,7 +155,7 @@ for name, pair in {
     learned = train(pair, messy(0, seen, 16))
     found[name] = report(name, learned, test_messy)
 saved = found["uniform p(a | M)"].nll_of_images - found["among others"].nll_of_images
-print(f"NLL, uniform less among others, paired by image: {Estimate.of(saved)}   log 2 = {np.log(2):.2f}")
+print(f"NLL, uniform less among others, paired by image: {Mean.of(saved)}   log 2 = {np.log(2):.2f}")
 
 # %%
 model = learned[0]

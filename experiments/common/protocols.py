@@ -12,7 +12,7 @@ from torch import Tensor
 from vma_pyro import cli
 from vma_pyro.data import Episode
 from vma_pyro.evaluation import (
-    Estimate,
+    Mean,
     TwoPhase,
     classify,
     classify_by_attention,
@@ -116,7 +116,7 @@ def accuracy(
     device: torch.device,
     by: Literal["guide", "likelihood", "attention"] = "guide",
     num_samples: int = 10,
-) -> Estimate:
+) -> Mean:
     """Share of targets whose most probable class is theirs.
 
     Args:
@@ -138,7 +138,7 @@ def accuracy(
         else:
             probs = classify_by_attention(model, guide, e.memory, e.x, **options)
         right.append(probs.argmax(-1) == e.labels)
-    return Estimate.of(torch.cat(right))
+    return Mean.of(torch.cat(right))
 
 
 def split(
@@ -157,7 +157,7 @@ def split(
     for episode in episodes:
         e = episode.to(device)
         reports.append(kl_report(*pair, e.memory, e.x, labels=e.labels, num_samples=num_samples))
-    return {name: Estimate.pooled([getattr(report, name) for report in reports])._asdict() for name in names}
+    return {name: Mean.pooled([getattr(report, name) for report in reports])._asdict() for name in names}
 
 
 def first_of(episode: Episode, number: int) -> Episode:

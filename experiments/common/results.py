@@ -18,7 +18,7 @@ import torch
 from common import plots
 from vma_pyro._system.atomic import write_text
 from vma_pyro._system.record import command
-from vma_pyro.evaluation import Estimate
+from vma_pyro.evaluation import Mean
 
 
 def to_json(content: Mapping[str, Any]) -> str:
@@ -140,12 +140,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def percent(share: Estimate) -> str:
+def percent(share: Mean) -> str:
     """A share in per cent, with its standard error."""
     return f"{100 * share.mean:.1f} ± {100 * share.se:.1f}"
 
 
-def compared(nll: Estimate, more: Estimate) -> str:
+def compared(nll: Mean, more: Mean) -> str:
     """An NLL, and in brackets how much more it is than another one."""
     return f"{nll} ({more.mean:+.2f} ± {more.se:.2f})"
 

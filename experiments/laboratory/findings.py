@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vma_pyro.evaluation import Estimate
+from vma_pyro.evaluation import Mean
 from vma_pyro.infer import Comparison, Row
 
 ADDRESS = "discrete guide"
@@ -84,9 +84,9 @@ class Training(NamedTuple):
     seconds: float
     validation: list[list[float]]
     kl_address: list[list[float]]
-    test_nll: Estimate | None = None
-    test_kl_address: Estimate | None = None
-    test_minus_vimco: Estimate | None = None
+    test_nll: Mean | None = None
+    test_kl_address: Mean | None = None
+    test_minus_vimco: Mean | None = None
     update_cost: float | None = None
     final_minutes: float | None = None
     stopped: str = ""
@@ -107,12 +107,12 @@ class Training(NamedTuple):
 
     def plain(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {k: v._asdict() if isinstance(v, Estimate) else v for k, v in self._asdict().items()}
+        return {k: v._asdict() if isinstance(v, Mean) else v for k, v in self._asdict().items()}
 
     @classmethod
     def of_plain(cls, content: Mapping[str, Any]) -> Training:
         """Read what `plain` gave."""
-        estimates = {k: Estimate.read(v) for k, v in content.items() if k.startswith("test_") and v is not None}
+        estimates = {k: Mean.read(v) for k, v in content.items() if k.startswith("test_") and v is not None}
         return cls(**{**content, **estimates})
 
     @classmethod

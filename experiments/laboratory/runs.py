@@ -19,7 +19,7 @@ from laboratory.findings import JUDGE, Training
 from laboratory.options import Candidate, LaboratoryConfig, initial_pair, sampler
 from vma_pyro._system.record import read_metrics
 from vma_pyro.data import Episode, Split
-from vma_pyro.evaluation import Estimate, log_likelihood, split_bound, undisturbed
+from vma_pyro.evaluation import Mean, log_likelihood, split_bound, undisturbed
 from vma_pyro.infer import make
 from vma_pyro.infer.comparison.compare import evaluations_of
 from vma_pyro.models import Pair
@@ -100,7 +100,7 @@ def train_and_score(
             return {"training": training.plain(), "nll": []}
         episode = sampler(config, data.test, config.test_images, seed=2, shared_memory=False).sample()
         nll, kl = score(pair, episode, samples=config.test_samples)
-        training = training._replace(test_nll=Estimate.of(nll), test_kl_address=Estimate.of(kl))
+        training = training._replace(test_nll=Mean.of(nll), test_kl_address=Mean.of(kl))
         return {"training": training.plain(), "nll": nll.tolist()}
 
     content = once(config, f"train-{where}", run)
@@ -112,7 +112,7 @@ def minus_judge(judge: torch.Tensor, run: tuple[Training, torch.Tensor]) -> Trai
     training, nll = run
     if not len(nll) or not len(judge):
         return training
-    return training._replace(test_minus_vimco=Estimate.of(nll - judge))
+    return training._replace(test_minus_vimco=Mean.of(nll - judge))
 
 
 def train_all(config: LaboratoryConfig, data: Split) -> list[Training]:

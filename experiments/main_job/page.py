@@ -12,7 +12,7 @@ from torch import Tensor
 from common import results
 from main_job.scores import Amounts, FewShotScores
 from vma_pyro._system.markdown import table
-from vma_pyro.evaluation import Estimate
+from vma_pyro.evaluation import Mean
 from vma_pyro.models import updates_of
 
 
@@ -60,7 +60,7 @@ def to_json(about: About, scores: FewShotScores, memoryless: Tensor | None) -> s
         "command": about.command,
         "seconds": about.seconds,
         "nll": {shots: _plain(estimate) for shots, estimate in scores.nll.items()},
-        "nll_memoryless": None if memoryless is None else Estimate.of(memoryless)._asdict(),
+        "nll_memoryless": None if memoryless is None else Mean.of(memoryless)._asdict(),
         "nll_gain": {shots: gain._asdict() for shots, gain in gains(about, scores, memoryless).items()},
         "no_gain": about.no_gain or None,
         "accuracy": {task: _plain(estimate) for task, estimate in scores.accuracy.items()},
@@ -80,7 +80,7 @@ def to_markdown(about: About, scores: FewShotScores, memoryless: Tensor | None) 
         (f"{shots} in memory", estimate) for shots, estimate in scores.nll.items()
     ]
     if memoryless is not None:
-        likelihoods.append(("no memory (the same networks)", Estimate.of(memoryless)))
+        likelihoods.append(("no memory (the same networks)", Mean.of(memoryless)))
         paired = gains(about, scores, memoryless).items()
         likelihoods += [(f"gain of {shots} in memory over none, paired by image", gain) for shots, gain in paired]
     if memoryless is not None and about.no_gain:
@@ -140,14 +140,14 @@ def how_long(facts: dict[str, Any]) -> str:
     return f"{updates_of(facts)} updates{early}"
 
 
-def gains(about: About, scores: FewShotScores, memoryless: Tensor | None) -> dict[str, Estimate]:
+def gains(about: About, scores: FewShotScores, memoryless: Tensor | None) -> dict[str, Mean]:
     """Number of shots to the memoryless NLL minus the NLL with memory, paired by image, in nats."""
     if memoryless is None or about.no_gain:
         return {}
-    return {shots: Estimate.of(memoryless - nll) for shots, nll in scores.nll_of_images.items()}
+    return {shots: Mean.of(memoryless - nll) for shots, nll in scores.nll_of_images.items()}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
-    return value._asdict() if isinstance(value, Estimate) else value
+    return value._asdict() if isinstance(value, Mean) else value

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.protocols import TASKS, accuracy, first_of, nll_of_each
 from vma_pyro.data import Characters, Episode, EpisodeSampler
-from vma_pyro.evaluation import Estimate, KLReport, kl_report
+from vma_pyro.evaluation import KLReport, Mean, kl_report
 from vma_pyro.models import Pair
 
 SHOTS = (1, 2, 5, 10, 19)
@@ -52,11 +52,11 @@ class FewShotScores(NamedTuple):
         mutual_information: between x and the address under one memory shared by all images, in nats.
     """
 
-    nll: dict[str, Estimate]
+    nll: dict[str, Mean]
     nll_of_images: dict[str, Float[Tensor, " images"]]
-    accuracy: dict[str, Estimate]
+    accuracy: dict[str, Mean]
     kl: KLReport
-    mutual_information: Estimate
+    mutual_information: Mean
 
 
 def score(pair: Pair, characters: Characters, amounts: Amounts, *, device: torch.device) -> FewShotScores:
@@ -84,7 +84,7 @@ def score(pair: Pair, characters: Characters, amounts: Amounts, *, device: torch
     shared = shared_episode(characters, amounts).to(device)
     information = kl_report(*pair, shared.memory, shared.x, num_samples=1).mutual_information
     assert information is not None  # the memory is shared
-    means = {shots: Estimate.of(values) for shots, values in nll.items()}
+    means = {shots: Mean.of(values) for shots, values in nll.items()}
     return FewShotScores(means, nll, shares, kl, information)
 
 

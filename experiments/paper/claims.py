@@ -13,7 +13,7 @@ from typing import Any
 from common import results
 from paper import published
 from paper.verdicts import Claim, Results, describe_training, readable, verdict, verdict_against, verdict_on_growth
-from vma_pyro.evaluation import Estimate
+from vma_pyro.evaluation import Mean
 
 
 def claims(found: Results) -> list[Claim]:
@@ -31,7 +31,7 @@ def claims(found: Results) -> list[Claim]:
 def recall(content: dict[str, Any]) -> Iterator[Claim]:
     """Recall on MNIST with the target in memory: KL(a) and the bound go to log |M|, without annealing."""
     for row in content["tests"]:
-        kl, nll, z = (Estimate.read(row[name]) for name in ("kl_address", "nll", "kl_z"))
+        kl, nll, z = (Mean.read(row[name]) for name in ("kl_address", "nll", "kl_z"))
         most = 0.3 if row["images"] == "training" else 0.5  # nats
         off = [abs(value.mean - row["log_memory"]) for value in (kl, nll)]
         near = off[0] < 0.1 and off[1] < most and z.mean < 0.5
@@ -48,8 +48,8 @@ def recall(content: dict[str, Any]) -> Iterator[Claim]:
 
 def annealing(content: dict[str, Any]) -> Iterator[Claim]:
     """No annealing is needed."""
-    plain, annealed = (Estimate.read(row["nll"]) for row in content["rows"])
-    worse = Estimate.read(content["worse_without"])
+    plain, annealed = (Mean.read(row["nll"]) for row in content["rows"])
+    worse = Mean.read(content["worse_without"])
     last = [[line["kl_address"] for line in row["curve"] if "kl_address" in line][-1] for row in content["rows"]]
     yield Claim(
         "No annealing needed: KL(a) is learned, and a temperature schedule does not help",
@@ -63,7 +63,7 @@ def annealing(content: dict[str, Any]) -> Iterator[Claim]:
 
 def data(content: dict[str, Any]) -> Iterator[Claim]:
     """KL(a) is lower on MNIST and higher on Omniglot at the same |M|."""
-    kl = {row["data"]: Estimate.read(row["kl_address"]) for row in content["comparison"]}
+    kl = {row["data"]: Mean.read(row["kl_address"]) for row in content["comparison"]}
     more, error = kl["omniglot"].mean - kl["mnist"].mean, math.hypot(kl["omniglot"].se, kl["mnist"].se)
     yield Claim(
         "KL(a) lower on MNIST, higher on Omniglot, at the same |M|",
@@ -79,7 +79,7 @@ def split(content: dict[str, Any]) -> Iterator[Claim]:
     """More examples per class: KL(a) rises, KL(z) and NLL fall."""
     first, last = content["rows"][0], content["rows"][-1]
     for name, label, sign in (("kl_address", "KL(a)", 1), ("kl_z", "KL(z)", -1), ("nll", "NLL", -1)):
-        before, after = (Estimate.read(row[name]) for row in (first, last))
+        before, after = (Mean.read(row[name]) for row in (first, last))
         change, error = after.mean - before.mean, math.hypot(after.se, before.se)
         paper = published.VMA_SPLIT[name]
         yield Claim(
@@ -96,7 +96,7 @@ def split(content: dict[str, Any]) -> Iterator[Claim]:
 def table(content: dict[str, Any]) -> Iterator[Claim]:
     """NLL of Table 1."""
     cells = {
-        (row["counting"], row["classes"], row["shots"]): Estimate.read(row["nll"])
+        (row["counting"], row["classes"], row["shots"]): Mean.read(row["nll"])
         for row in content["rows"]
         if row["address"] == "sampled"
     }
@@ -138,8 +138,8 @@ def size(content: dict[str, Any]) -> Iterator[Claim]:
     for row in content["rows"]:
         if row["model"] != "hard" or row["entries"] < 500:
             continue
-        over = Estimate.read(row["excess"])
-        nll = Estimate.read(row["nll"])
+        over = Mean.read(row["excess"])
+        nll = Mean.read(row["nll"])
         yield Claim(
             f"{row['entries']:,} entries ({row['classes']} classes) after tens in training: NLL = L_1 + log C "
             "at most",
@@ -158,7 +158,7 @@ def classification(content: dict[str, Any]) -> Iterator[Claim]:
         if (row["by"], row["among"]) != ("guide", "all alphabets"):
             continue
         paper = published.VMA_ACCURACY.get((row["ways"], row["shots"]))
-        share = Estimate.read(row["accuracy"])
+        share = Mean.read(row["accuracy"])
         reached = "measured"
         if paper is not None:
             reached = verdict_against(share, paper, how=describe_training(content), higher=True)
@@ -178,7 +178,7 @@ def soft(content: dict[str, Any]) -> Iterator[Claim]:
     rows = [row for row in content["nll"] if row["model"].startswith("soft")]
     for model, shots in dict.fromkeys((row["model"], row["shots"]) for row in rows):
         gaps = {
-            row["classes"]: Estimate.read(row["more_than_hard"])
+            row["classes"]: Mean.read(row["more_than_hard"])
             for row in rows
             if (row["model"], row["shots"]) == (model, shots) and row["classes"] > 1
         }
@@ -191,12 +191,12 @@ def soft(content: dict[str, Any]) -> Iterator[Claim]:
             "soft_attention",
             headline=shots == rows[-1]["shots"],
         )
-    share = {(r["model"], r["ways"], r["shots"]): Estimate.read(r["accuracy"]) for r in content["accuracy"]}
+    share = {(r["model"], r["ways"], r["shots"]): Mean.read(r["accuracy"]) for r in content["accuracy"]}
     gaps = {}
     for ways in sorted({ways for _, ways, shots in share if shots == 1}):
         hard, other = share["hard", ways, 1], share["soft", ways, 1]
         # As if the images were not the same: the error is rather too large than too small.
-        gaps[ways] = Estimate(100 * (hard.mean - other.mean), 100 * math.hypot(hard.se, other.se), hard.n)
+        gaps[ways] = Mean(100 * (hard.mean - other.mean), 100 * math.hypot(hard.se, other.se), hard.n)
     yield Claim(
         "1-shot classification by hard attention over soft, the more classes the more",
         "grows beyond 4 classes",

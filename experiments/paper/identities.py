@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from paper.verdicts import Results, readable
-from vma_pyro.evaluation import Estimate
+from vma_pyro.evaluation import Mean
 
 WITHIN = 3.0  # standard errors that an identity may be off by, as all figures are estimates
 ROUNDING = 1e-3  # nats
@@ -43,9 +43,9 @@ def _kl_below_log_memory(content: dict[str, Any], source: str) -> Identity:
     """Wherever both stand side by side, whatever the experiment: p(a) is uniform in all of these."""
     rows = [row for row in _tables(content) if "log_memory" in row and isinstance(row.get("kl_address"), dict)]
     found = [
-        f"KL(a) = {Estimate.read(row['kl_address'])} with log |M| = {row['log_memory']:.3f}"
+        f"KL(a) = {Mean.read(row['kl_address'])} with log |M| = {row['log_memory']:.3f}"
         for row in rows
-        if not Estimate.read(row["kl_address"]).mean <= row["log_memory"] + ROUNDING
+        if not Mean.read(row["kl_address"]).mean <= row["log_memory"] + ROUNDING
     ]
     return Identity("KL(a) <= log |M|", source, len(rows), tuple(found))
 
@@ -63,14 +63,14 @@ def _classes_cost_log_c(content: dict[str, Any], source: str) -> Identity:
     found = [
         f"{r['test']}, C = {r['classes']}, {r['shots']} of each: {over} above"
         for r in rows
-        if not (over := Estimate.read(r["excess"])).mean <= WITHIN * over.se
+        if not (over := Mean.read(r["excess"])).mean <= WITHIN * over.se
     ]
     return Identity("L(C) - L(1) <= log C", source, len(rows), tuple(found))
 
 
 def _classes_cost_log_c_in_table(content: dict[str, Any], source: str) -> Identity:
     cells = {
-        (r["classes"], r["shots"]): Estimate.read(r["nll"])
+        (r["classes"], r["shots"]): Mean.read(r["nll"])
         for r in content["rows"]
         if (r["counting"], r["address"]) == ("shots per class", "sampled")
     }
@@ -88,13 +88,13 @@ def _more_samples_are_tighter(content: dict[str, Any], source: str) -> Identity:
     found = [
         f"C = {r['classes']}, {r['shots']} shots: {gain} nats gained"
         for r in rows
-        if not (gain := Estimate.read(r["gain"])).mean >= -WITHIN * gain.se
+        if not (gain := Mean.read(r["gain"])).mean >= -WITHIN * gain.se
     ]
     return Identity("The bound with many samples >= that with few", source, len(rows), tuple(found))
 
 
 def _one_entry_costs_nothing(content: dict[str, Any], source: str) -> Identity:
-    cells = {r["address"]: Estimate.read(r["nll"]) for r in content["rows"] if r["classes"] * r["shots"] == 1}
+    cells = {r["address"]: Mean.read(r["nll"]) for r in content["rows"] if r["classes"] * r["shots"] == 1}
     if not {"sampled", "exact"} <= cells.keys():
         return Identity("At |M| = 1 the address costs nothing", source, 0, ())
     one, other = cells["sampled"], cells["exact"]
@@ -104,7 +104,7 @@ def _one_entry_costs_nothing(content: dict[str, Any], source: str) -> Identity:
 
 
 def _memory_is_used(content: dict[str, Any], source: str) -> Identity:
-    own = {(r["model"], r["classes"], r["shots"]): Estimate.read(r["nll"]) for r in content["nll"]}
+    own = {(r["model"], r["classes"], r["shots"]): Mean.read(r["nll"]) for r in content["nll"]}
     without = next(value for (model, *_), value in own.items() if model == "no memory")
     most = max(shots for model, _, shots in own if model == "hard")
     best = own["hard", 1, most]

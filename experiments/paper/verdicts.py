@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from vma_pyro.evaluation import Estimate
+from vma_pyro.evaluation import Mean
 
 Results = Mapping[str, dict[str, Any]]  # name of an experiment to what is in its file
 
@@ -37,7 +37,7 @@ def verdict(*, reached: bool, short: str) -> str:
     return "reproduced" if reached else f"not reached: {short}"
 
 
-def verdict_against(ours: Estimate, paper: float, *, how: str, higher: bool = False) -> str:
+def verdict_against(ours: Mean, paper: float, *, how: str, higher: bool = False) -> str:
     """The verdict on a figure that the paper has too: better by two standard errors, as good, or worse."""
     better = (ours.mean - paper) * (1 if higher else -1)
     if better > 2 * ours.se:
@@ -56,7 +56,7 @@ def describe_training(content: dict[str, Any]) -> str:
     )
 
 
-def verdict_on_growth(gaps: Mapping[int, Estimate]) -> str:
+def verdict_on_growth(gaps: Mapping[int, Mean]) -> str:
     """The verdict on gaps by number of classes: above zero at the most, and larger than at the fewest."""
     first, last = gaps[min(gaps)], gaps[max(gaps)]
     grows, error = last.mean - first.mean, math.hypot(last.se, first.se)

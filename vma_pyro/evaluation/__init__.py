@@ -12,16 +12,16 @@ from vma_pyro.evaluation.classification import (
     classify_by_attention,
     classify_by_likelihood,
 )
-from vma_pyro.evaluation.estimates import Estimate, TwoPhase, distribution_at, undisturbed
+from vma_pyro.evaluation.estimates import Mean, TwoPhase, distribution_at, undisturbed
 from vma_pyro.evaluation.kl import KLReport, kl_report
 from vma_pyro.evaluation.large import generate, large_log_likelihood
 from vma_pyro.evaluation.likelihood import log_likelihood
-from vma_pyro.evaluation.split import Split, split_bound
+from vma_pyro.evaluation.split import BoundParts, split_bound
 
 __all__ = [
-    "Estimate",
+    "BoundParts",
     "KLReport",
-    "Split",
+    "Mean",
     "TwoPhase",
     "address_posterior",
     "classify",

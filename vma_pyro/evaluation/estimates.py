@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vma_pyro._system.double import in_double
 
 
-class Estimate(NamedTuple):
+class Mean(NamedTuple):
     """A mean over images.
 
     Attributes:
@@ -30,7 +30,7 @@ class Estimate(NamedTuple):
     n: int
 
     @classmethod
-    def of(cls, values: Tensor) -> Estimate:
+    def of(cls, values: Tensor) -> Mean:
         """From one value per image, [n]."""
         values = in_double(values)
         n = values.numel()
@@ -38,13 +38,13 @@ class Estimate(NamedTuple):
         return cls(values.mean().item(), se, n)
 
     @classmethod
-    def read(cls, content: Mapping[str, Any]) -> Estimate:
+    def read(cls, content: Mapping[str, Any]) -> Mean:
         """From JSON, where null stands for NaN."""
         mean, se = (math.nan if content[name] is None else float(content[name]) for name in ("mean", "se"))
         return cls(mean, se, int(content["n"]))
 
     @classmethod
-    def pooled(cls, parts: Sequence[Estimate]) -> Estimate:
+    def pooled(cls, parts: Sequence[Mean]) -> Mean:
         """One estimate from those of disjoint sets of images."""
         n = sum(part.n for part in parts)
         mean = sum(part.n * part.mean for part in parts) / n
@@ -84,19 +84,19 @@ class TwoPhase(NamedTuple):
         """For JSON."""
         return {"cheap": self.cheap.tolist(), "costly": self.costly.tolist()}
 
-    def estimate(self) -> Estimate:
+    def estimate(self) -> Mean:
         """Of the mean of the costly figure."""
         everywhere, n = len(self.cheap), len(self.costly)
         difference = in_double(self.costly - self.cheap[:n])
         mean = in_double(self.cheap).mean() + difference.mean()
         if n < 2:
-            return Estimate(mean.item(), math.nan, everywhere)
+            return Mean(mean.item(), math.nan, everywhere)
         variance = in_double(self.costly).var() / everywhere + (1 / n - 1 / everywhere) * difference.var()
-        return Estimate(mean.item(), math.sqrt(variance.item()), everywhere)
+        return Mean(mean.item(), math.sqrt(variance.item()), everywhere)
 
-    def gain(self) -> Estimate:
+    def gain(self) -> Mean:
         """Of how much the cheap figure is above the costly one, over the images that have both."""
-        return Estimate.of(self.cheap[: len(self.costly)] - self.costly)
+        return Mean.of(self.cheap[: len(self.costly)] - self.costly)
 
     def minus(self, other: TwoPhase) -> TwoPhase:
         """The difference, paired by image."""

@@ -13,10 +13,10 @@ from torch import Tensor
 from vma_pyro._system.double import in_double, widest_float
 from vma_pyro.evaluation.chunks import check, datapoint_chunks, is_shared, labels_of, weight_chunks
 from vma_pyro.evaluation.draws import nesting_of
-from vma_pyro.evaluation.estimates import Estimate, undisturbed
-from vma_pyro.evaluation.split import NO_SITES, Split, joined, split_bound, split_in_chunks
+from vma_pyro.evaluation.estimates import Mean, undisturbed
+from vma_pyro.evaluation.split import NO_SITES, BoundParts, joined, split_bound, split_in_chunks
 
-__all__ = ["KLReport", "Split", "kl_report", "split_bound"]
+__all__ = ["BoundParts", "KLReport", "kl_report", "split_bound"]
 
 
 class KLReport(NamedTuple):
@@ -44,28 +44,28 @@ class KLReport(NamedTuple):
         nll_of_images: `nll` before averaging [B].
         reconstructions: the terms of `reconstruction` by observed site, in the order of the model.
         kl: those of `kl_address + kl_z` by latent site, in the order of the model.
-        how: each of `kl` was found; "exact", "mean over draws" or "sampled", see `Split`.
+        how: each of `kl` was found; "exact", "mean over draws" or "sampled", see `BoundParts`.
     """
 
-    nll: Estimate
-    reconstruction: Estimate
-    kl_address: Estimate
-    kl_address_bits: Estimate
-    kl_address_share: Estimate
-    kl_z: Estimate
-    mutual_information: Estimate | None
-    perplexity: Estimate
-    right_class: Estimate | None
-    effective_samples: Estimate
-    information_gained: Estimate | None
+    nll: Mean
+    reconstruction: Mean
+    kl_address: Mean
+    kl_address_bits: Mean
+    kl_address_share: Mean
+    kl_z: Mean
+    mutual_information: Mean | None
+    perplexity: Mean
+    right_class: Mean | None
+    effective_samples: Mean
+    information_gained: Mean | None
     log_memory: float
     samples: int
     nll_of_images: Float[Tensor, " B"]
-    reconstructions: Mapping[str, Estimate] = NO_SITES
-    kl: Mapping[str, Estimate] = NO_SITES
+    reconstructions: Mapping[str, Mean] = NO_SITES
+    kl: Mapping[str, Mean] = NO_SITES
     how: Mapping[str, str] = NO_SITES
 
-    def parts(self) -> list[tuple[str, Estimate]]:
+    def parts(self) -> list[tuple[str, Mean]]:
         """A label for each site and what it costs; the parts add up to minus the single-sample bound."""
         observed = [(f"minus reconstruction of {name}", cost) for name, cost in self.reconstructions.items()]
         latent = [(f"KL({SYMBOLS.get(name, name)}), {self.how[name]}", cost) for name, cost in self.kl.items()]
@@ -87,7 +87,7 @@ class KLReport(NamedTuple):
         """
         _check_one_per_image("memoryless_nll", memoryless_nll, len(self.nll_of_images))
         gained = in_double(memoryless_nll) - self.nll_of_images
-        return self._replace(information_gained=Estimate.of(gained))
+        return self._replace(information_gained=Mean.of(gained))
 
 
 SYMBOLS = {"address": "a"}  # of sites, in the paper
@@ -140,23 +140,23 @@ def kl_report(
     log_sizes = _log_sizes(memory, q)
     shares = split.kl_address / torch.where(log_sizes > 0, log_sizes, 1.0).to(split.kl_address)
     report = KLReport(
-        nll=Estimate.of(nll),
-        reconstruction=Estimate.of(-split.reconstruction),
-        kl_address=Estimate.of(split.kl_address),
-        kl_address_bits=Estimate.of(split.kl_address / math.log(2)),
-        kl_address_share=Estimate.of(shares),
-        kl_z=Estimate.of(split.kl_z),
+        nll=Mean.of(nll),
+        reconstruction=Mean.of(-split.reconstruction),
+        kl_address=Mean.of(split.kl_address),
+        kl_address_bits=Mean.of(split.kl_address / math.log(2)),
+        kl_address_share=Mean.of(shares),
+        kl_z=Mean.of(split.kl_z),
         mutual_information=_mutual_information(q) if is_shared(memory, x) else None,
-        perplexity=Estimate.of(torch.special.entr(q).sum(-1).exp()),
+        perplexity=Mean.of(torch.special.entr(q).sum(-1).exp()),
         right_class=None if labels is None else _share_of_class(q, memory, labels),
-        effective_samples=Estimate.of((2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()),
+        effective_samples=Mean.of((2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()),
         information_gained=None,
         # As a mean of differences, which leaves equal sizes as they are to the last digit.
         log_memory=(log_sizes[0] + (log_sizes - log_sizes[0]).mean()).item(),
         samples=num_samples,
         nll_of_images=nll,
-        reconstructions={name: Estimate.of(-value) for name, value in split.observed.items()},
-        kl={name: Estimate.of(value) for name, value in split.kl.items()},
+        reconstructions={name: Mean.of(-value) for name, value in split.observed.items()},
+        kl={name: Mean.of(value) for name, value in split.kl.items()},
         how=split.how,
     )
     return report if memoryless_nll is None else report.gained_over(memoryless_nll)
@@ -176,13 +176,13 @@ def _log_sizes(memory: Any, q: Float[Tensor, "B S"]) -> Float[Tensor, " B"]:
     return in_double(torch.full((len(q),), log_size, dtype=widest_float(q.device), device=q.device))
 
 
-def _mutual_information(q: Float[Tensor, "B S"]) -> Estimate:
+def _mutual_information(q: Float[Tensor, "B S"]) -> Mean:
     """Mean over images of KL(q(a|x) || mean of q(a|x)), [B, S] to an estimate."""
     marginal = q.mean(0)
-    return Estimate.of(torch.where(q > 0, q * (q / marginal).log(), 0.0).sum(-1))
+    return Mean.of(torch.where(q > 0, q * (q / marginal).log(), 0.0).sum(-1))
 
 
-def _share_of_class(q: Float[Tensor, "B S"], memory: Any, labels: Shaped[Tensor, " B"]) -> Estimate | None:
+def _share_of_class(q: Float[Tensor, "B S"], memory: Any, labels: Shaped[Tensor, " B"]) -> Mean | None:
     """Probability of the entries of each image's class; None where there is nothing to look up."""
     of_entries = labels_of(memory)
     if q.shape[-1] == 1 < of_entries.shape[-1]:
@@ -191,4 +191,4 @@ def _share_of_class(q: Float[Tensor, "B S"], memory: Any, labels: Shaped[Tensor,
         raise ValueError(
             f"memory.labels: expected one label for each of {q.shape[-1]} addresses, got {of_entries.shape[-1]}"
         )
-    return Estimate.of((q * (of_entries == labels[:, None])).sum(-1))
+    return Mean.of((q * (of_entries == labels[:, None])).sum(-1))

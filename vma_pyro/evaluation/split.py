@@ -20,7 +20,7 @@ from vma_pyro.infer.engine.plates import sample_sites
 NO_SITES: Mapping[str, Any] = MappingProxyType({})
 
 
-class Split(NamedTuple):
+class BoundParts(NamedTuple):
     r"""The single-sample bound of each image taken apart, in nats.
 
     .. math:: \log p(x \mid M) \ge \sum_o E_q \log p(o \mid \cdot)
@@ -58,7 +58,7 @@ def split_bound(
     x: Tensor,
     *,
     num_samples: int = 1,
-) -> Split:
+) -> BoundParts:
     """Reconstruction and KLs per image from `num_samples` draws of the guide.
 
     Args:
@@ -85,7 +85,7 @@ def split_once(
     *,
     num_samples: int,
     nesting: int | None,
-) -> Split:
+) -> BoundParts:
     """`split_bound` of programs whose number of plate dimensions is known, or of one draw."""
     draws = draw(model, guide, memory, x, num_samples=num_samples, nesting=nesting)
     nesting = draws.layout.nesting
@@ -109,7 +109,7 @@ def split_in_chunks(
     *,
     num_samples: int,
     nesting: int,
-) -> Split:
+) -> BoundParts:
     """`split_bound` of any number of samples in bounded memory."""
     counts = list(sample_chunks(num_samples, images=len(x)))
     parts = [split_once(model, guide, memory, x, num_samples=k, nesting=nesting) for k in counts]
@@ -121,14 +121,14 @@ def split_in_chunks(
     return _combined(parts, mean)
 
 
-def joined(parts: Sequence[Split]) -> Split:
+def joined(parts: Sequence[BoundParts]) -> BoundParts:
     """One split of the images of several."""
     return _combined(parts, torch.cat)
 
 
 def _split(
     draws: Draws, known: Mapping[str, tuple[Tensor, str]], lookup: Lookup | None, probs: Tensor, x: Tensor
-) -> Split:
+) -> BoundParts:
     """The parts of some draws, where the KL of some sites is known already."""
     zeros = torch.zeros(len(x), device=x.device)
     observed: dict[str, Tensor] = {}
@@ -149,7 +149,7 @@ def _split(
         if isinstance(site["fn"], Unit) or (not site["is_observed"] and name not in draws.model):
             kl[name], how[name] = draws.per_datapoint(site, site["log_prob"]).mean(0), SAMPLED
     looked_up = () if lookup is None else (*lookup.choices, ADDRESS)
-    return Split(
+    return BoundParts(
         sum(observed.values(), zeros),
         sum((value for name, value in kl.items() if name in looked_up), zeros),
         sum((value for name, value in kl.items() if name not in looked_up), zeros),
@@ -167,7 +167,7 @@ def _without_lookup(draws: Draws, x: Tensor) -> Float[Tensor, "B S"]:
     return torch.ones(len(x), 1, device=x.device) if given is None else given.expand(len(x), -1)
 
 
-def _combined(parts: Sequence[Split], combine: Callable[[list[Tensor]], Tensor]) -> Split:
+def _combined(parts: Sequence[BoundParts], combine: Callable[[list[Tensor]], Tensor]) -> BoundParts:
     """One split of several, field by field and site by site; a site that is not there costs nothing."""
     sizes = sorted({part.address_probs.shape[-1] for part in parts})
     if len(sizes) > 1:
@@ -181,7 +181,7 @@ def _combined(parts: Sequence[Split], combine: Callable[[list[Tensor]], Tensor])
             for name in names
         }
 
-    return Split(
+    return BoundParts(
         combine([part.reconstruction for part in parts]),
         combine([part.kl_address for part in parts]),
         combine([part.kl_z for part in parts]),
