@@ -178,7 +178,7 @@ class Grey(Model):
     """A likelihood for grey images, which asks for no binary ones."""
 
     def forward(self, memory, x=None):
-        memory = Memory.of(memory).encoded(self.networks, x)
+        memory = Memory.of(memory).encode(self.networks)
         with pyro.plate("data", len(x), dim=-1):
             m = memory.read(pyro.sample("address", dist.Categorical(logits=self.address_prior(memory))))
             z = pyro.sample("z", dist.Normal(*self.networks.prior(m)).to_event(1))

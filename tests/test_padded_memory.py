@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from vma_pyro import ConvNetworks, Guide, InnerProduct, LargeMemory, LearnedAddress, Memory, MLPNetworks, Model
+from vma_pyro import AddressIndex, ConvNetworks, Guide, InnerProduct, LearnedAddress, Memory, MLPNetworks, Model
 from vma_pyro._system.ranks import Ranks
 from vma_pyro.comparisons import SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.data import Episode
@@ -298,7 +298,7 @@ class TestOwnPrograms:
     def test_a_guide_of_ones_own_in_one_line(self):
         class Own(Guide):
             def forward(self, memory, x):
-                memory = Memory.of(memory).encode(self.networks, x)
+                memory = Memory.of(memory).encode(self.networks)
                 query = self.networks.query(x)
                 with pyro.plate("data", len(x), dim=-1):
                     logits = memory.masked(query.key.unsqueeze(1).mul(memory.features.key).sum(-1))
@@ -338,7 +338,7 @@ class TestAMaskSurvives:
         guide = Guide(WithoutNoise())
         wanted = address_posterior(guide, padded, x)
         twins = [copy.copy(padded), copy.deepcopy(padded), pickle.loads(pickle.dumps(padded)), padded.to("cpu")]
-        twins += [padded.held(), padded.datapoints(slice(0, 4)), padded.encode(guide.networks)]
+        twins += [padded.datapoints(slice(0, 4)), padded.encode(guide.networks)]
         twins += [Episode(padded, x, torch.zeros(4)).to("cpu").memory]
         for twin in twins:
             assert (twin.mask == padded.mask).all()
@@ -434,7 +434,7 @@ class TestErrors:
         ):
             SelectedMemory(shared, torch.zeros(2, 3, dtype=torch.long))
         with pytest.raises(ValueError, match="^entries: expected a tensor of images .*, got a Memory"):
-            LargeMemory.encode(model, guide, shared)
+            AddressIndex.encode(model, guide, shared)
 
 
 @pytest.mark.parametrize(

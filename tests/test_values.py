@@ -107,7 +107,7 @@ class Grey(Model):
     def forward(self, memory, x=None, *, num_images=1):
         memory = Memory.of(memory)
         memory.check(x)
-        networks, memory = self.networks, memory.encoded(self.networks, x)
+        networks, memory = self.networks, memory.encode(self.networks)
         with pyro.plate("data", len(x), dim=-1):
             logits = memory.masked(self.address_prior(memory))
             m = memory.read(pyro.sample("address", dist.Categorical(logits=logits)))
@@ -162,7 +162,7 @@ class TestEntriesOfABinaryModel:
         memory = Memory(entries)
         for _ in range(3):
             MultiSampleELBO(2)(model, guide)(memory, x)
-            MultiSampleELBO(2)(model, guide)(memory.held(), x)
+            MultiSampleELBO(2)(model, guide)(memory.encode(model.networks), x)
         assert seen == ["memory.entries"]
 
 

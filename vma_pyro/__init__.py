@@ -17,18 +17,18 @@ from torch import nn
 
 from vma_pyro.guide import CosineSimilarity, Guide, InnerProduct
 from vma_pyro.memory import Memory
-from vma_pyro.memory.index import LargeMemory
+from vma_pyro.memory.index import AddressIndex
 from vma_pyro.model import LearnedAddress, Model, UniformAddress
 from vma_pyro.networks import ConvNetworks, MLPNetworks, Networks
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AddressIndex",
     "ConvNetworks",
     "CosineSimilarity",
     "Guide",
     "InnerProduct",
-    "LargeMemory",
     "LearnedAddress",
     "MLPNetworks",
     "Memory",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from vma_pyro.guide import CosineSimilarity
-from vma_pyro.memory import Memory
+from vma_pyro.infer.engine.programs import Arguments
+from vma_pyro.memory import Encoded, Memory
 from vma_pyro.model import Model, check_number
 from vma_pyro.networks import Networks, dtype_of
 from vma_pyro.program import Program
@@ -50,6 +53,10 @@ class MemorylessGuide(Program):
     def __init__(self, networks: Networks) -> None:
         super().__init__()
         self.networks = networks
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Arguments:
+        """Leave the memory as it is: nobody reads it."""
+        return Arguments(args, kwargs)
 
     def forward(self, memory: Memory | Tensor | None, x: Tensor) -> None:
         """Sample `z` for images x [B, 1, 28, 28]; the memory is ignored."""
@@ -95,16 +102,16 @@ class SoftAttentionModel(Model):
         self.check_values(memory, x)
         batch = memory.batch_size or check_number(num_images) if x is None else len(x)
         networks = self.networks
-        blank = blank_memory(networks, memory.entries.device).encode(networks)
-        memory = memory.encoded(networks, x)
+        blank = blank_memory(networks, memory.device).encode(networks)
+        memory = memory.encode(networks)
         observed = None if x is None else x.to(memory.dtype)
         with pyro.plate("data", batch, dim=-1):
-            nothing = blank.read(torch.zeros(1, dtype=torch.long, device=memory.entries.device))
+            nothing = blank.read(torch.zeros(1, dtype=torch.long, device=memory.device))
             z = pyro.sample("z", dist.Normal(*networks.prior(nothing)).to_event(1))  # p(z)
             m = memory.read(self.attention(z, memory))
             return pyro.sample("x", self.likelihood(networks.decode(z, m)), obs=observed)  # p(x | z, m(z))
 
-    def attention(self, z: Tensor, memory: Memory) -> Tensor:
+    def attention(self, z: Tensor, memory: Encoded) -> Tensor:
         """pi(z), the weights of the entries of an encoded memory [..., B, S], for z [..., B, Z]; 0 on padding."""
         query = self.to_query(z.to(dtype_of(self.to_query)))
         return memory.masked(self.similarity(query, memory.features.key)).softmax(-1)
@@ -134,7 +141,7 @@ class SoftAttentionGuide(Program):
         memory = Memory.of(memory)
         memory.check(x)
         networks = self.networks
-        memory = memory.encode(networks, x)
+        memory = memory.encode(networks)
         query = networks.query(x)
         with pyro.plate("data", len(x), dim=-1):
             if self.target_guided:

@@ -45,7 +45,7 @@ class Guide(Program):
         memory = Memory.of(memory)
         memory.check(x)
         networks = self.networks  # once: Pyro registers all parameters whenever it is asked for a module
-        memory = memory.encode(networks, x)
+        memory = memory.encode(networks)
         query = networks.query(x)
         with pyro.plate("data", len(x), dim=-1):
             logits = memory.masked(self.similarity(query.key, memory.features.key))  # padding is no entry

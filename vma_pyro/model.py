@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vma_pyro.memory import Memory
+from vma_pyro.memory import Encoded, Memory
 from vma_pyro.memory.checks import check_binary
 from vma_pyro.networks import Networks, at_least_32_bits, dtype_of
 from vma_pyro.program import Program
@@ -52,7 +52,7 @@ class Model(Program):
         self.check_values(memory, x)
         batch = memory.batch_size or check_number(num_images) if x is None else len(x)
         networks = self.networks  # once: Pyro registers all parameters whenever it is asked for a module
-        memory = memory.encoded(networks, x)  # once per update, shared with the guide
+        memory = memory.encode(networks)
         observed = None if x is None else x.to(memory.dtype)
         with pyro.plate("data", batch, dim=-1):
             logits = memory.masked(self.address_prior(memory))  # padding is no entry
@@ -88,7 +88,7 @@ class UniformAddress(nn.Module):
 
     def forward(self, memory: Memory) -> Float[Tensor, " S"]:
         """Logits [S]."""
-        return torch.zeros(memory.size, dtype=memory.dtype, device=memory.entries.device)
+        return torch.zeros(memory.size, dtype=memory.dtype, device=memory.device)
 
 
 class LearnedAddress(nn.Module):
@@ -100,7 +100,7 @@ class LearnedAddress(nn.Module):
             nn.Linear(networks.key_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 1, bias=False)
         )
 
-    def forward(self, memory: Memory) -> Float[Tensor, "*own S"]:
+    def forward(self, memory: Encoded) -> Float[Tensor, "*own S"]:
         """Logits [S] or [B, S]."""
         key = memory.features.key
         return at_least_32_bits(self.score(key.to(dtype_of(self))).squeeze(-1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pyro
@@ -9,6 +10,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from vma_pyro.infer.engine.programs import Arguments
 from vma_pyro.memory import Memory
 from vma_pyro.memory.checks import looks_at
 
@@ -29,6 +31,26 @@ class Program(PyroModule):
             return super().__call__(*args, **kwargs)
         with _NoPadding(memory.mask):
             return super().__call__(*args, **kwargs)
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Arguments:
+        """Encode the memory once for all runs of a model and this guide in an estimate, see `vma_pyro.infer`.
+
+        Args:
+            args, kwargs: what `forward` takes: a memory first, or by name, and perhaps images `x`, which are
+                looked at here. What is no memory is passed on as it is.
+        """
+        given = inspect.signature(self.forward).bind(*args, **kwargs).arguments
+        name, memory = next(iter(given.items()))
+        is_memory = isinstance(memory, Memory) or (isinstance(memory, Tensor) and name == "memory")
+        if not is_memory or not hasattr(self, "networks"):
+            return Arguments(args, kwargs)
+        memory, x = Memory.of(memory), given.get("x")
+        if isinstance(x, Tensor):
+            memory.check(x)
+        encoded = memory.encode(self.networks)
+        if name in kwargs:
+            return Arguments(args, {**kwargs, name: encoded})
+        return Arguments((encoded, *args[1:]), kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """As `PyroModule`, but for plain modules."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vma_pyro import ConvNetworks
-from vma_pyro.memory.memory import map_tensors
+from vma_pyro.memory.reading import map_tensors
 from vma_pyro.networks import Entry
 
 

@@ -40,8 +40,11 @@ def weight_chunks(
             yield log_weights_given(given, model, guide, (memory, x), num_particles=k, max_plate_nesting=nesting)
 
 
-def datapoint_chunks(memory: Any, x: Tensor, *, reads_per_image: int) -> Iterator[tuple[Tensor, Any]]:
-    """Images and their memories, so that one chunk makes at most about READS_PER_CHUNK decoder evaluations."""
+def datapoint_chunks(guide: Any, memory: Any, x: Tensor, *, reads_per_image: int) -> Iterator[tuple[Tensor, Any]]:
+    """Images and their memories, so that one chunk makes at most about READS_PER_CHUNK decoder evaluations.
+
+    Parameters do not change during an evaluation: each entry is encoded once, not once per chunk of samples.
+    """
     rows = max(1, READS_PER_CHUNK // reads_per_image)
     own = not is_shared(memory, x)
     if own:
@@ -49,14 +52,26 @@ def datapoint_chunks(memory: Any, x: Tensor, *, reads_per_image: int) -> Iterato
         size = memory.size if isinstance(memory, Memory) else memory.shape[1]
         rows = max(1, min(rows, READS_PER_CHUNK // size))
     rows = min(rows, MAX_IMAGES_PER_CHUNK)
-    # Parameters do not change during an evaluation: encode each memory once, not once per chunk of samples.
-    held = memory.held() if isinstance(memory, Memory) and not own else memory
+    if isinstance(memory, Memory):
+        memory.check(x)
+    if not own:
+        memory = encoded_by(guide, memory)
     for start in range(0, len(x), rows):
         part = slice(start, start + rows)
-        if own:
-            yield x[part], memory.datapoints(part).held() if isinstance(memory, Memory) else memory[part]
+        if not own:
+            yield x[part], memory
+        elif isinstance(memory, Memory):
+            yield x[part], encoded_by(guide, memory.datapoints(part))
         else:
-            yield x[part], held
+            yield x[part], memory[part]
+
+
+def encoded_by(guide: Any, memory: Any) -> Any:
+    """Encode a memory with the networks of a guide; where either has none of it, leave that to the programs."""
+    networks: Any = getattr(guide, "networks", None)
+    if isinstance(memory, Memory) and hasattr(networks, "encode"):
+        return memory.encode(networks)
+    return memory
 
 
 def is_shared(memory: Any, x: Tensor) -> bool:
@@ -88,7 +103,7 @@ def check(memory: Any, x: Tensor) -> None:
         raise ValueError(f"x: expected at least one image, got shape {list(x.shape)}")
     check_finite("x", x.cpu())  # on a GPU one wait per evaluation is no matter
     if not is_shared(memory, x):
-        batch = len(memory.entries if isinstance(memory, Memory) else memory)
+        batch = memory.batch_size if isinstance(memory, Memory) else len(memory)
         if batch != len(x):
             raise ValueError(f"x: expected {batch} images, one per memory, got {len(x)}")
 

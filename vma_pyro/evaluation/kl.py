@@ -127,7 +127,7 @@ def kl_report(
     parts, log_ws = [], []
     with undisturbed(model, guide, seed=seed):
         nesting = 0
-        for part, part_memory in datapoint_chunks(memory, x, reads_per_image=num_samples):
+        for part, part_memory in datapoint_chunks(guide, memory, x, reads_per_image=num_samples):
             nesting = nesting or nesting_of(model, guide, part_memory, part)
             programs = (model, guide, part_memory, part)
             parts.append(split_in_chunks(*programs, num_samples=num_samples, nesting=nesting))

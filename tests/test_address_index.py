@@ -8,16 +8,17 @@ from torch import nn
 
 import vma_pyro.memory.index
 from vma_pyro import (
+    AddressIndex,
     CosineSimilarity,
     Guide,
     InnerProduct,
-    LargeMemory,
     LearnedAddress,
     Memory,
     MLPNetworks,
     Model,
 )
-from vma_pyro.evaluation import address_posterior, generate, large_log_likelihood, log_likelihood
+from vma_pyro._system import checkpoint
+from vma_pyro.evaluation import address_posterior, large_log_likelihood, log_likelihood, sample_images
 
 B, S = 3, 11
 
@@ -44,25 +45,25 @@ similarities = pytest.mark.parametrize(
 def test_the_posterior_is_that_of_the_plain_memory(similarity, random_images):
     model, guide = build(similarity)
     entries, x = random_images(S), random_images(B)
-    large = LargeMemory.encode(model, guide, entries, chunk_size=5)
+    index = AddressIndex.encode(model, guide, entries, chunk_size=5)
     expected = address_posterior(guide, Memory(entries), x).log()
-    torch.testing.assert_close(large.posterior(model, guide, x), expected)
-    top = large.top(model, guide, x, 6)
+    torch.testing.assert_close(index.posterior(x), expected)
+    top = index.top(x, 6)
     values, addresses = expected.topk(6, dim=1)
     torch.testing.assert_close(top.log_prob, values)
     assert torch.equal(top.address, addresses)
-    drawn = large.sample(model, guide, x, 5)
+    drawn = index.sample(x, 5)
     torch.testing.assert_close(drawn.log_prob, expected.gather(1, drawn.address))
 
 
 def test_samples_have_the_frequencies_of_the_posterior(random_images):
     model, guide = build(learned=True)
-    large = LargeMemory.encode(model, guide, random_images(S))
+    index = AddressIndex.encode(model, guide, random_images(S))
     x, n = random_images(B), 20000
-    frequencies = nn.functional.one_hot(large.sample(model, guide, x, n).address, S).float().mean(1)
-    assert (frequencies - large.posterior(model, guide, x).exp()).abs().max() < 4 * 0.5 / math.sqrt(n)
-    prior = nn.functional.one_hot(large.sample_prior(n), S).float().mean(0)
-    expected = large.log_prior(torch.arange(S)[None]).exp().squeeze(0)
+    frequencies = nn.functional.one_hot(index.sample(x, n).address, S).float().mean(1)
+    assert (frequencies - index.posterior(x).exp()).abs().max() < 4 * 0.5 / math.sqrt(n)
+    prior = nn.functional.one_hot(index.sample_prior(n), S).float().mean(0)
+    expected = index.log_prior(torch.arange(S)[None]).exp().squeeze(0)
     assert (prior - expected).abs().max() < 4 * 0.5 / math.sqrt(n)
 
 
@@ -70,10 +71,10 @@ def test_samples_have_the_frequencies_of_the_posterior(random_images):
 def test_the_prior_is_the_models(learned, random_images):
     model, guide = build(learned=learned)
     entries = random_images(S)
-    large = LargeMemory.encode(model, guide, entries, chunk_size=4)
+    index = AddressIndex.encode(model, guide, entries, chunk_size=4)
     logits = model.address_prior(Memory(entries).encode(model.networks)).detach()
     expected = logits.log_softmax(-1)
-    torch.testing.assert_close(large.log_prior(torch.arange(S)[None]).squeeze(0), expected)
+    torch.testing.assert_close(index.log_prior(torch.arange(S)[None]).squeeze(0), expected)
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -81,9 +82,9 @@ def test_the_prior_is_the_models(learned, random_images):
 def test_the_exact_part_gives_its_share_of_the_exact_bound(k, learned, random_images):
     model, guide = build(learned=learned)
     entries, x = random_images(S), random_images(B)
-    large = LargeMemory.encode(model, guide, entries)
-    ours = large_log_likelihood(model, guide, large, x, num_samples=7, top=k)
-    address = large.top(model, guide, x, k).address
+    index = AddressIndex.encode(model, guide, entries)
+    ours = large_log_likelihood(index, x, num_samples=7, top=k)
+    address = index.top(x, k).address
     part = Memory(entries[address])
     of_part = log_likelihood(model, guide, part, x, num_samples=7, address="exact")
     logits = model.address_prior(Memory(entries).encode(model.networks)).detach()
@@ -100,48 +101,48 @@ def test_the_sampled_bound_agrees_with_the_plain_one(learned, random_images):
         for p in model.networks.parameters():
             p.mul_(0.1)
     entries, x = random_images(S), random_images(B)
-    large = LargeMemory.encode(model, guide, entries)
+    index = AddressIndex.encode(model, guide, entries)
     n = 2000
-    ours = large_log_likelihood(model, guide, large, x, num_samples=n)
+    ours = large_log_likelihood(index, x, num_samples=n)
     plain = log_likelihood(model, guide, Memory(entries), x, num_samples=n, seed=1)
     torch.testing.assert_close(ours, plain, atol=0.05, rtol=0)
 
 
 def test_generates_from_entries_of_the_prior(random_images):
     model, guide = build()
-    large = LargeMemory.encode(model, guide, random_images(S), torch.arange(S))
-    images, read = generate(model, guide, large, 7)
+    index = AddressIndex.encode(model, guide, random_images(S), torch.arange(S))
+    images, read = sample_images(index, 7)
     assert images.shape == (7, 1, 28, 28)
     assert read.entries.shape == (7, 1, 1, 28, 28)
-    assert torch.equal(large.entries[read.labels[:, 0]].float(), read.entries[:, 0])
-    again, _ = generate(model, guide, large, 7)
+    assert torch.equal(index.entries[read.labels[:, 0]].float(), read.entries[:, 0])
+    again, _ = sample_images(index, 7)
     assert torch.equal(images, again)
 
 
 def test_half_precision_keys_cost_three_digits(random_images):
     model, guide = build()
     entries, x = random_images(S), random_images(B)
-    exact = LargeMemory.encode(model, guide, entries).posterior(model, guide, x)
-    half = LargeMemory.encode(model, guide, entries, key_dtype=torch.bfloat16)
-    assert half.keys.dtype == torch.bfloat16
-    torch.testing.assert_close(half.posterior(model, guide, x), exact, atol=0.2, rtol=0)
+    exact = AddressIndex.encode(model, guide, entries).posterior(x)
+    half = AddressIndex.encode(model, guide, entries, key_dtype=torch.bfloat16)
+    assert half.kept.keys.dtype == torch.bfloat16
+    torch.testing.assert_close(half.posterior(x), exact, atol=0.2, rtol=0)
 
 
 def test_the_file_of_a_slice_holds_the_slice(tmp_path, random_images):
     model, guide = build()
     many = random_images(400).to(torch.uint8)
-    LargeMemory.encode(model, guide, many[:S]).save(tmp_path / "part.pt")
+    AddressIndex.encode(model, guide, many[:S]).save(tmp_path / "part.pt")
     assert (tmp_path / "part.pt").stat().st_size < many.nbytes / 4
 
 
 def test_a_file_holds_entries_and_keys(tmp_path, random_images):
     model, guide = build()
     entries, x = random_images(S), random_images(B)
-    large = LargeMemory.encode(model, guide, entries, torch.arange(S))
-    large.save(tmp_path / "memory.pt")
-    again = LargeMemory.load(tmp_path / "memory.pt")
-    assert torch.equal(again.posterior(model, guide, x), large.posterior(model, guide, x))
-    assert torch.equal(again.labels, large.labels)
+    index = AddressIndex.encode(model, guide, entries, torch.arange(S))
+    index.save(tmp_path / "memory.pt")
+    again = AddressIndex.load(tmp_path / "memory.pt", model, guide)
+    assert torch.equal(again.posterior(x), index.posterior(x))
+    assert torch.equal(again.labels, index.labels)
     assert again.entries.dtype == torch.uint8
 
 
@@ -150,14 +151,14 @@ def test_untied_networks_have_the_models_own_prior(random_images):
     model, _ = build(learned=True)
     _, guide = build()
     entries, x = random_images(S), random_images(B)
-    large = LargeMemory.encode(model, guide, entries)
+    index = AddressIndex.encode(model, guide, entries)
     expected = model.address_prior(Memory(entries).encode(model.networks)).detach().log_softmax(-1)
-    torch.testing.assert_close(large.log_prior(torch.arange(S)[None]).squeeze(0), expected)
-    large.top(model, guide, x, 1)
+    torch.testing.assert_close(index.log_prior(torch.arange(S)[None]).squeeze(0), expected)
+    index.top(x, 1)
     with torch.no_grad():
         next(model.networks.parameters()).add_(1)
     with pytest.raises(ValueError, match=r"^guide: expected the parameters that made the keys"):
-        large.top(model, guide, x, 1)
+        index.top(x, 1)
 
 
 class TestRefusals:
@@ -165,32 +166,32 @@ class TestRefusals:
 
     def test_other_parameters(self, random_images):
         model, guide = build()
-        large = LargeMemory.encode(model, guide, random_images(S))
-        large.top(model, guide, random_images(B), 1)
+        index = AddressIndex.encode(model, guide, random_images(S))
+        index.top(random_images(B), 1)
         with torch.no_grad():
             guide.similarity.log_scale.add_(1)
         with pytest.raises(ValueError, match=r"^guide: expected the parameters that made the keys, got others"):
-            large.top(model, guide, random_images(B), 1)
+            index.top(random_images(B), 1)
 
     def test_a_fused_step(self, random_images):
         # It changes parameters without raising their version counter.
         model, guide = build()
-        large = LargeMemory.encode(model, guide, random_images(S))
+        index = AddressIndex.encode(model, guide, random_images(S))
         x = random_images(B)
-        large.top(model, guide, x, 1)
+        index.top(x, 1)
         optimizer = torch.optim.Adam(guide.parameters(), fused=True)
         guide.networks.query(x).key.sum().backward()
         optimizer.step()
         with pytest.raises(ValueError, match=r"^guide: expected the parameters that made the keys"):
-            large.top(model, guide, x, 1)
+            index.top(x, 1)
 
     @pytest.mark.parametrize("other", [CosineSimilarity(centred=False), InnerProduct(scale=10.0)])
     def test_another_similarity_with_the_same_numbers(self, other, random_images):
         model, guide = build()
-        large = LargeMemory.encode(model, guide, random_images(S))
+        index = AddressIndex.encode(model, guide, random_images(S))
         guide.similarity = other
         with pytest.raises(ValueError, match=r"^guide: expected the parameters that made the keys"):
-            large.top(model, guide, random_images(B), 1)
+            index.top(random_images(B), 1)
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -212,37 +213,49 @@ class TestRefusals:
         model, guide = build()
         arguments = {"entries": random_images(S)} | change
         with pytest.raises(ValueError, match=message):
-            LargeMemory.encode(model, guide, **arguments)
+            AddressIndex.encode(model, guide, **arguments)
 
     def test_a_similarity_without_embedding(self, random_images):
         model, guide = build(nn.Bilinear(2, 2, 1))
         with pytest.raises(
             ValueError, match=r"^guide\.similarity: expected `embed` and .* got Bilinear without `embed`$"
         ):
-            LargeMemory.encode(model, guide, random_images(S))
+            AddressIndex.encode(model, guide, random_images(S))
 
     @pytest.mark.parametrize("k", [0, S + 1])
     def test_too_many_of_the_best(self, k, random_images):
         model, guide = build()
-        large = LargeMemory.encode(model, guide, random_images(S))
+        index = AddressIndex.encode(model, guide, random_images(S))
         with pytest.raises(ValueError, match=rf"^k: expected 1 to 11, the entries of the memory, got {k}$"):
-            large.top(model, guide, random_images(B), k)
+            index.top(random_images(B), k)
 
     def test_no_samples(self, random_images):
         model, guide = build()
-        large = LargeMemory.encode(model, guide, random_images(S))
+        index = AddressIndex.encode(model, guide, random_images(S))
         with pytest.raises(ValueError, match=r"^num_samples: expected at least 1, got 0$"):
-            large_log_likelihood(model, guide, large, random_images(B), num_samples=0)
+            large_log_likelihood(index, random_images(B), num_samples=0)
         with pytest.raises(ValueError, match=r"^num_samples: expected at least 1, got 0$"):
-            large.sample(model, guide, random_images(B), 0)
+            index.sample(random_images(B), 0)
+        with pytest.raises(ValueError, match=r"^num_samples: expected at least 1, got 0$"):
+            sample_images(index, 0)
+
+    def test_a_file_of_other_parameters(self, tmp_path, random_images):
+        model, guide = build()
+        AddressIndex.encode(model, guide, random_images(S)).save(tmp_path / "memory.pt")
+        AddressIndex.load(tmp_path / "memory.pt", model, guide)
+        for other in (build(), (model, Guide(guide.networks, similarity=InnerProduct()))):
+            with pytest.raises(
+                ValueError, match=r"^guide: expected the parameters that made the keys, got others"
+            ):
+                AddressIndex.load(tmp_path / "memory.pt", *other)
 
     def test_damaged_and_other_files(self, tmp_path, random_images):
         model, guide = build()
-        LargeMemory.encode(model, guide, random_images(S)).save(tmp_path / "memory.pt")
+        AddressIndex.encode(model, guide, random_images(S)).save(tmp_path / "memory.pt")
         whole = (tmp_path / "memory.pt").read_bytes()
         (tmp_path / "memory.pt").write_bytes(whole[: len(whole) // 2])
         with pytest.raises(ValueError, match=r"expected a whole checkpoint, got a damaged file$"):
-            LargeMemory.load(tmp_path / "memory.pt")
-        vma_pyro.memory.index.checkpoint.save(tmp_path / "other.pt", {"weights": {}})
-        with pytest.raises(ValueError, match=r"expected a large memory, got another kind of checkpoint$"):
-            LargeMemory.load(tmp_path / "other.pt")
+            AddressIndex.load(tmp_path / "memory.pt", model, guide)
+        checkpoint.save(tmp_path / "other.pt", {"weights": {}})
+        with pytest.raises(ValueError, match=r"expected an address index, got another kind of checkpoint$"):
+            AddressIndex.load(tmp_path / "other.pt", model, guide)
