@@ -39,7 +39,7 @@ class Program(PyroModule):
             args, kwargs: what `forward` takes: a memory first, or by name, and perhaps images `x`, which are
                 looked at here. What is no memory is passed on as it is.
         """
-        given = inspect.signature(self.forward).bind(*args, **kwargs).arguments
+        given = inspect.signature(self.forward).bind_partial(*args, **kwargs).arguments
         name, memory = next(iter(given.items()))
         is_memory = isinstance(memory, Memory) or (isinstance(memory, Tensor) and name == "memory")
         if not is_memory or not hasattr(self, "networks"):

@@ -12,6 +12,7 @@ from torch import Tensor
 from vma_pyro.infer import log_weights, log_weights_given
 from vma_pyro.memory import Memory
 from vma_pyro.memory.checks import check_finite
+from vma_pyro.program import Program
 
 # Decoder evaluations per chunk: bounds the memory of an evaluation at a few hundred MB for the paper's networks.
 READS_PER_CHUNK = 2048
@@ -52,25 +53,22 @@ def datapoint_chunks(guide: Any, memory: Any, x: Tensor, *, reads_per_image: int
         size = memory.size if isinstance(memory, Memory) else memory.shape[1]
         rows = max(1, min(rows, READS_PER_CHUNK // size))
     rows = min(rows, MAX_IMAGES_PER_CHUNK)
-    if isinstance(memory, Memory):
-        memory.check(x)
     if not own:
-        memory = encoded_by(guide, memory)
+        memory = encoded_by(guide, memory, x)
     for start in range(0, len(x), rows):
         part = slice(start, start + rows)
         if not own:
             yield x[part], memory
         elif isinstance(memory, Memory):
-            yield x[part], encoded_by(guide, memory.datapoints(part))
+            yield x[part], encoded_by(guide, memory.datapoints(part), x[part])
         else:
             yield x[part], memory[part]
 
 
-def encoded_by(guide: Any, memory: Any) -> Any:
-    """Encode a memory with the networks of a guide; where either has none of it, leave that to the programs."""
-    networks: Any = getattr(guide, "networks", None)
-    if isinstance(memory, Memory) and hasattr(networks, "encode"):
-        return memory.encode(networks)
+def encoded_by(guide: Any, memory: Any, *x: Tensor) -> Any:
+    """Have a guide of this package encode a memory (for datapoints x); other programs do so for themselves."""
+    if isinstance(memory, Memory) and isinstance(guide, Program):
+        return guide.prepare(memory, *x).args[0]
     return memory
 
 
