@@ -2,6 +2,8 @@
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -21,6 +23,11 @@ from vma_pyro._system import checkpoint
 from vma_pyro.evaluation import address_posterior, large_log_likelihood, log_likelihood, sample_images
 
 B, S = 3, 11
+
+
+def posterior(networks, query, m):
+    """q(z | x, m) of the networks."""
+    return dist.Normal(*networks.posterior(query, m)).to_event(1)
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +245,43 @@ class TestRefusals:
             index.sample(random_images(B), 0)
         with pytest.raises(ValueError, match=r"^num_samples: expected at least 1, got 0$"):
             sample_images(index, 0)
+
+    def test_programs_with_another_address(self, random_images):
+        """What an index computes by keys would not be theirs."""
+
+        class Sharper(Guide):
+            def forward(self, memory, x):
+                memory = memory.encode(self.networks)
+                query = self.networks.query(x)
+                with pyro.plate("data", len(x)):
+                    logits = 2 * self.similarity(query.key, memory.features.key)
+                    m = memory.read(pyro.sample("address", dist.Categorical(logits=logits)))
+                    pyro.sample("z", posterior(self.networks, query, m))
+
+        class Asymmetric(CosineSimilarity):
+            def forward(self, query, keys):
+                return super().forward(query, keys) + keys[..., 0]
+
+        class Last(nn.Module):
+            def forward(self, memory):
+                return torch.arange(memory.size) / 3
+
+        class Normalised(LearnedAddress):
+            def forward(self, memory):
+                return super().forward(memory).softmax(-1)
+
+        model, guide = build()
+        networks = model.networks
+        for other in (Sharper(networks), Guide(networks, similarity=Asymmetric())):
+            with pytest.raises(
+                ValueError, match=r"^guide: expected a site 'address' with its similarity's logits,"
+            ):
+                AddressIndex.encode(model, other, random_images(S))
+        for prior in (Last(), Normalised(networks)):
+            with pytest.raises(
+                ValueError, match=r"^model\.address_prior: expected .* a score of each entry by itself"
+            ):
+                AddressIndex.encode(Model(networks, address_prior=prior), guide, random_images(S))
 
     def test_a_file_of_other_parameters(self, tmp_path, random_images):
         model, guide = build()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vma_pyro._system.ranks import Ranks
 from vma_pyro.memory.addresses import Addresses, best_of_both
+from vma_pyro.memory.comparable import check_comparable
 from vma_pyro.memory.fingerprint import fingerprint_of, kinds_of, sums_of
 from vma_pyro.memory.keys import CHUNK, Keys
 from vma_pyro.memory.memory import Memory
@@ -41,7 +42,7 @@ class AddressIndex:
         ranks: the processes that hold the index together; None: this one alone.
 
     Raises:
-        ValueError: keys that other parameters made.
+        ValueError: keys that other parameters made; programs whose address cannot be looked up by keys.
     """
 
     def __init__(self, model: Model, guide: Guide, kept: Keys, ranks: Ranks | None = None) -> None:
@@ -52,6 +53,7 @@ class AddressIndex:
         self._most_chunks = math.ceil(max(shares) / CHUNK)
         self._seen: tuple[list[str], Tensor] | None = None  # of parameters whose fingerprint has been compared
         self._check_parameters()
+        check_comparable(model, guide, kept.entries)
 
     @classmethod
     def encode(
