@@ -8,7 +8,6 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from vma_pyro.likelihoods import Likelihood
 from vma_pyro.memory import Memory
 from vma_pyro.networks import Networks, dtype_of
 from vma_pyro.program import ImageModel, Program
@@ -88,7 +87,7 @@ class SoftAttentionModel(ImageModel):
         *,
         hidden_dim: int = 256,
         similarity: nn.Module | None = None,
-        likelihood: Likelihood | None = None,
+        likelihood: nn.Module | None = None,
     ) -> None:
         super().__init__(networks, likelihood=likelihood)
         self.to_query = nn.Sequential(

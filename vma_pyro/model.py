@@ -6,7 +6,6 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from vma_pyro.likelihoods import Likelihood
 from vma_pyro.memory import Memory
 from vma_pyro.networks import Networks
 from vma_pyro.priors import UniformAddress
@@ -25,11 +24,11 @@ class Model(ImageModel):
         networks: p(z | m) and the decoder; share the object with the guide to tie the pyramids.
         address_prior: a module from a memory to the logits of p(a | M), [S] or [B, S]; uniform by default. It may
             ignore the memory's mask, as what it says of padding is not looked at.
-        likelihood: from what the decoder gives to p(x | z, m); `BernoulliPixels` by default.
+        likelihood: a `Likelihood`, from what the decoder gives to p(x | z, m); `BernoulliPixels` by default.
     """
 
     def __init__(
-        self, networks: Networks, *, address_prior: nn.Module | None = None, likelihood: Likelihood | None = None
+        self, networks: Networks, *, address_prior: nn.Module | None = None, likelihood: nn.Module | None = None
     ) -> None:
         super().__init__(networks, likelihood=likelihood)
         self.address_prior = UniformAddress() if address_prior is None else address_prior

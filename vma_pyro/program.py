@@ -89,18 +89,18 @@ class ImageModel(Program):
 
     Args:
         networks: with a decoder.
-        likelihood: from what the decoder gives to p(x | z, m); `BernoulliPixels` by default.
+        likelihood: a `Likelihood`, from what the decoder gives to p(x | z, m); `BernoulliPixels` by default.
 
     Raises:
         TypeError: another kind of likelihood.
         ValueError: networks whose decoder has not the channels that the likelihood wants.
     """
 
-    def __init__(self, networks: Networks, *, likelihood: Likelihood | None = None) -> None:
+    def __init__(self, networks: Networks, *, likelihood: nn.Module | None = None) -> None:
         super().__init__()
         chosen = BernoulliPixels() if likelihood is None else likelihood
         if not isinstance(chosen, Likelihood):
-            raise TypeError(f"likelihood: expected a Likelihood, got {chosen}")
+            raise TypeError(f"likelihood: expected a Likelihood, got {type(chosen).__name__}")
         found = getattr(networks, "channels", 1)
         if found != chosen.channels and type(self).likelihood is ImageModel.likelihood:
             raise ValueError(
@@ -108,7 +108,7 @@ class ImageModel(Program):
                 f"{type(chosen).__name__} wants, got {found}"
             )
         self.networks = networks
-        self.likelihood = chosen  # type: ignore[misc]  # a module, which torch keeps among its modules
+        self.likelihood = chosen  # type: ignore[misc]  # torch keeps modules apart from attributes
 
     @property
     def likelihood(self) -> Any:

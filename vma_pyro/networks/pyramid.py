@@ -68,11 +68,11 @@ class PyramidNetworks(Part):
 
     def climb(self, images: Tensor) -> tuple[tuple[Tensor, ...], Float[Tensor, "N T"]]:
         """Return maps of lower layers, channels last [N, height, width, C], and the top of the pyramid."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.climb: expected maps and the top, got none")
 
     def decode(self, z: Float[Tensor, "... Z"], m: Entry) -> Float[Tensor, "... C height width"]:
         """See `Networks.decode`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.decode: expected logits, got none")
 
     def skips(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Make of an entry's maps its shares in the decoder: the maps themselves."""
