@@ -224,14 +224,20 @@ class TestAMethodOfASubclass:
         x, entries = random_images(B), random_images(S)
         fn = poutine.trace(ByMethod(mlp())).get_trace(entries, x).nodes["x"]["fn"]
         assert isinstance(fn.base_dist, dist.Normal)
-        for likelihood, kind in ((None, dist.Bernoulli), (ContinuousBernoulli(), dist.ContinuousBernoulli)):
-            logits = []
-            for model in (Tempered, SoftAttentionModel):
-                torch.manual_seed(0)
-                fn = poutine.trace(model(mlp(), likelihood=likelihood)).get_trace(entries, x).nodes["x"]["fn"]
-                assert isinstance(fn.base_dist, kind)
-                logits.append(fn.base_dist.logits)
-            torch.testing.assert_close(2 * logits[0], logits[1])
+        logits = []
+        for model in (Tempered, SoftAttentionModel):
+            torch.manual_seed(0)
+            fn = poutine.trace(model(mlp())).get_trace(entries, x).nodes["x"]["fn"]
+            logits.append(fn.base_dist.logits)
+        torch.testing.assert_close(2 * logits[0], logits[1])
+
+    @pytest.mark.parametrize("kind", [ByMethod, Tempered])
+    def test_is_not_passed_over_for_another_one(self, kind):
+        message = (
+            f"^likelihood: expected none, as {kind.__name__} has a method of that name, got ContinuousBernoulli$"
+        )
+        with pytest.raises(ValueError, match=message):
+            kind(mlp(), likelihood=ContinuousBernoulli())
 
     def test_says_how_many_channels_it_wants(self):
         class Wide(Model):

@@ -84,8 +84,8 @@ class ImageModel(Program):
     """A program that ends in images: it has a likelihood.
 
     A subclass may say p(x | z, m) by a method `likelihood(decoded)` instead, which may call that of the base,
-    `super().likelihood(decoded)`. The method then decides how many channels it wants from the decoder, and
-    `check_values` which images it takes: binary ones unless it says otherwise.
+    `super().likelihood(decoded)`. The argument is then refused, the decoder may have any channels, and
+    `check_values` decides which images it takes: binary ones unless it says otherwise.
 
     Args:
         networks: with a decoder.
@@ -93,7 +93,8 @@ class ImageModel(Program):
 
     Raises:
         TypeError: another kind of likelihood.
-        ValueError: networks whose decoder has not the channels that the likelihood wants.
+        ValueError: networks whose decoder has not the channels that the likelihood wants; a likelihood where the
+            class has a method of that name.
     """
 
     def __init__(self, networks: Networks, *, likelihood: nn.Module | None = None) -> None:
@@ -101,8 +102,14 @@ class ImageModel(Program):
         chosen = BernoulliPixels() if likelihood is None else likelihood
         if not isinstance(chosen, Likelihood):
             raise TypeError(f"likelihood: expected a Likelihood, got {type(chosen).__name__}")
+        by_method = type(self).likelihood is not ImageModel.likelihood
+        if by_method and likelihood is not None:
+            raise ValueError(
+                f"likelihood: expected none, as {type(self).__name__} has a method of that name, got "
+                f"{type(chosen).__name__}"
+            )
         found = getattr(networks, "channels", 1)
-        if found != chosen.channels and type(self).likelihood is ImageModel.likelihood:
+        if not by_method and found != chosen.channels:
             raise ValueError(
                 f"networks: expected a decoder with channels={chosen.channels}, as many as "
                 f"{type(chosen).__name__} wants, got {found}"
