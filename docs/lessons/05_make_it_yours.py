@@ -313,7 +313,8 @@ keep(figure, "05_hierarchy")
 # %% [markdown]
 # On paper both are the same distribution over addresses, as all characters have as many renderings. With the same
 # parameters the reports must agree, and that is easily checked. (The report sums over the class; you did not have
-# to tell it.)
+# to tell it. Nor did you have to tell training that the number of classes is a value, with which no update can be
+# recorded and replayed: it found out, and said so.)
 
 # %%
 networks, similarity = original[0].networks, original[1].similarity
