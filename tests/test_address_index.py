@@ -25,11 +25,6 @@ from vma_pyro.evaluation import address_posterior, large_log_likelihood, log_lik
 B, S = 3, 11
 
 
-def posterior(networks, query, m):
-    """q(z | x, m) of the networks."""
-    return dist.Normal(*networks.posterior(query, m)).to_event(1)
-
-
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
     monkeypatch.setattr(vma_pyro.memory.index, "CHUNK", 4)  # three chunks, the last one shorter
@@ -256,7 +251,7 @@ class TestRefusals:
                 with pyro.plate("data", len(x)):
                     logits = 2 * self.similarity(query.key, memory.features.key)
                     m = memory.read(pyro.sample("address", dist.Categorical(logits=logits)))
-                    pyro.sample("z", posterior(self.networks, query, m))
+                    pyro.sample("z", self.networks.posterior(query, m))
 
         class Asymmetric(CosineSimilarity):
             def forward(self, query, keys):

@@ -181,7 +181,7 @@ class Grey(Model):
         memory = Memory.of(memory).encode(self.networks)
         with pyro.plate("data", len(x), dim=-1):
             m = memory.read(pyro.sample("address", dist.Categorical(logits=self.address_prior(memory))))
-            z = pyro.sample("z", dist.Normal(*self.networks.prior(m)).to_event(1))
+            z = pyro.sample("z", self.networks.prior(m))
             pyro.sample("x", dist.ContinuousBernoulli(logits=self.networks.decode(z, m)).to_event(3), obs=x)
 
 

@@ -185,7 +185,7 @@ class Hierarchical(Model):
             other = memory.labels != label.unsqueeze(-1)
             logits = torch.zeros(memory.size).masked_fill(other, -math.inf)
             m = memory.encode(self.networks).read(pyro.sample("address", dist.Categorical(logits=logits)))
-            z = pyro.sample("z", dist.Normal(*self.networks.prior(m)).to_event(1))
+            z = pyro.sample("z", self.networks.prior(m))
             pyro.sample("x", dist.Bernoulli(logits=self.networks.decode(z, m)).to_event(3), obs=x)
 
 
@@ -201,7 +201,7 @@ class HierarchicalGuide(Guide):
             label = pyro.sample("class", dist.Categorical(logits=of_class))
             logits = flat.masked_fill(memory.labels != label.unsqueeze(-1), -math.inf)
             m = memory.read(pyro.sample("address", dist.Categorical(logits=logits)))
-            pyro.sample("z", dist.Normal(*self.networks.posterior(query, m)).to_event(1))
+            pyro.sample("z", self.networks.posterior(query, m))
 
 
 def test_a_choice_before_the_address_is_summed_over(setting):

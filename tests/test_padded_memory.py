@@ -38,7 +38,8 @@ class WithoutNoise(MLPNetworks):
         super().__init__(2, hidden_dims=(8, 7), key_dim=6)
 
     def posterior(self, query, m):
-        return tuple(t.expand(*t.shape[:-2], len(query.key), -1) for t in self.prior(m))
+        prior = self.prior(m)
+        return prior.expand((*prior.batch_shape[:-1], len(query.key)))
 
     def decode(self, z, m):
         return super().decode(torch.zeros_like(z), m)
@@ -303,7 +304,7 @@ class TestOwnPrograms:
                 with pyro.plate("data", len(x), dim=-1):
                     logits = memory.masked(query.key.unsqueeze(1).mul(memory.features.key).sum(-1))
                     m = memory.read(pyro.sample("address", dist.Categorical(logits=logits)))
-                    pyro.sample("z", dist.Normal(*self.networks.posterior(query, m)).to_event(1))
+                    pyro.sample("z", self.networks.posterior(query, m))
 
         model, _, own, padded, x = setting()
         found = address_posterior(Own(model.networks), padded, x)

@@ -12,6 +12,7 @@ from vma_pyro import Guide, MLPNetworks, Model, models
 from vma_pyro._system import checkpoint
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import MultiSampleELBO
+from vma_pyro.program import ImageModel
 from vma_pyro.training import TrainConfig, fit
 from vma_pyro.training.provenance import probe_of, sources_of
 
@@ -133,7 +134,7 @@ def edited(monkeypatch, kind):
         "normal": lambda self, logits: dist.Normal(logits, 1.0).to_event(3),
         "flipped": lambda self, logits: dist.Bernoulli(logits=-logits).to_event(3),
     }
-    monkeypatch.setattr(Model, "likelihood", likelihoods[kind])
+    monkeypatch.setattr(ImageModel, "likelihood", likelihoods[kind])
 
 
 @pytest.mark.parametrize("program", ["memory", "memoryless", "soft"])
@@ -148,7 +149,7 @@ def test_trained_weights_are_not_loaded_into_another_likelihood(program, kind, u
 
 
 def test_another_guide_is_named(untrained, monkeypatch):
-    monkeypatch.setattr("vma_pyro.guide.CosineSimilarity.embed", lambda self, keys, centre: keys - centre)
+    monkeypatch.setattr("vma_pyro.similarity.CosineSimilarity.embed", lambda self, keys, centre: keys - centre)
     with pytest.raises(ValueError, match="expected the guide that it was trained with, whose site 'address' has"):
         models.load(untrained / "memory.pt")
 
@@ -177,7 +178,7 @@ def test_the_example_is_that_of_the_equations():
         keys = shared.encode(entries).key
         logits = guide.similarity(shared.query(x).key, keys)
         m = shared.heads(shared.encode(entries[[0, 0]]))
-        z, _ = shared.posterior(shared.query(x), m)
+        z = shared.posterior(shared.query(x), m).mean
         expected = -torch.nn.functional.binary_cross_entropy_with_logits(shared.decode(z, m), x, reduction="sum")
     assert found["model x"] == pytest.approx(expected.item(), rel=1e-5)
     assert found["guide address"] == pytest.approx(logits.log_softmax(-1)[:, 0].sum().item(), abs=1e-4)

@@ -178,7 +178,7 @@ class Styled(nn.Module):
         with pyro.plate("data", len(x), dim=-1):
             m = memory.read(pyro.sample("address", dist.Categorical(logits=torch.zeros(memory.size))))
             pyro.sample("style", dist.Bernoulli(0.5 if self.which == "p" else 0.9))
-            z = pyro.sample("z1", dist.Normal(*networks.prior(m)).to_event(1))
+            z = pyro.sample("z1", networks.prior(m))
             if self.which == "p":
                 pyro.sample("x", dist.Bernoulli(logits=networks.decode(z, m)).to_event(3), obs=x)
 

@@ -10,6 +10,7 @@ images in torch's default layout as that implementation does.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from vma_pyro import ConvNetworks
 from vma_pyro.memory.reading import map_tensors
-from vma_pyro.networks import Entry
+from vma_pyro.networks import Entry, Query, loc_and_scale
 
 
 class DefaultLayout(ConvNetworks):
@@ -27,11 +28,13 @@ class DefaultLayout(ConvNetworks):
         super().__init__(width=width)
         self.to(memory_format=torch.contiguous_format)
 
-    def _climb(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def climb(self, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return the maps of layers 4 and 2, and the top of the pyramid."""
         maps = [images]
-        for layer in self.pyramid:
+        layers: Any = self.pyramid
+        for layer in layers:
             maps.append(F.relu_(layer(maps[-1])))
-        return maps[2], maps[4], maps[6].flatten(1)
+        return (maps[4].permute(0, 2, 3, 1), maps[2].permute(0, 2, 3, 1)), maps[6].flatten(1)
 
     def decode(self, z: Tensor, m: Entry) -> Tensor:
         """Logits, for as many z as entries."""
@@ -62,10 +65,10 @@ def vimco_loss(
     log_q = (log_scale.exp() * (F.normalize(query.key - centre, dim=-1) @ keys.T)).log_softmax(-1)  # [B, S]
     a = torch.multinomial(log_q.detach().exp().expand(K, B, -1).flatten(0, 1), 1).view(K, B)
     m = read(networks.heads(encoded), a)
-    loc, scale = networks.posterior(query, m)
+    loc, scale = posterior(networks, query, m)
     noise = torch.randn_like(loc)
     z = loc + scale * noise
-    prior_loc, prior_scale = networks.prior(m)
+    prior_loc, prior_scale = loc_and_scale(m.prior)
     log_q_z = (-0.5 * ((z - loc) / scale) ** 2 - scale.log()).sum(-1)
     log_p_z = (-0.5 * ((z - prior_loc) / prior_scale) ** 2 - prior_scale.log()).sum(-1)
     logits = networks.decode(z, m)
@@ -85,6 +88,11 @@ def vimco(log_w: Tensor, log_q_a: Tensor) -> Tensor:
         signal = bound - (others.logsumexp(1) - math.log(K - 1))
     surrogate = bound.sum() + (signal * log_q_a).sum()
     return -(bound.detach().sum() + surrogate - surrogate.detach())
+
+
+def posterior(networks: ConvNetworks, query: Query, m: Entry) -> tuple[Tensor, Tensor]:
+    """Location and scale of q(z | x, m), each [..., Z]."""
+    return loc_and_scale(networks.hidden_to_posterior(F.relu(query.hidden + m.hidden)))
 
 
 def read(memory: Entry, a: Tensor) -> Entry:
@@ -116,7 +124,7 @@ class Reencoding(nn.Module):
         B, S = entries.shape[:2]
         K = num_particles
         entry_key, query_key = (
-            keys.to_key(keys._climb(images)[2]) for images in (entries.flatten(0, 1), x)
+            keys.to_key(keys.climb(images)[1]) for images in (entries.flatten(0, 1), x)
         )  # nothing but keys
         entry_key = entry_key.view(B, S, -1)
         similarity = F.cosine_similarity(query_key[:, None], entry_key, dim=-1)
@@ -126,9 +134,9 @@ class Reencoding(nn.Module):
         flat = networks.heads(networks.encode(images.flatten(0, 1)))  # every read is encoded again
         m = map_tensors(lambda f: f.reshape(K, B, *f.shape[1:]), flat)
         query = networks.query(x)
-        loc, scale = networks.posterior(query, m)
+        loc, scale = posterior(networks, query, m)
         z = loc + scale * torch.randn_like(loc)
-        prior_loc, prior_scale = networks.prior(m)
+        prior_loc, prior_scale = loc_and_scale(m.prior)
         log_q_z = (-0.5 * ((z - loc) / scale) ** 2 - scale.log()).sum(-1)
         log_p_z = (-0.5 * ((z - prior_loc) / prior_scale) ** 2 - prior_scale.log()).sum(-1)
         logits = networks.decode(z, m)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from vma_pyro.memory.checks import check_alike, check_binary, check_finite, check_labels, looks_at
+from vma_pyro.memory.checks import check_alike, check_finite, check_labels, looks_at
 from vma_pyro.memory.padding import filled, stacked
 from vma_pyro.memory.reading import mean, rows_at, select
 
@@ -239,22 +239,22 @@ class Memory:
         if self.event_dim == 3 and self._first("like x") and check_alike(x, self.values):
             self._checked.add("inverted")
 
-    def check_binary(self) -> None:
-        """Refuse entries that are no binary images, as `check_binary` does with x; looked at once per memory.
+    def check_values(self, likelihood: Any) -> None:
+        """Refuse entries that a likelihood cannot score, unless they are learned; each kind looks once per memory.
+
+        Args:
+            likelihood: a `Likelihood`, whose `check` and `warn` look at the entries.
 
         Raises:
-            ValueError: values other than 0 and 1, unless they are learned.
-
-        Warns:
-            UserWarning: most pixels are 1.
+            ValueError: values that it cannot score.
         """
-        if not (self.learned or self.values.requires_grad) and self._first("binary entries"):
-            check_binary(
-                "memory.entries",
-                self.values,
-                advice="; binarise, use a model with another likelihood, or say learned=True if they are learned",
-                inversion="inverted" not in self._checked,
-            )
+        # Not by identity: copies of a model are of one kind.
+        made_with = vars(likelihood).get("made_with", {})
+        kind = f"{type(likelihood).__module__}.{type(likelihood).__qualname__} {made_with}"
+        if not (self.learned or self.values.requires_grad) and self._first(f"entries of {kind}"):
+            likelihood.check("memory.entries", self.values)
+            if "inverted" not in self._checked:  # which has been said
+                likelihood.warn("memory.entries", self.values)
 
     def _first(self, check: str) -> bool:
         """Whether the entries have not had this look at their values yet."""

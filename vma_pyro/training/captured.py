@@ -18,7 +18,8 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vma_pyro.memory import Memory
-from vma_pyro.memory.checks import check_binary, unchecked
+from vma_pyro.memory.checks import unchecked
+from vma_pyro.program import ImageModel
 
 TOLERANCE = 1e-6  # of loss and gradient, relative; they are expected to be equal
 WAIT = 200  # updates before one is recorded, which takes seconds
@@ -93,7 +94,7 @@ class Captured:
         """The loss (without a graph); its gradient replaces that in the parameters.
 
         Raises:
-            ValueError: images that do not fit the memory, or are not binary; what the program itself raises.
+            ValueError: images that do not fit the memory or the likelihood; what the program itself raises.
         """
         self.wait -= 1
         on_cpu = memory.entries.device.type == x.device.type == "cpu"
@@ -115,10 +116,10 @@ class Captured:
             except Exception as error:  # whatever a program may raise; it is run as usual, and raises it there
                 return self._give_up(self._run(memory, x), f"the program cannot be recorded: {_reason(error)}")
         memory.check(x)  # recorded programs make no checks
-        if "binary" in self._checks:
-            check_binary("x", x)
-        if "binary entries" in self._checks:
-            memory.check_binary()
+        if "values" in self._checks:
+            for program in self.loss_fn.modules():
+                if isinstance(program, ImageModel):
+                    program.check_values(memory, x)
         self.replays += 1
         before = torch.get_rng_state()
         with torch.no_grad():
@@ -155,7 +156,7 @@ class Captured:
 
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), unchecked() as left_out:
             graph = make_fx(gradient)(self.parameters, memory.entries, memory.labels, memory.mask, x)
-        self._checks = left_out  # no binary images in a model of grey ones
+        self._checks = left_out  # some programs make none
         return _shortened(graph)
 
     def _run(self, memory: Memory, x: Tensor) -> Gradient:
