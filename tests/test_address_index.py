@@ -11,6 +11,7 @@ from torch import nn
 import vma_pyro.memory.index
 from vma_pyro import (
     AddressIndex,
+    ContinuousBernoulli,
     CosineSimilarity,
     Guide,
     InnerProduct,
@@ -163,6 +164,30 @@ def test_untied_networks_have_the_models_own_prior(random_images):
         index.top(x, 1)
 
 
+class Wide(Model):
+    """With a likelihood of its own, by a method."""
+
+    def likelihood(self, decoded):
+        return dist.Normal(decoded, 10.0).to_event(3)
+
+    def check_values(self, memory, x):
+        pass
+
+
+@pytest.mark.parametrize("kind", [lambda n: Model(n, likelihood=ContinuousBernoulli()), Wide])
+def test_grey_entries_stay_grey(kind, tmp_path, random_images):
+    networks = MLPNetworks(4, hidden_dims=(8, 7), key_dim=6)
+    model, guide = kind(networks), Guide(networks)
+    entries, x = 0.7 * random_images(S) + 0.1, 0.5 * random_images(B)
+    AddressIndex.encode(model, guide, entries).save(tmp_path / "grey.pt")
+    index = AddressIndex.load(tmp_path / "grey.pt", model, guide)
+    torch.testing.assert_close(index.posterior(x), address_posterior(guide, Memory(entries), x).log())
+    assert torch.equal(index.part(torch.tensor([[2, 0]])).entries, entries[None, [2, 0]])
+    found = large_log_likelihood(index, x, num_samples=400, top=S)
+    exact = log_likelihood(model, guide, Memory(entries), x, num_samples=400, address="exact")
+    torch.testing.assert_close(found, exact, rtol=1e-3, atol=0.5)
+
+
 class TestRefusals:
     """One line each, that names the argument."""
 
@@ -205,7 +230,7 @@ class TestRefusals:
             ({"entries": torch.zeros(0, 1, 28, 28)}, r"^entries: expected shape .* got \[0, 1, 28, 28\]$"),
             (
                 {"entries": torch.full((S, 1, 28, 28), 0.5)},
-                r"^entries: expected binary values 0 and 1, got .* 0\.5 to",
+                r"^memory\.entries: expected binary values 0 and 1, got .* 0\.5 to",
             ),
             ({"labels": torch.zeros(4)}, r"^labels: expected shape \[11\], got \[4\]$"),
             ({"key_dtype": torch.float16}, r"^key_dtype: expected torch\.float32 or torch\.bfloat16, got"),

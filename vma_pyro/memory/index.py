@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from vma_pyro._system.ranks import Ranks
@@ -73,7 +73,8 @@ class AddressIndex:
         Args:
             model: whose p(a | M) is used; its logits must depend on one entry each.
             guide: whose networks and similarity are used.
-            entries: binary images [S, 1, 28, 28] of any type; bytes need the least memory.
+            entries: images [S, 1, 28, 28] that the model's likelihood takes; binary ones of any type, of which
+                bytes need the least memory.
             labels: class of each entry [S].
             key_dtype: float32, or bfloat16: half the memory, three digits.
             chunk_size: entries in the networks at a time.
@@ -82,8 +83,9 @@ class AddressIndex:
             show_progress: whether to draw a progress bar.
 
         Raises:
-            ValueError: no entries, images of another shape, values other than 0 and 1, labels of another shape, a
-                similarity that cannot be computed in chunks.
+            ValueError: no entries, images of another shape or of values that the likelihood cannot score, labels
+                of another shape, a similarity that cannot be computed in chunks, programs whose address cannot be
+                looked up by keys.
         """
         ranks = Ranks.present() if shared_out else Ranks()
         kept = Keys.encode(
@@ -122,7 +124,7 @@ class AddressIndex:
         self.kept.save(path)
 
     @property
-    def entries(self) -> UInt8[Tensor, "S C height width"]:
+    def entries(self) -> Shaped[Tensor, "S C height width"]:
         """The entries (of this process's share)."""
         return self.kept.entries
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from tqdm import tqdm
 
 from vma_pyro._system import checkpoint
 from vma_pyro._system.ranks import Ranks
-from vma_pyro.memory.checks import check_binary
 from vma_pyro.memory.fingerprint import fingerprint_of
 from vma_pyro.memory.memory import Memory
 
@@ -30,7 +29,7 @@ class Keys:
     """What one model and guide make of very many entries, or of a process's share of them.
 
     Args:
-        entries: binary images [S, 1, 28, 28], one byte per pixel.
+        entries: images [S, 1, 28, 28]; binary ones with a byte per pixel.
         labels: class of each entry [S], or None.
         keys: what the guide's similarity compares with a query, [S, E], float32 or bfloat16.
         centre: mean key of the entries [E], before the similarity embeds it.
@@ -38,7 +37,7 @@ class Keys:
         fingerprint: of the parameters that made all this.
     """
 
-    entries: UInt8[Tensor, "S C height width"]
+    entries: Shaped[Tensor, "S C height width"]
     labels: Int[Tensor, " S"] | None
     keys: Float[Tensor, "S E"]
     centre: Float[Tensor, " E"]
@@ -72,7 +71,7 @@ class Keys:
         similarity: Any = copy.deepcopy(guide.similarity).cpu()
         for part, into in zip(raw.split(CHUNK), keys.split(CHUNK), strict=True):
             into.copy_(similarity.embed(part, centre))
-        return cls(entries.to(torch.uint8).cpu(), labels, keys, centre, prior, fingerprint_of(model, guide))
+        return cls(_smallest(entries.cpu()), labels, keys, centre, prior, fingerprint_of(model, guide))
 
     def save(self, path: Path) -> None:
         """Write all of it to one file, as a whole or not at all."""
@@ -91,6 +90,12 @@ class Keys:
         return cls(**{field.name: content[field.name] for field in fields(cls)})
 
 
+def _smallest(entries: Tensor) -> Tensor:
+    """Keep entries as bytes where these are the same values, as of binary images."""
+    as_bytes = entries.to(torch.uint8)
+    return as_bytes if torch.equal(as_bytes.to(entries.dtype), entries) else entries
+
+
 def _keys_and_prior(
     model: Model, guide: Guide, entries: Tensor, chunk_size: int, show_progress: bool
 ) -> tuple[Float[Tensor, "S E"], Float[Tensor, " S"]]:
@@ -102,7 +107,8 @@ def _keys_and_prior(
     starts = range(0, len(entries), chunk_size)
     for start in tqdm(starts, desc="encoding", unit="chunk", disable=not show_progress):
         part = slice(start, start + chunk_size)
-        check_binary("entries", entries[part])
+        if entries.device.type == "cpu":  # as every look at values
+            model.check_values(Memory(entries[part]), None)
         encoded = Memory(entries[part].to(device)).encode(networks)
         raw[part] = encoded.features.key.cpu()
         prior[part] = model.address_prior(encoded.encode(model.networks)).cpu()
