@@ -93,5 +93,5 @@ def untrained(tmp_path_factory):
         architecture = {"networks": "conv", "width": 0.1, "latent_dim": 4, "program": program}
         with torch.random.fork_rng(), pyro.settings.context(module_local_params=True):
             torch.manual_seed(0)
-            models.save(folder / f"{program}.pt", models.build(architecture), architecture, data="omniglot")
+            models.save(folder / f"{program}.pt", models.build(architecture), data="omniglot")
     return folder

@@ -12,8 +12,9 @@ from vma_pyro import Guide, MLPNetworks, Model, models
 from vma_pyro._system import checkpoint
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import MultiSampleELBO
+from vma_pyro.models.provenance import probe_of
+from vma_pyro.models.sources import sources_of
 from vma_pyro.training import TrainConfig, fit
-from vma_pyro.training.provenance import probe_of, sources_of
 
 PROGRAM = '''
 import pyro.distributions as dist

@@ -15,6 +15,7 @@ A memory is a tensor of entries; an address is a sample site; everything else fo
 
 from torch import nn
 
+from vma_pyro._system.parts import Part
 from vma_pyro.guide import CosineSimilarity, Guide, InnerProduct
 from vma_pyro.memory import Memory
 from vma_pyro.memory.index import LargeMemory
@@ -34,6 +35,7 @@ __all__ = [
     "Memory",
     "Model",
     "Networks",
+    "Part",
     "UniformAddress",
     "load_pretrained",
 ]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vma_pyro._system.parts import Part
 from vma_pyro.memory import Memory
 from vma_pyro.networks import Networks
 from vma_pyro.program import Program
@@ -54,7 +55,7 @@ class Guide(Program):
             pyro.sample("z", dist.Normal(*networks.posterior(query, m)).to_event(1))  # q(z | x, m_a)
 
 
-class CosineSimilarity(nn.Module):
+class CosineSimilarity(Part):
     """s(u, v) = scale * cos(u - c, v - c), with the scale learned; bounded, so no address starts impossible.
 
     # Departs from the paper: c is the mean key of the memory, because untrained keys have nearly one direction.
@@ -81,7 +82,7 @@ class CosineSimilarity(nn.Module):
         return F.normalize(keys - centre if self.centred else keys, dim=-1)
 
 
-class InnerProduct(nn.Module):
+class InnerProduct(Part):
     """s(u, v) = scale * <u, v>, with the scale learned."""
 
     def __init__(self, *, scale: float = 0.1) -> None:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vma_pyro._system.parts import Part
 from vma_pyro.memory import Memory
 from vma_pyro.memory.checks import check_binary
 from vma_pyro.networks import Networks, at_least_32_bits, dtype_of
@@ -83,7 +84,7 @@ def check_number(num_images: int) -> int:
     return num_images
 
 
-class UniformAddress(nn.Module):
+class UniformAddress(Part):
     """p(a | M) = 1 / |M|."""
 
     def forward(self, memory: Memory) -> Float[Tensor, " S"]:
@@ -91,7 +92,7 @@ class UniformAddress(nn.Module):
         return torch.zeros(memory.size, dtype=memory.dtype, device=memory.entries.device)
 
 
-class LearnedAddress(nn.Module):
+class LearnedAddress(Part):
     """p(a | M) proportional to exp f(m_a): a network scores each entry by its key (figure 2B of the paper)."""
 
     def __init__(self, networks: Networks, *, hidden_dim: int = 64) -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vma_pyro._system.parts import Part
 from vma_pyro.refinement import Refinement
 
 MIN_SCALE = 1e-3  # keeps log q(z | x, m) finite when the posterior collapses on a point
@@ -102,7 +103,7 @@ class Networks(Protocol):
         """All parameters, as of any torch module."""
 
 
-class ConvNetworks(nn.Module):
+class ConvNetworks(Part):
     """The convolutional networks of the paper for Omniglot (section 4 and supplement).
 
     A pyramid of six 3x3 convolutions, every second with stride 2 (28 -> 14 -> 7 -> 4), a hidden layer to z, and
@@ -232,7 +233,7 @@ class ConvNetworks(nn.Module):
         return at_least_32_bits(self.to_logits(h)).reshape(*batch, *self.image_shape)
 
 
-class MLPNetworks(nn.Module):
+class MLPNetworks(Part):
     """The paper's networks for MNIST: multilayer perceptrons with 256 and 128 ReLU units.
 
     Args:

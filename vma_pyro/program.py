@@ -9,11 +9,12 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from vma_pyro._system.parts import Part
 from vma_pyro.memory import Memory
 from vma_pyro.memory.checks import looks_at
 
 
-class Program(PyroModule):
+class Program(Part, PyroModule):
     """A PyroModule whose plain torch modules make no param statements while parameters live in modules.
 
     Pyro makes one for every parameter of a module whenever a running program asks for it. The store of parameters

@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from vma_pyro.memory import Memory
 from vma_pyro.memory.checks import check_binary, unchecked
+from vma_pyro.training.loss import Loss
 
 TOLERANCE = 1e-6  # of loss and gradient, relative; they are expected to be equal
 WAIT = 200  # updates before one is recorded, which takes seconds
@@ -59,8 +60,8 @@ class Gradient(NamedTuple):
     of: Sequence[Tensor | None]
 
 
-class Captured:
-    """A loss of (memory, x) per image with its gradient: replayed where possible, run as usual elsewhere.
+class Captured(Loss):
+    """A loss whose program is recorded once and replayed where possible, and run as usual elsewhere.
 
     Possible on a CPU with one memory for all images (otherwise Python is a small part), for programs that do not
     look at the values of tensors and have no buffers. Numbers among the attributes of modules (a temperature) may
@@ -78,7 +79,7 @@ class Captured:
     def __init__(
         self, loss_fn: nn.Module, *, note: Callable[[str], object] = print, wait: int | None = None
     ) -> None:
-        self.loss_fn, self.note = loss_fn, note
+        super().__init__(loss_fn, note=note)
         self.wait = WAIT if wait is None else wait
         self.parameters = {name: p for name, p in loss_fn.named_parameters() if p.requires_grad}
         self.possible = True
@@ -89,12 +90,8 @@ class Captured:
         self._graphs: dict[Any, GraphModule] = {}
         self._checks: set[str] = set()  # that the program makes of values
 
-    def __call__(self, memory: Memory, x: Tensor) -> Tensor:
-        """The loss (without a graph); its gradient replaces that in the parameters.
-
-        Raises:
-            ValueError: images that do not fit the memory, or are not binary; what the program itself raises.
-        """
+    def gradient(self, memory: Memory, x: Tensor) -> Tensor:
+        """As `Loss.gradient`."""
         self.wait -= 1
         on_cpu = memory.entries.device.type == x.device.type == "cpu"
         replay = self.possible and self.wait < 0 and memory.is_shared and on_cpu

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions.utils import lazy_property
 
 from vma_pyro.evaluation import undisturbed
+from vma_pyro.infer.engine.distributions import innermost
 
 TRIES = 5  # the noise that led to it is lost on a GPU
 
@@ -135,13 +136,6 @@ class Watch(Messenger):
 
     def _where(self, msg: Any) -> str:
         return f"site '{msg['name']}'"
-
-
-def innermost(fn: Any) -> Any:
-    """The distribution within those that only wrap one."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn
 
 
 def parameters_of(fn: Any) -> list[tuple[str, Tensor]]:
