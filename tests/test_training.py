@@ -319,7 +319,7 @@ class TestErrors:
         before = (tmp_path / "checkpoint.pt").read_bytes()
         with pytest.raises(
             ValueError,
-            match=r"^resume: expected hidden_dims = \(8, 7\) of vma_pyro.networks:MLPNetworks as in .*, got \(9, 7\)$",
+            match=r"^resume: expected hidden_dims = \(8, 7\) of .*MLPNetworks as in the .*, got \(9, 7\)$",
         ):
             run(characters, tmp_path, resume=True, hidden_dims=(9, 7))
         assert (tmp_path / "checkpoint.pt").read_bytes() == before

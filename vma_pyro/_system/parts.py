@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+MOST_LEVELS = 20  # of containers in containers among arguments
+
 
 class Part(nn.Module):
     """A module that remembers the arguments of its constructor, defaults included.
@@ -62,12 +64,14 @@ def _noting(init: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
-def _as_it_is(value: Any) -> Any:
-    """A copy of what may change later: of tensors, which may become parameters, and of containers."""
+def _as_it_is(value: Any, levels: int = MOST_LEVELS) -> Any:
+    """A copy of what may change later: of containers, and of tensors, which may become parameters."""
+    if levels == 0:  # a list may hold itself
+        return value
     if type(value) is Tensor:
         return value.detach().clone()
     if type(value) in (list, tuple):
-        return type(value)(_as_it_is(item) for item in value)
+        return type(value)(_as_it_is(item, levels - 1) for item in value)
     if type(value) is dict:
-        return {key: _as_it_is(item) for key, item in value.items()}
+        return {key: _as_it_is(item, levels - 1) for key, item in value.items()}
     return value

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vma_pyro._system.parts import Part
+from vma_pyro._system.parts import MOST_LEVELS, Part
 from vma_pyro.models.allowed import Allowed
 from vma_pyro.models.programs import NETWORKS, Pair, class_name, name_program
 
@@ -34,8 +34,6 @@ def describe(model: nn.Module, guide: nn.Module) -> dict[str, Any]:
         return {"pair": [parts.number(model, "the model"), parts.number(guide, "the guide")], "parts": parts.said}
     except ValueError as error:
         return {"parts": str(error)}
-    except RecursionError:
-        return {"parts": "arguments are nested too deep"}
 
 
 class _Parts:
@@ -61,19 +59,21 @@ class _Parts:
             self._numbers[id(part)] = len(self.said) - 1
         return self._numbers[id(part)]
 
-    def plain(self, value: Any, what: str) -> Any:
+    def plain(self, value: Any, what: str, levels: int = MOST_LEVELS) -> Any:
         """An argument as it is written: a dictionary with one item stands for a part or for a dictionary."""
+        if levels == 0:
+            raise ValueError(f"{what} is nested more than {MOST_LEVELS} deep")
         # Of these types and not derived from them: files that name other classes are not read.
         if type(value) in PLAIN:
             return value
         if type(value) is Tensor:
             return value.detach().cpu().clone()
         if type(value) is list:
-            return [self.plain(item, what) for item in value]
+            return [self.plain(item, what, levels - 1) for item in value]
         if type(value) in (tuple, torch.Size):
-            return tuple(self.plain(item, what) for item in value)
+            return tuple(self.plain(item, what, levels - 1) for item in value)
         if type(value) is dict:
-            return {"dict": [[_key(key, what), self.plain(item, what)] for key, item in value.items()]}
+            return {"dict": [[_key(key, what), self.plain(item, what, levels - 1)] for key, item in value.items()]}
         if isinstance(value, nn.Module):
             return {"part": self.number(value, what)}
         raise ValueError(f"{what} is a {class_name(type(value))}, which is no plain value, tensor or part")
@@ -110,10 +110,7 @@ def rebuild(description: Mapping[str, Any], *, classes: Iterable[type[Part]] = (
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise _malformed("a class and its arguments", said)
         kind = allowed.find(name)
-        try:
-            given = {key: _value(value, made) for key, value in arguments.items()}
-        except RecursionError:
-            raise ValueError(f"expected arguments of {name}, got some that are nested too deep") from None
+        given = {key: _value(value, made) for key, value in arguments.items()}
         made.append(_make(kind, name, given))
     model, guide = (_earlier(number, made) for number in pair)
     return model, guide
@@ -160,16 +157,18 @@ def check_arguments(saved: Mapping[str, Any], present: Mapping[str, Any]) -> Non
                 )
 
 
-def _value(written: Any, made: list[Part]) -> Any:
+def _value(written: Any, made: list[Part], levels: int = MOST_LEVELS) -> Any:
     """An argument by how it is written."""
+    if levels == 0:
+        raise ValueError(f"parts: expected arguments that are nested at most {MOST_LEVELS} deep, got deeper ones")
     if type(written) in PLAIN or type(written) is Tensor:
         return written
     if type(written) in (list, tuple):
-        return type(written)(_value(item, made) for item in written)
+        return type(written)(_value(item, made, levels - 1) for item in written)
     if type(written) is dict and written.keys() == {"part"}:
         return _earlier(written["part"], made)
     if type(written) is dict and written.keys() == {"dict"} and _are_pairs(written["dict"]):
-        return {key: _value(item, made) for key, item in written["dict"]}
+        return {key: _value(item, made, levels - 1) for key, item in written["dict"]}
     raise _malformed("plain values, tensors and parts", written)
 
 
