@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import live
@@ -420,6 +421,23 @@ def test_bad_arguments_end_in_one_line(arguments, error, tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert error in done.stderr.splitlines()[-1]
+
+
+def test_a_model_of_ones_own_classes_is_shown(own_model, monkeypatch):
+    from vma_pyro.demo import __main__, connection
+
+    shown = []
+    server = SimpleNamespace(run=lambda sockets: [socket.close() for socket in sockets])
+    monkeypatch.setattr(connection, "server_of", lambda app: shown.append(app) or server)
+    code = str(own_model.with_name("own_model.py"))
+    call(__main__, f"--load={own_model}", f"--code={code}", "--port=0")
+    asked = {"image": INK, "entries": [INK, INK]}
+    with live.serve(shown[0]) as address, httpx.Client(base_url=address) as client:
+        assert client.post("/api/look", json=asked).json()["probabilities"] == pytest.approx([0.5, 0.5])
+    with pytest.raises(
+        SystemExit, match="^error: checkpoint .*: expected classes of vma_pyro, got 'own_model:Soft'"
+    ):
+        call(__main__, f"--load={own_model}", "--port=0")
 
 
 def test_a_port_in_use_is_named(server, tmp_path):

@@ -243,6 +243,25 @@ def test_omniglot(tmp_path):
     assert results["nll_memoryless"] is None
 
 
+def test_load_of_ones_own_classes(own_model, tmp_path):
+    options = [*TINY, "--load=own.pt", "--no-memoryless", "--out=out"]
+    code, output = run(*options, "--code=own_model.py", cwd=tmp_path)
+    assert code == 0, output
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["config"]["latent_dim"] == 4
+    for more, error in (
+        (
+            [],
+            "error: checkpoint own.pt: expected classes of vma_pyro, got 'own_model:Soft'; if you trust its code",
+        ),
+        (["--code=gone.py"], "error: --code: expected a Python file, found none at gone.py"),
+    ):
+        code, output = run(*options, *more, cwd=tmp_path)
+        assert code == 1
+        assert output.splitlines()[-1].startswith(error)
+    code, output = run(*TINY, "--code=own_model.py", cwd=tmp_path)
+    assert output.splitlines()[-1].startswith("error: --code: expected it beside load")
+
+
 class TestOneLineErrors:
     """Each ends with exit code 1 and one line that names the argument."""
 
