@@ -3,6 +3,7 @@
 import re
 import sys
 
+import processes
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -483,6 +484,21 @@ def test_classes_of_a_file(own_file, tmp_path):
     pair = found[1](networks), Guide(networks)
     models.save(tmp_path / "model.pt", pair)
     assert bound(models.load(tmp_path / "model.pt", program="memory", classes=found)) == bound(pair)
+
+
+def test_a_script_goes_by_its_file(own_file, tmp_path):
+    """Its classes are of `__main__` where it trains, and of its file where they are allowed."""
+    script = CODE.replace("import Model", "import Guide, MLPNetworks, Model, models") + (
+        "if __name__ == '__main__':\n"
+        "    networks = MLPNetworks(3)\n"
+        "    models.save('model.pt', (Soft(networks), Guide(networks)))\n"
+    )
+    own_file.write_text(script)
+    done = processes.run(own_file, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = models.classes_in(own_file)
+    model, _ = models.load(tmp_path / "model.pt", classes=found)
+    assert type(model) is found[0]
 
 
 @pytest.mark.parametrize(
