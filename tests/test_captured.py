@@ -10,6 +10,7 @@ from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import ESTIMATORS, MultiSampleELBO, make
 from vma_pyro.training import TrainConfig, fit
 from vma_pyro.training.captured import Captured
+from vma_pyro.training.loss import Loss
 
 B, S, K = 5, 7, 3
 NOT_RECORDED = {"nvil", "vimco+2z", "vimco+chunks", "pyro-enum"}
@@ -75,6 +76,11 @@ def test_replays_are_the_program_bit_for_bit(name, data, notes):
     assert captured.possible == (name not in NOT_RECORDED)
     assert len(notes) == (name in NOT_RECORDED)
     assert captured.replays == (4 if captured.possible else captured.replays)
+
+
+def test_the_plain_loss_has_the_same_method(data):
+    loss_fn = build()
+    assert_same(trained(loss_fn, data, Loss(loss_fn).gradient), plainly(build(), data))
 
 
 def test_shapes_may_change_and_own_memories_are_run_as_usual(random_images, notes):

@@ -331,6 +331,16 @@ def test_a_pair_of_other_parts_is_refused_by_its_weights(written):
         models.load(path)
 
 
+@pytest.mark.parametrize("change", [{"model.networks.to_key.bias": 5}, {"model.": torch.zeros(1)}, {("model",): 3}])
+def test_malformed_weights_are_refused_or_left_alone(change, written):
+    path = written(lambda content: content["weights"].update(change))
+    if isinstance(next(iter(change)), tuple):
+        models.load(path)
+        return
+    with pytest.raises(ValueError, match="^checkpoint: expected the architecture of model and guide for .*, got"):
+        models.load(path)
+
+
 class Free(nn.Module):
     """A similarity that says nothing of its arguments."""
 

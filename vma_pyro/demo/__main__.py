@@ -28,7 +28,7 @@ class DemoConfig:
     data_dir: Path | None = None
     """Folder of Omniglot; it is downloaded if missing."""
     port: int = 8000
-    """Of 127.0.0.1; 0 takes a free one."""
+    """Port of 127.0.0.1; 0 takes a free one."""
 
 
 def main(config: DemoConfig) -> None:

@@ -16,7 +16,7 @@ PACKAGE = "vma_pyro"
 
 
 class Allowed:
-    """Subclasses of `Part` by their names in files.
+    """Finds subclasses of `Part` by their names in files.
 
     Args:
         classes: those that are allowed beside the package's own.
@@ -34,7 +34,7 @@ class Allowed:
                 raise ValueError(f"classes: expected one class of the name {class_name(kind)}, got two")
 
     def find(self, name: str) -> type[Part]:
-        """The class of a name "module:Qualified.Name".
+        """Find the class of a name "module:Qualified.Name".
 
         Raises:
             ValueError: not allowed, not to be had, or no subclass of `Part`.
@@ -61,7 +61,7 @@ class Allowed:
 
 
 def classes_in(source: str | Path | None) -> tuple[type[Part], ...]:
-    """The parts that a user's Python file or module defines or imports, to allow them in `load`; none for None.
+    """Find the parts in a user's Python file or module, to allow them in `load`; none for None.
 
     Args:
         source: a file `my_model.py`, which is run, or a module by its name.
@@ -84,7 +84,7 @@ def classes_in(source: str | Path | None) -> tuple[type[Part], ...]:
 
 
 def _imported(source: str) -> ModuleType:
-    """The module, under the name that it has when it is imported, and with its neighbours in reach."""
+    """Import a module or file, under the name that others import it by and with its neighbours in reach."""
     path = Path(source)
     try:
         if path.suffix != ".py":
@@ -120,7 +120,7 @@ def _imported(source: str) -> ModuleType:
 
 
 def _parts(values: Iterable[Any]) -> Iterator[type[Part]]:
-    """The parts among these values, and those that are defined within the classes among them."""
+    """Find the parts among these values, and those that are defined within the classes among them."""
     for kind in values:
         if isinstance(kind, type):
             if _is_part(kind):

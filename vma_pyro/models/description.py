@@ -37,7 +37,7 @@ def describe(model: nn.Module, guide: nn.Module) -> dict[str, Any]:
 
 
 class _Parts:
-    """Parts that are described so far, each once.
+    """Holds the parts that are described so far, each once.
 
     Attributes:
         said: of each what a file says.
@@ -48,7 +48,7 @@ class _Parts:
         self._numbers: dict[int, int] = {}
 
     def number(self, part: Any, what: str) -> int:
-        """The number of a part, described after the parts among its arguments."""
+        """Describe a part, after the parts among its arguments, and give its number."""
         if not isinstance(part, Part):
             raise ValueError(f"{what} is a {class_name(type(part))}, which is no subclass of vma_pyro.Part")
         if id(part) not in self._numbers:
@@ -60,7 +60,7 @@ class _Parts:
         return self._numbers[id(part)]
 
     def plain(self, value: Any, what: str, levels: int = MOST_LEVELS) -> Any:
-        """An argument as it is written: a dictionary with one item stands for a part or for a dictionary."""
+        """Write an argument: a dictionary with one item stands for a part or for a dictionary."""
         if levels == 0:
             raise ValueError(f"{what} is nested more than {MOST_LEVELS} deep")
         # Of these types and not derived from them: files that name other classes are not read.
@@ -158,7 +158,7 @@ def check_arguments(saved: Mapping[str, Any], present: Mapping[str, Any]) -> Non
 
 
 def _value(written: Any, made: list[Part], levels: int = MOST_LEVELS) -> Any:
-    """An argument by how it is written."""
+    """Read an argument as `plain` writes it."""
     if levels == 0:
         raise ValueError(f"parts: expected arguments that are nested at most {MOST_LEVELS} deep, got deeper ones")
     if type(written) in PLAIN or type(written) is Tensor:
@@ -173,7 +173,7 @@ def _value(written: Any, made: list[Part], levels: int = MOST_LEVELS) -> Any:
 
 
 def _earlier(number: Any, made: list[Part]) -> Part:
-    """A part that is made already: there are no cycles."""
+    """Find a part that is made already: there are no cycles."""
     if type(number) is not int or not 0 <= number < len(made):
         raise ValueError(
             f"parts: expected the number of one of the {len(made)} parts before, got {_shown(number)}"
@@ -182,7 +182,7 @@ def _earlier(number: Any, made: list[Part]) -> Part:
 
 
 def _make(kind: type[Part], name: str, given: dict[str, Any]) -> Part:
-    """An object of the class with these arguments by name."""
+    """Make an object of the class with these arguments by name."""
     _, *parameters = inspect.signature(kind.__init__).parameters.values()  # without self
     unknown = given.keys() - {p.name for p in parameters}
     for parameter in parameters:
@@ -233,6 +233,6 @@ def _malformed(expected: str, got: Any) -> ValueError:
 
 
 def _shown(value: Any) -> str:
-    """A value in a few words."""
+    """Show a value in a few words."""
     text = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

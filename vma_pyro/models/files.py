@@ -15,7 +15,7 @@ from vma_pyro._system.parts import Part
 from vma_pyro.models.allowed import Allowed
 from vma_pyro.models.description import architecture_of, describe, rebuild
 from vma_pyro.models.programs import Pair, build, program_of
-from vma_pyro.models.provenance import check_weights, provenance_of
+from vma_pyro.models.provenance import check_weights, record_provenance
 
 PRETRAINED = pretrained.WORD
 
@@ -29,7 +29,7 @@ def save(path: str | Path, pair: Pair, **facts: Any) -> None:
     Raises:
         OSError: the folder cannot be written or the disk is full.
     """
-    content = facts | describe(*pair) | {"program": provenance_of(*pair), "weights": as_one(pair).state_dict()}
+    content = facts | describe(*pair) | {"program": record_provenance(*pair), "weights": as_one(pair).state_dict()}
     checkpoint.save(path, content)
 
 
@@ -65,7 +65,7 @@ def load(
 
 
 def _made(content: Mapping[str, Any], classes: tuple[type[Part], ...]) -> Pair:
-    """Model and guide on fresh networks, by what their file says."""
+    """Make model and guide, with fresh weights, as their file says."""
     if content.get("architecture"):  # files of before there were parts
         return build(content["architecture"])
     if "parts" not in content:
@@ -105,7 +105,7 @@ def take_weights(pair: Pair, content: Mapping[str, Any], *, file: str, and_more:
         raise ValueError(f"checkpoint {file}: expected a trained model, got one with {', '.join(content)}")
     programs: Any = as_one(pair)
     # What an estimator learned for itself (a baseline) is not needed any more.
-    weights = {k: v for k, v in content["weights"].items() if k.startswith(("model.", "guide."))}
+    weights = {k: v for k, v in content["weights"].items() if str(k).startswith(("model.", "guide."))}
     if and_more:
         # By all names: model and guide share theirs.
         parts = programs.named_modules(remove_duplicate=False)
@@ -116,7 +116,7 @@ def take_weights(pair: Pair, content: Mapping[str, Any], *, file: str, and_more:
 
 
 def facts_of(path: str | Path) -> dict[str, Any]:
-    """What a file says of itself: its programs, and how and on which data they were trained if it is known."""
+    """Read what a file says of itself: its programs, and how and on which data they were trained."""
     content = checkpoint.load(pretrained.file_of(path))
     known = architecture_of(content) | dict(content.get("training", {}))
     if "progress" in content:  # of a run, perhaps an unfinished one
@@ -133,17 +133,17 @@ def facts_of(path: str | Path) -> dict[str, Any]:
 
 
 def updates_of(facts: Mapping[str, Any]) -> str:
-    """How many updates are behind trained weights, cycle by cycle: "60,000 + 21,000"."""
+    """Count the updates behind trained weights, cycle by cycle: "60,000 + 21,000"."""
     return " + ".join(f"{cycle['updates']:,}" for cycle in (*facts.get("cycles", ()), facts))
 
 
 def on(device: torch.device, pair: Pair) -> Pair:
-    """Both on a device."""
+    """Move both to a device."""
     model, guide = pair
     return model.to(device), guide.to(device)
 
 
 def as_one(pair: Pair) -> nn.Module:
-    """Both as one module, with the parameters they share."""
+    """Join both in one module, with the parameters they share."""
     model, guide = pair
     return nn.ModuleDict({"model": model, "guide": guide})

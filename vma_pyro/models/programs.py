@@ -19,7 +19,7 @@ NETWORKS: dict[Any, Any] = {"conv": ConvNetworks, "mlp": MLPNetworks}
 
 
 def build(architecture: dict[str, Any]) -> Pair:
-    """Model and guide on fresh networks.
+    """Make model and guide on fresh networks.
 
     Args:
         architecture: `networks`, "conv" or "mlp", and `program`, one of `PROGRAMS`; every other item is an
@@ -49,14 +49,14 @@ def build(architecture: dict[str, Any]) -> Pair:
 
 
 def program_of(pair: Pair) -> str:
-    """Which of `PROGRAMS` a model and its guide are, or derive from; else the name of the model's class."""
+    """Name which of `PROGRAMS` a model and its guide are, or derive from; else the class of the model."""
     model, guide = pair
     known = (kind for kind in (MemorylessModel, SoftAttentionModel, Model) if isinstance(model, kind))
     return name_program(class_name(next(known, type(model))), guided=getattr(guide, "target_guided", False))
 
 
 def name_program(model: str, *, guided: bool = False) -> str:
-    """Which of `PROGRAMS` a model is by the name of its class; else that name.
+    """Name which of `PROGRAMS` a model is by the name of its class; else give that name.
 
     Args:
         model: see `class_name`.

@@ -23,32 +23,32 @@ from torch import Tensor, nn
 from vma_pyro.evaluation import undisturbed
 from vma_pyro.infer.engine.distributions import innermost
 from vma_pyro.memory import Memory
-from vma_pyro.models.sources import changes, sources_of
+from vma_pyro.models.sources import changes, digest_sources
 
 Probe = dict[str, float]  # "model x" and the like to a log probability, nats
 
 TOLERANCE = 1e-5  # of the probe, relative; other machines round otherwise, by some 1e-6
 
 
-def provenance_of(model: nn.Module, guide: nn.Module) -> dict[str, Any]:
-    """What is kept in a file beside the weights of model and guide."""
-    return {"sources": sources_of(model, guide), "probe": probe_of(model, guide)}
+def record_provenance(model: nn.Module, guide: nn.Module) -> dict[str, Any]:
+    """Note which programs weights belong to, for the file that the weights are kept in."""
+    return {"sources": digest_sources(model, guide), "probe": probe(model, guide)}
 
 
 def check_weights(saved: Mapping[str, Any] | None, model: nn.Module, guide: nn.Module, *, file: str) -> None:
     """Refuse weights that do not give with these programs what they gave with their own.
 
     Args:
-        saved: what `provenance_of` said when they were saved; None for a file of before it did.
+        saved: what `record_provenance` said when they were saved; None for a file of before it did.
         model, guide: with the weights.
         file: where they are from, for the error.
 
     Raises:
         ValueError: another program.
     """
-    present = provenance_of(model, guide)
+    present = record_provenance(model, guide)
     if saved is None:
-        kind = likelihood_of(model)
+        kind = name_likelihood(model)
         if kind not in (None, "Bernoulli"):
             print(
                 f"note: {file} does not say which likelihood it was trained with; here it is {kind}",
@@ -74,26 +74,26 @@ def check_weights(saved: Mapping[str, Any] | None, model: nn.Module, guide: nn.M
 
 
 def same(first: float, second: float) -> bool:
-    """Equal but for rounding."""
+    """Whether two log probabilities are equal but for rounding."""
     if not (math.isfinite(first) and math.isfinite(second)):
         return str(first) == str(second)
     return abs(first - second) <= TOLERANCE * max(1.0, abs(first))
 
 
 def shown(value: float | None) -> str:
-    """A log probability in words."""
+    """Show a log probability in an error."""
     return "none" if value is None else f"{value:.3f}"
 
 
 def with_weights(programs: nn.Module, weights: dict[str, Any]) -> Any:
-    """A copy of `elbo(model, guide)` with other weights, on the CPU, where all probes are taken."""
+    """Copy `elbo(model, guide)` with other weights, on the CPU, where all probes are taken."""
     copied = copy.deepcopy(programs).cpu()
     copied.load_state_dict(weights)
     return copied
 
 
-def probe_of(model: Any, guide: Any) -> Probe | None:
-    """Log probability of each site on fixed images, latent ones at their means; None if that cannot be."""
+def probe(model: Any, guide: Any) -> Probe | None:
+    """Score each site on fixed images, with latent ones at their means; None if that cannot be."""
     try:
         memory, x = example(model)
         with alone(model, guide), AtMeans():
@@ -110,8 +110,8 @@ def probe_of(model: Any, guide: Any) -> Probe | None:
     return found
 
 
-def likelihood_of(model: Any) -> str | None:
-    """The kind of distribution of the site `x`; None if that cannot be."""
+def name_likelihood(model: Any) -> str | None:
+    """Name the kind of distribution of the site `x`; None if that cannot be."""
     try:
         memory, _ = example(model)
         with alone(model):
@@ -122,13 +122,13 @@ def likelihood_of(model: Any) -> str | None:
 
 @contextmanager
 def alone(*programs: Any) -> Iterator[None]:
-    """Programs run for a look at them: neither they nor Pyro's store of parameters are changed by it."""
+    """Run programs for a look at them, which changes neither them nor Pyro's store of parameters."""
     with pyro.get_param_store().scope(), pyro.validation_enabled(False), undisturbed(*programs, seed=0):
         yield
 
 
 def example(model: Any) -> tuple[Memory, Tensor]:
-    """Three entries and two images, the same wherever they are made."""
+    """Make three entries and two images, the same everywhere."""
     shape = model.networks.image_shape
     device = next(iter(model.networks.parameters())).device
     count = 5 * math.prod(shape)
@@ -137,7 +137,7 @@ def example(model: Any) -> tuple[Memory, Tensor]:
 
 
 class AtMeans(Messenger):
-    """Latent sites at their means, or at the first value of their support."""
+    """Puts latent sites at their means, or at the first value of their support."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):

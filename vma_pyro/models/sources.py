@@ -21,11 +21,11 @@ Sources = dict[str, str]  # qualified name of a class to a digest of its source;
 OTHERS = {"torch", "pyro", "lightning_fabric", "lightning", "numpy"} | set(sys.stdlib_module_names)
 
 
-def sources_of(*modules: nn.Module) -> Sources:
-    """A digest of the source of every class of the modules, but for those of torch and Pyro."""
+def digest_sources(*modules: nn.Module) -> Sources:
+    """Digest the source of every class of the modules, but for those of torch and Pyro."""
     classes = {kind for module in modules for part in module.modules() for kind in type(part).__mro__}
     ours = [kind for kind in classes if is_ours(kind)]
-    return {name_of(kind): digest_of(kind) for kind in sorted(ours, key=name_of)}
+    return {name_of(kind): digest_source(kind) for kind in sorted(ours, key=name_of)}
 
 
 def check_sources(saved: Sources, present: Sources) -> None:
@@ -43,7 +43,7 @@ def check_sources(saved: Sources, present: Sources) -> None:
 
 
 def changes(saved: Sources, present: Sources) -> list[str]:
-    """Classes that are not the same in both; by name alone where there is no source."""
+    """List the classes that are not the same in both; by name alone where there is no source."""
     return [
         name
         for name in sorted(saved.keys() | present.keys())
@@ -59,12 +59,12 @@ def is_ours(thing: Any) -> bool:
 
 
 def name_of(thing: Any) -> str:
-    """Qualified name; a script that runs goes by its file."""
+    """The qualified name of a class or function, in which a script that runs goes by its file."""
     return f"{module_of(thing)}.{thing.__qualname__}"
 
 
 @cache  # as it was at first: the file may be edited while its program runs
-def digest_of(thing: Any) -> str:
+def digest_source(thing: Any) -> str:
     """Digest the source of a class or function and what it uses of its module, without comments; "" if unknown."""
     try:
         return hashlib.sha256("\n".join(sorted(set(_texts(thing, set())))).encode()).hexdigest()[:16]
@@ -73,7 +73,7 @@ def digest_of(thing: Any) -> str:
 
 
 def _texts(thing: Any, seen: set[str]) -> Iterator[str]:
-    """The source of a class or function, and of its program's functions and values that it names."""
+    """Collect the source of a class or function, and of what it names of its program."""
     module = sys.modules[thing.__module__]
     yield name_of(thing)
     todo = ast.parse(textwrap.dedent(inspect.getsource(thing))).body
@@ -99,7 +99,7 @@ def _is_users(value: Any) -> bool:
 
 
 def _definitions(module: ModuleType) -> dict[str, ast.stmt]:
-    """Functions, classes and values by name, as they stand in the module's source."""
+    """Find functions, classes and values by name, as they stand in the module's source."""
     found: dict[str, ast.stmt] = {}
     for node in ast.parse(inspect.getsource(module)).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -113,7 +113,7 @@ def _definitions(module: ModuleType) -> dict[str, ast.stmt]:
 
 
 def _named(node: ast.AST, module: ModuleType) -> Iterator[tuple[str, Any]]:
-    """What a piece of source names: of the module itself, or of another one by its module."""
+    """Find what a piece of source names: of the module itself, or of another one by its module."""
     for part in ast.walk(node):
         if isinstance(part, ast.Name):
             yield part.id, vars(module).get(part.id)
@@ -124,7 +124,7 @@ def _named(node: ast.AST, module: ModuleType) -> Iterator[tuple[str, Any]]:
 
 
 def _text(node: ast.AST) -> str:
-    """The source without comments, docstrings and layout."""
+    """Strip a piece of source of comments, docstrings and layout."""
     for part in ast.walk(node):
         if isinstance(part, ast.FunctionDef | ast.ClassDef):
             first = part.body[0]

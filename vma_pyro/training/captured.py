@@ -49,7 +49,7 @@ FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
 
 
 class Gradient(NamedTuple):
-    """What an update needs.
+    """Holds what an update needs.
 
     Attributes:
         loss: minus the bound, mean over images.
@@ -128,7 +128,7 @@ class Captured(Loss):
         return found
 
     def _numbers(self) -> list[Any]:
-        """Of the modules: whatever a program may compute with that is no tensor."""
+        """Collect from the modules what a program may compute with that is no tensor."""
         return [v for part in self._parts for v in part.values() if isinstance(v, bool | int | float | str)]
 
     def _give_up(self, found: Gradient, why: str) -> Gradient:
@@ -138,7 +138,7 @@ class Captured(Loss):
         return found
 
     def _record(self, memory: Memory, x: Tensor) -> GraphModule:
-        """The operations of one call, with parameters and data as inputs; leaves the noise as it was."""
+        """Record the operations of one call, with parameters and data as inputs; leaves the noise as it was."""
         if any(True for _ in self.loss_fn.buffers()):
             raise ValueError("it has buffers, which it may change")
 
@@ -156,14 +156,14 @@ class Captured(Loss):
         return _shortened(graph)
 
     def _run(self, memory: Memory, x: Tensor) -> Gradient:
-        """The program itself."""
+        """Run the program itself."""
         loss = self.loss_fn(memory, x) / len(x)
         gradient = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
         return Gradient(loss.detach(), gradient)
 
 
 def _shortened(graph: GraphModule) -> GraphModule:
-    """The same operations with less Python around them."""
+    """Leave the same operations with less Python around them."""
     for node in list(graph.graph.nodes):
         if node.target is aten.alias.default:  # what `detach` leaves; the same tensor
             node.replace_all_uses_with(node.args[0])

@@ -22,10 +22,10 @@ from vma_pyro.infer.engine.distributions import innermost
 TRIES = 5  # the noise that led to it is lost on a GPU
 
 
-def fault_of(
+def find_fault(
     model: Any, guide: Any, memory: Any, x: Tensor, *, parameters: Sequence[nn.Parameter], noise: Tensor | None
 ) -> str | None:
-    """The first site whose parameters, log probability or gradient is no number, in one line; None: there is none.
+    """Find the first site whose parameters, log probability or gradient is no number, in one line; else None.
 
     Args:
         model, guide: programs of (memory, x).
@@ -139,7 +139,7 @@ class Watch(Messenger):
 
 
 def parameters_of(fn: Any) -> list[tuple[str, Tensor]]:
-    """What a distribution was made of."""
+    """List what a distribution was made of."""
     fn = innermost(fn)
     # Some are computed from others when asked for: only those that are there.
     given = [

@@ -1,4 +1,4 @@
-"""`fit`: the training loop."""
+"""The training loop, `fit`: a run from its start or its checkpoint to its end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vma_pyro._system.record import Recorder
 from vma_pyro.data import Episode
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.training.config import TrainConfig, identity_of, learning_rate
-from vma_pyro.training.processes import share_of
+from vma_pyro.training.processes import take_share
 from vma_pyro.training.run import Run
 from vma_pyro.training.saved import restore, save, try_to_save
 from vma_pyro.training.start import start_from
@@ -130,7 +130,7 @@ def _begin(
     init: str | Path | None,
     resume: bool,
 ) -> Run:
-    """A run where its checkpoint left it, or at its start, then from the weights in `init`."""
+    """Begin a run where its checkpoint left it, or at its start, then from the weights in `init`."""
     if path.exists() and not resume:
         raise ValueError(f"folder: expected one without a run, found {path}; resume it or choose another folder")
     keep_freed_memory()
@@ -144,7 +144,7 @@ def _begin(
 
 
 def _result(run: Run, stopped: int) -> FitResult:
-    """What is told of a run that has ended."""
+    """Tell how a run has ended."""
     early = run.stale >= run.config.patience and run.progress() < 1
     return FitResult(
         updates=run.update,
@@ -159,7 +159,7 @@ def _result(run: Run, stopped: int) -> FitResult:
 
 
 def _until_done(run: Run, validation: Sequence[Episode], recorder: Recorder) -> int:
-    """Train, and save: the signal that ended it, or 0."""
+    """Train and save; give the signal that ended it, or 0."""
     with stop_signals() as stop:
         try:
             _train(run, validation, recorder, stop)
@@ -179,7 +179,7 @@ def _until_done(run: Run, validation: Sequence[Episode], recorder: Recorder) -> 
 
 
 def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: Stop) -> None:
-    """The loop itself."""
+    """Make updates, with all that is due between them, until the run ends."""
     config, fabric = run.config, run.fabric
     run.loss.note = recorder.note
     session_start = tick = time.monotonic()
@@ -192,7 +192,7 @@ def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: St
     while not (run.finished or stopped or run.progress() >= 1 or run.stale >= config.patience):
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(config, run.update, run.progress())
-        episode = share_of(run.episodes.sample(), run.ranks).to(fabric.device)
+        episode = take_share(run.episodes.sample(), run.ranks).to(fabric.device)
         if not checked:
             run.check_params(episode)
             checked = True

@@ -20,9 +20,9 @@ from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import log_likelihood, split_bound, undisturbed
 from vma_pyro.training.captured import Captured
 from vma_pyro.training.config import TrainConfig
-from vma_pyro.training.faults import check_params, fault_of
+from vma_pyro.training.faults import check_params, find_fault
 from vma_pyro.training.loss import Loss
-from vma_pyro.training.processes import fabric_of, mean_over
+from vma_pyro.training.processes import mean_over, start_fabric
 
 SOUND = 1e4  # largest weight of a network that has not been torn apart by its steps
 
@@ -41,7 +41,7 @@ class Run:
     ) -> None:
         self.config, self.episodes, self.path = config, episodes, path
         self.ranks = Ranks.start()
-        self.fabric = fabric_of(config, self.ranks)
+        self.fabric = start_fabric(config, self.ranks)
         torch.manual_seed(config.seed + self.ranks.rank)  # noise of its own for each process
         self.bare = elbo(model, guide).to(self.fabric.device)
         trained = [p for p in self.bare.parameters() if p.requires_grad]
@@ -67,13 +67,13 @@ class Run:
         self.bound_sum = torch.zeros((), dtype=widest_float(device), device=device)
 
     def diverged(self, what: str, got: object) -> FloatingPointError:
-        """The error of a run that cannot go on: the fault of a site, or of steps that are too large."""
+        """Make the error of a run that cannot go on: the fault of a site, or of steps that are too large."""
         largest = max(float(p.detach().abs().max()) for p in self.bare.parameters())
         if largest < SOUND and self.episode is not None:
             trained = [p for p in self.bare.parameters() if p.requires_grad]
             model, guide = self.bare.model, self.bare.guide
             memory, x = self.episode.memory, self.episode.x
-            fault = fault_of(model, guide, memory, x, parameters=trained, noise=self.noise)
+            fault = find_fault(model, guide, memory, x, parameters=trained, noise=self.noise)
             if fault is not None:
                 return FloatingPointError(f"{fault}, at update {self.update} with weights up to {largest:.2g}")
         return FloatingPointError(
@@ -87,7 +87,7 @@ class Run:
         check_params(self.bare.model, self.bare.guide, memory, episode.x, parameters=self.bare.parameters())
 
     def gradient(self, episode: Episode) -> Tensor:
-        """The loss per image; leaves its gradient in the parameters."""
+        """Compute the loss per image; leaves its gradient in the parameters."""
         self.episode = episode
         if self.fabric.device.type == "cpu":
             self.noise = torch.get_rng_state()
@@ -105,19 +105,19 @@ class Run:
                 raise self.diverged("bounds", -loss.item())
 
     def progress(self) -> float:
-        """Share of the budget that is used, 0 to 1."""
+        """Compute the share of the budget that is used, 0 to 1."""
         by_updates = self.update / self.config.updates if self.config.updates else 0.0
         by_time = self.seconds / (60 * self.config.minutes) if self.config.minutes else 0.0
         return min(1.0, max(by_updates, by_time))
 
     def agree(self, value: float) -> float:
-        """The first process's value, in all of them."""
+        """Give all processes the value of the first."""
         if self.ranks.size == 1:
             return value
         return self.ranks.first(torch.tensor(value, dtype=torch.float64)).item()
 
     def figures(self, episode: Episode, norm: Tensor) -> dict[str, float]:
-        """The bound since the last line, and the KL of each latent site in the last episode, `kl_<site>`."""
+        """Compute the bound since the last line, and the KL of each site in the last episode, `kl_<site>`."""
         bound = mean_over(self.ranks, self.bound_sum, self.bound_count)
         if not math.isfinite(bound):
             raise self.diverged("bounds", bound)
@@ -134,7 +134,7 @@ class Run:
         }
 
     def validate(self, validation: Sequence[Episode]) -> float:
-        """NLL of held-out classes under the averaged weights; keeps these if it is the best so far."""
+        """Compute the NLL of held-out classes with the averaged weights; keeps these if it is the best so far."""
         average: Any = self.average.module
         total, count = torch.zeros((), dtype=torch.float64), 0
         for episode in validation[self.ranks.rank :: self.ranks.size]:
@@ -177,7 +177,7 @@ class Run:
 
 
 def _average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Exponential moving average with a warm-up: early on it forgets the initial weights faster."""
+    """Average weights with a warm-up: early on they forget the initial ones faster."""
 
     @torch.no_grad()
     def update(averaged: Any, current: Any, count: Any) -> None:

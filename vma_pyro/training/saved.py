@@ -12,8 +12,8 @@ from vma_pyro._system import checkpoint
 from vma_pyro._system.record import Recorder
 from vma_pyro.models import describe
 from vma_pyro.models.description import check_arguments
-from vma_pyro.models.provenance import check_weights, provenance_of, with_weights
-from vma_pyro.models.sources import check_sources, sources_of
+from vma_pyro.models.provenance import check_weights, record_provenance, with_weights
+from vma_pyro.models.sources import check_sources, digest_sources
 from vma_pyro.training.config import BUDGET, check_identity, differences
 from vma_pyro.training.run import Run
 
@@ -35,7 +35,7 @@ def save(run: Run) -> None:
     content = {
         **describe(run.bare.model, run.bare.guide),
         "weights": weights,
-        "program": provenance_of(programs.model, programs.guide),
+        "program": record_provenance(programs.model, programs.guide),
         "identity": run.identity,
         "cycles": run.cycles,
         "module": run.bare.state_dict(),
@@ -94,7 +94,7 @@ def _restore_weights(run: Run, content: dict[str, Any]) -> None:
     """Take the weights back, if these are still the programs that they belong to."""
     program = content.get("program")  # checkpoints of before have none, nor parts
     if program is not None:
-        check_sources(program["sources"], sources_of(run.bare.model, run.bare.guide))
+        check_sources(program["sources"], digest_sources(run.bare.model, run.bare.guide))
     check_arguments(content, describe(run.bare.model, run.bare.guide))
     checkpoint.restore(run.bare, content["module"], name="this run")
     programs = with_weights(run.bare, content["weights"])
@@ -125,6 +125,6 @@ def _restore_noise(run: Run, saved: dict[str, Any], update: int) -> None:
 
 
 def _own(saved: Tensor, rank: int) -> Tensor | None:
-    """This process's row of what all have saved; None if there were fewer of them."""
+    """Take this process's row of what all have saved; None if there were fewer of them."""
     # A copy: the setters of random states read a view from the start of what it views.
     return saved[rank].clone() if rank < len(saved) else None

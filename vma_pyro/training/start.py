@@ -33,7 +33,7 @@ def start_from(path: str | Path, pair: Pair) -> list[dict[str, Any]]:
 
 
 def _cycles(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cycles of training behind a file's weights, oldest first."""
+    """List the cycles of training behind a file's weights, oldest first."""
     if "progress" in content:  # a run's own checkpoint
         progress = content["progress"]
         last = {"updates": progress["update"], "training_seconds": round(progress["seconds"], 1)}
