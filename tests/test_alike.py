@@ -161,7 +161,7 @@ def test_after_other_training_the_report_says_why_there_is_no_gain(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     architecture = {"networks": "conv", "width": 0.1, "latent_dim": 4, "program": "memory"}
     facts = {"updates": 60_000}
-    models.save("first.pt", models.build(architecture), architecture, data="glyphs", training=facts)
+    models.save("first.pt", models.build(architecture), data="glyphs", training=facts)
     call(module("few_shot"), "--tiny", "--accelerator=cpu", "--init=first.pt")
     why = "updates: expected as many for both models, got 60,000 + 2 and 2"
     assert f"note: no gain over no memory is reported; {why}" in capsys.readouterr().out

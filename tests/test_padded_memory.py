@@ -26,7 +26,7 @@ from vma_pyro.evaluation import (
 )
 from vma_pyro.infer import ESTIMATORS, MultiSampleELBO, make
 from vma_pyro.memory.selected import SelectedMemory
-from vma_pyro.training.processes import share_of
+from vma_pyro.training.processes import take_share
 
 SIZES, S = (1, 2, 4, 6), 6
 
@@ -349,7 +349,7 @@ class TestAMaskSurvives:
 
     def test_shares_of_processes(self):
         *_, padded, x = setting()
-        share = share_of(Episode(padded, x, torch.zeros(4)), Ranks(rank=1, size=2))
+        share = take_share(Episode(padded, x, torch.zeros(4)), Ranks(rank=1, size=2))
         assert share.memory.num_entries.tolist() == [4, 6]
 
 

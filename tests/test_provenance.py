@@ -12,9 +12,10 @@ from vma_pyro import Guide, MLPNetworks, Model, models
 from vma_pyro._system import checkpoint
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import MultiSampleELBO
+from vma_pyro.models.provenance import probe
+from vma_pyro.models.sources import digest_sources
 from vma_pyro.program import ImageModel
 from vma_pyro.training import TrainConfig, fit
-from vma_pyro.training.provenance import probe_of, sources_of
 
 PROGRAM = '''
 import pyro.distributions as dist
@@ -171,7 +172,7 @@ def test_the_example_is_that_of_the_equations():
     """log q(a = 0) and log p(a = 0) of three entries, and log p(x | z, m) by hand, at z = E q(z | x, m_0)."""
     shared = networks()
     model, guide = Model(shared), Guide(shared)
-    found = probe_of(model, guide)
+    found = probe(model, guide)
     images = (torch.arange(5 * 784) * 7919 % 101 < 20).float().reshape(5, 1, 28, 28)
     entries, x = images[:3], images[3:]
     with torch.no_grad():
@@ -183,13 +184,13 @@ def test_the_example_is_that_of_the_equations():
     assert found["model x"] == pytest.approx(expected.item(), rel=1e-5)
     assert found["guide address"] == pytest.approx(logits.log_softmax(-1)[:, 0].sum().item(), abs=1e-4)
     assert found["model address"] == pytest.approx(-2 * torch.tensor(3.0).log().item())
-    json.dumps(sources_of(model, guide))
-    assert all(digest for digest in sources_of(model, guide).values())
+    json.dumps(digest_sources(model, guide))
+    assert all(digest for digest in digest_sources(model, guide).values())
 
 
 def test_classes_without_a_source_go_by_their_names():
     made = {"__name__": "typed_in"}
     exec(PROGRAM, made)
-    found = sources_of(made["Soft"](networks()))
+    found = digest_sources(made["Soft"](networks()))
     assert found["typed_in.Soft"] == ""
     assert found["vma_pyro.model.Model"] != ""

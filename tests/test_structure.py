@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 ROOMS = [
     {"demo"},
     {"cli"},
-    {"models"},
     {"training"},
+    {"models"},
     {"pretrained", "evaluation"},
     {"comparisons", "data"},
     {"model", "guide"},

@@ -16,7 +16,7 @@ from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.evaluation import large_log_likelihood
 from vma_pyro.infer import MultiSampleELBO
 from vma_pyro.training import TrainConfig, fit
-from vma_pyro.training.processes import share_of
+from vma_pyro.training.processes import take_share
 from vma_pyro.training.run import Run
 
 QUERIES, ENTRIES = 6, 23
@@ -76,7 +76,7 @@ def gradients(folder, shared):
     elbo = MultiSampleELBO(3, vectorize_particles=False, max_plate_nesting=1)
     config = TrainConfig(updates=1, accelerator="cpu")
     run = Run(model, Deterministic(guide), elbo, episodes(shared), config, folder / "unused")
-    episode = share_of(run.episodes.sample(), run.ranks)
+    episode = take_share(run.episodes.sample(), run.ranks)
     run.fabric.backward(run.loss_fn(episode.memory, episode.x) / len(episode.x))
     return {name: p.grad for name, p in run.bare.named_parameters()}
 

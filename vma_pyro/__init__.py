@@ -15,6 +15,7 @@ A memory is a tensor of entries; an address is a sample site; everything else fo
 
 from torch import nn
 
+from vma_pyro._system.parts import Part
 from vma_pyro.guide import Guide
 from vma_pyro.likelihoods import BernoulliPixels, ContinuousBernoulli, Likelihood
 from vma_pyro.memory import Memory
@@ -40,6 +41,7 @@ __all__ = [
     "Memory",
     "Model",
     "Networks",
+    "Part",
     "UniformAddress",
     "load_pretrained",
 ]

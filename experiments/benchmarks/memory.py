@@ -16,7 +16,7 @@ import torch
 from figures import BenchmarkConfig, write
 from machine import peak_so_far
 from matplotlib.figure import Figure
-from update import captured_updates, episodes
+from update import captured, episodes, updates
 
 from common import plots
 from common.results import Picture
@@ -58,7 +58,7 @@ def programs(config: MemoryConfig) -> tuple[Model, Guide]:
 def build_update(config: MemoryConfig, size: int) -> Callable[[], None]:
     """One parameter update per call, under |M| = size."""
     loss_fn = MultiSampleELBO(4, max_plate_nesting=1)(*programs(config))
-    return captured_updates(loss_fn, episodes(size, config.queries, torch.device("cpu")))
+    return updates(captured(loss_fn), episodes(size, config.queries, torch.device("cpu")))
 
 
 def jittered(size: int) -> torch.Tensor:

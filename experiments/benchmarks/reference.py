@@ -1,6 +1,6 @@
 """What the program is compared with: the same mathematics in plain PyTorch, without Pyro.
 
-`vimco_loss` is the fastest way known to us to write the update by hand: each entry is encoded once, and what
+`ByHand` is the fastest way known to us to write the update by hand: each entry is encoded once, and what
 depends on the entry alone is read rather than computed again. `Reencoding` works as the public PyTorch
 re-implementation of the paper does: every query has a memory of its own, an encoder of its own finds the keys, and
 every entry that is read is encoded again. It is measured with our networks and with `DefaultLayout`, which leaves
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vma_pyro import ConvNetworks
+from vma_pyro.memory import Memory
 from vma_pyro.memory.reading import map_tensors
 from vma_pyro.networks import Entry, Query, loc_and_scale
 
@@ -46,18 +47,28 @@ class DefaultLayout(ConvNetworks):
         return self.to_logits(h).reshape(*z.shape[:-1], *self.image_shape)
 
 
-def vimco_loss(
-    networks: ConvNetworks, log_scale: Tensor, entries: Tensor, x: Tensor, *, num_particles: int
-) -> Tensor:
+class ByHand(nn.Module):
     """Minus the multi-sample bound, summed over images; its gradient is VIMCO's.
 
     Args:
         networks: shared by both sides.
-        log_scale: of the cosine between keys.
-        entries: the memory [S, 1, 28, 28].
-        x: images [B, 1, 28, 28].
         num_particles: K.
     """
+
+    def __init__(self, networks: ConvNetworks, *, num_particles: int) -> None:
+        super().__init__()
+        self.networks, self.num_particles = networks, num_particles
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, memory: Memory, x: Tensor) -> Tensor:
+        """The loss of images [B, 1, 28, 28], with one memory for all of them."""
+        return vimco_loss(self.networks, self.log_scale, memory.entries, x, num_particles=self.num_particles)
+
+
+def vimco_loss(
+    networks: ConvNetworks, log_scale: Tensor, entries: Tensor, x: Tensor, *, num_particles: int
+) -> Tensor:
+    """The loss of `ByHand`, with the logarithm of the scale of the cosine between keys."""
     K, B = num_particles, len(x)
     encoded, query = networks.encode(entries), networks.query(x)
     centre = encoded.key.mean(0, keepdim=True)
@@ -111,18 +122,19 @@ class Reencoding(nn.Module):
     Args:
         networks: as ours.
         key_networks: the second encoder, of keys alone.
+        num_particles: K.
     """
 
-    def __init__(self, networks: ConvNetworks, key_networks: ConvNetworks) -> None:
+    def __init__(self, networks: ConvNetworks, key_networks: ConvNetworks, *, num_particles: int) -> None:
         super().__init__()
-        self.networks, self.key_networks = networks, key_networks
+        self.networks, self.key_networks, self.num_particles = networks, key_networks, num_particles
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
-    def forward(self, entries: Tensor, x: Tensor, *, num_particles: int) -> Tensor:
-        """Minus the bound, summed over images; entries [B, S, 1, 28, 28]."""
-        networks, keys = self.networks, self.key_networks
+    def forward(self, memory: Memory, x: Tensor) -> Tensor:
+        """Minus the bound, summed over images that have a memory each."""
+        networks, keys, entries = self.networks, self.key_networks, memory.entries
         B, S = entries.shape[:2]
-        K = num_particles
+        K = self.num_particles
         entry_key, query_key = (
             keys.to_key(keys.climb(images)[1]) for images in (entries.flatten(0, 1), x)
         )  # nothing but keys
