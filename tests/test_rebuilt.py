@@ -224,7 +224,10 @@ def test_other_arguments_are_refused(tmp_path):
     def strict(self, networks, *, temperature, options=None):
         raise RuntimeError("out of\npatience")
 
-    for init, wanted in ((narrow, "takes (networks), got options, temperature"), (strict, "got others (out of)")):
+    for init, wanted in (
+        (narrow, "takes (networks), got options, temperature"),
+        (strict, "got others (out of patience)"),
+    ):
         other = type(
             "Tempered", (Tempered,), {"__init__": init, "__module__": __name__, "__qualname__": "Tempered"}
         )
@@ -308,6 +311,7 @@ def test_malformed_arguments_are_refused(argument, wanted, written):
     "change",
     [
         lambda content: content.update(parts={}),
+        lambda content: content.update(parts="two\nlines, " + 10_000 * "long"),
         lambda content: content.update(parts=["vma_pyro.model:Model"]),
         lambda content: content.update(pair=[0]),
         lambda content: content.update(pair=7),

@@ -46,7 +46,7 @@ class Allowed:
             known = ", ".join(self.others)
             raise ValueError(
                 f"expected classes of {PACKAGE}{' or ' + known if known else ''}, got {name[:80]!r}; if you trust "
-                f"its code, allow it: classes=({path[:80]},), or --code with its file"
+                f"its code, allow it: classes=({path[:80]},), or --code of few_shot.py and the page"
             )
         try:
             found: Any = import_module(module)

@@ -98,7 +98,7 @@ def rebuild(description: Mapping[str, Any], *, classes: Iterable[type[Part]] = (
     """
     parts, pair = description.get("parts"), description.get("pair")
     if isinstance(parts, str):
-        raise ValueError(f"expected programs that can be made again, got ones of which {parts}")
+        raise ValueError(f"expected programs that can be made again, got ones of which {_one_line(parts)}")
     if not isinstance(parts, list) or not isinstance(pair, list | tuple) or len(pair) != 2:
         raise _malformed("parts and a pair", description)
     allowed = Allowed(classes)
@@ -124,7 +124,7 @@ def architecture_of(description: Mapping[str, Any]) -> dict[str, Any]:
         networks = parts[model["arguments"]["networks"]["part"]]
         kind, program = networks["class"], model["class"]
         sizes = {name: value for name, value in networks["arguments"].items() if type(value) in PLAIN}
-        guided = bool(guide["arguments"].get("target_guided"))
+        guided = guide["arguments"].get("target_guided") is True
         return {
             "networks": NETWORK_NAMES.get(kind, kind),
             **sizes,
@@ -193,15 +193,14 @@ def _make(kind: type[Part], name: str, given: dict[str, Any]) -> Part:
             raise _malformed(f"options for {parameter.name} of {name}", value)
     if unknown:
         names = ", ".join(p.name for p in parameters) or "none"
-        raise ValueError(
-            f"expected arguments that {name} takes ({names}), got {', '.join(sorted(map(str, unknown)))}"
-        )
+        got = _one_line(", ".join(sorted(map(str, unknown))))
+        raise ValueError(f"expected arguments that {name} takes ({names}), got {got}")
     ordered = {p.name: given[p.name] for p in parameters if p.name in given}
     bound = inspect.BoundArguments(inspect.Signature(parameters), ordered)
     try:
         return kind(*bound.args, **bound.kwargs)
     except Exception as error:  # as many kinds as there are constructors
-        told = (str(error) or type(error).__name__).splitlines()[0]
+        told = _one_line(str(error) or type(error).__name__)
         raise ValueError(f"expected arguments that {name} takes, got others ({told})") from error
 
 
@@ -234,5 +233,10 @@ def _malformed(expected: str, got: Any) -> ValueError:
 
 def _shown(value: Any) -> str:
     """Show a value in a few words."""
-    text = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return _one_line(f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value), most=60)
+
+
+def _one_line(text: str, *, most: int = 200) -> str:
+    """Put a text that may be a stranger's on one line that is not too long."""
+    line = " ".join(text[: 2 * most].split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
