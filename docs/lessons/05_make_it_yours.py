@@ -67,12 +67,14 @@ def report(name, pair, episode):
     return found
 
 
-def show_on_page(name, pair, build, episode):
-    """Save a pair, load it from its file, and ask it what the live page asks: to look up, and to draw."""
+def show_on_page(name, pair, episode, *classes):
+    """Save a pair, load it from its file, and ask it what the live page asks: to look up, and to draw.
+
+    A file says which classes its model is made of; those that are not the package's own have to be allowed.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        models.save(Path(folder) / "edited.pt", pair, {})
-        loaded = build()
-        models.read_weights(loaded, Path(folder) / "edited.pt")
+        models.save(Path(folder) / "edited.pt", pair)
+        loaded = models.load(Path(folder) / "edited.pt", classes=classes)
     entries, (image,) = digits(episode.memory.entries.squeeze(1)), digits(episode.x[:1].squeeze(1))
     page = Engine(*loaded)
     found = page.look(Look(image=image, entries=entries))
@@ -95,7 +97,7 @@ def as_it_is():
 
 original = train(as_it_is, episodes)
 plain = report("the model as it is", original, test)
-drawn = {"as it is": show_on_page("the model as it is", original, as_it_is, test)}
+drawn = {"as it is": show_on_page("the model as it is", original, test)}
 
 # %% [markdown]
 # ## 1. A learned $p(a \mid M)$
@@ -163,7 +165,7 @@ for name, build in {
 }.items():
     learned = train(build, messy(0, seen, 16))
     found[name] = report(name, learned, test_messy)
-drawn["prior"] = show_on_page("a learned prior", learned, among_others, test)
+drawn["prior"] = show_on_page("a learned prior", learned, test, AmongOthers)
 saved = found["uniform p(a | M)"].nll_of_images - found["among others"].nll_of_images
 print(f"NLL, uniform less among others, paired by image: {Mean.of(saved)}   log 2 = {np.log(2):.2f}")
 
@@ -232,8 +234,8 @@ gaussian = train(with_gaussian, soft_focus)
 continuous = train(with_continuous_bernoulli, soft_focus)
 for name, pair in (("Gaussian", gaussian), ("continuous Bernoulli", continuous)):
     report(name, pair, test_grey)
-drawn["Gaussian"] = show_on_page("a Gaussian", gaussian, with_gaussian, test)
-drawn["cont. B."] = show_on_page("a continuous Bernoulli", continuous, with_continuous_bernoulli, test)
+drawn["Gaussian"] = show_on_page("a Gaussian", gaussian, test, GaussianPixels)
+drawn["cont. B."] = show_on_page("a continuous Bernoulli", continuous, test)
 
 # %%
 columns = [test_grey.memory.entries[::4][:5]]
@@ -299,7 +301,7 @@ def by_class():
 hierarchical = train(by_class, episodes)
 report("class, then example", hierarchical, test)
 report("the model as it is", original, test)
-drawn["class"] = show_on_page("class, then example", hierarchical, by_class, test)
+drawn["class"] = show_on_page("class, then example", hierarchical, test, ModelByClass, GuideByClass)
 # %%
 figure = Figure(figsize=(9, 3), layout="constrained")
 for axes, (name, (_, guide)) in zip(
@@ -375,7 +377,8 @@ fixed = train(as_it_is, small)
 prototypes = train(on_own_memory, small)
 for name, pair in (("one example of each", fixed), ("16 learned entries", prototypes)):
     found[name] = report(name, pair, test_small)
-drawn["entries"] = show_on_page("learned entries", prototypes, on_own_memory, test_small)
+own_classes = (NetworksWithEntries, ModelOnOwn, GuideOnOwn)
+drawn["entries"] = show_on_page("learned entries", prototypes, test_small, *own_classes)
 assert found["16 learned entries"].nll.mean < found["one example of each"].nll.mean + 2
 
 # %%
