@@ -14,11 +14,11 @@ import torch
 from pyro.infer.elbo import ELBO
 
 from common.protocols import first_of
+from main_job.footprint import COPIES, available, bytes_of_update
 from main_job.scores import SHOTS, Amounts, FewShotScores, shared_episode
 from vma_pyro import models
 from vma_pyro.data import Characters, Episode
 from vma_pyro.training.faults import check_params, find_fault
-from vma_pyro.training.footprint import COPIES, available, bytes_of_update
 
 GB = 1e9
 
