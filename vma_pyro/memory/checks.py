@@ -51,8 +51,10 @@ def check_finite(name: str, values: Tensor) -> None:
             raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite of {values.numel()}")
 
 
-def check_labels(name: str, labels: Tensor, mask: Tensor | None) -> None:
-    """Refuse labels below 0 of what is not masked: they stand for padding, which would be taken for entries."""
+def check_labels(name: str, labels: Tensor, lead: torch.Size, mask: Tensor | None) -> None:
+    """Refuse labels of another shape, or below 0 where nothing is masked: padding would be taken for entries."""
+    if labels.shape != lead:
+        raise ValueError(f"{name}: expected shape {list(lead)}, one label per entry, got {list(labels.shape)}")
     if looks_at("labels", labels):
         counted = labels if mask is None else labels[mask]
         if bool((counted < 0).any()):

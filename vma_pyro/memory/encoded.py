@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vma_pyro.memory.memory import Encoder, Memory
+from vma_pyro.memory.encoder import Encoder
+from vma_pyro.memory.memory import Memory
 from vma_pyro.memory.padding import centred
 from vma_pyro.memory.reading import first_tensor, joined, map_tensors, mean, rows_at, select
 

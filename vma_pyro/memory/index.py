@@ -3,6 +3,8 @@
 Training sees tens of entries, a test thousands; here the keys of all entries are kept and compared with a query in
 chunks, so that working memory does not grow with |M|. What follows happens in small memories of the entries that a
 query has drawn or likes best, with plain `Model` and `Guide`.
+
+(Over 250 lines, of one class: a good part of them says shapes, and what is refused.)
 """
 
 from __future__ import annotations
@@ -88,16 +90,8 @@ class AddressIndex:
                 looked up by keys.
         """
         ranks = Ranks.present() if shared_out else Ranks()
-        kept = Keys.encode(
-            model,
-            guide,
-            entries,
-            labels,
-            key_dtype=key_dtype,
-            chunk_size=chunk_size,
-            ranks=ranks,
-            show_progress=show_progress,
-        )
+        options: Any = {"key_dtype": key_dtype, "chunk_size": chunk_size, "show_progress": show_progress}
+        kept = Keys.encode(model, guide, entries, labels, ranks=ranks, **options)
         return cls(model, guide, kept, ranks)
 
     @classmethod

@@ -9,27 +9,18 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vma_pyro.memory.checks import check_alike, check_finite, check_labels, looks_at
+from vma_pyro.memory.encoder import Encoder
 from vma_pyro.memory.padding import filled, stacked
 from vma_pyro.memory.reading import mean, rows_at, select
 
 if TYPE_CHECKING:
     from vma_pyro.memory.encoded import Encoded
-
-
-class Encoder(Protocol):
-    """What `Memory.encode` needs of the networks: features of a flat batch of entries.
-
-    They may also have `heads`, from features to what is needed of an entry that is read, tensors [N, *F] both.
-    """
-
-    def encode(self, entries: Tensor) -> Any:
-        """Features of entries [N, *E]: a tensor [N, *F] or a (named) tuple of such tensors."""
 
 
 class Memory:
@@ -83,12 +74,8 @@ class Memory:
         shape = [*self.lead, *self.entry_shape]
         if 0 in self.lead:
             raise ValueError(f"memory.entries: expected at least one entry, got shape {shape}")
-        if labels is not None and labels.shape != self.lead:
-            raise ValueError(
-                f"memory.labels: expected shape {list(self.lead)}, one label per entry, got {list(labels.shape)}"
-            )
         if labels is not None:
-            check_labels("memory.labels", labels, mask)
+            check_labels("memory.labels", labels, self.lead, mask)
 
     @staticmethod
     def padded(memories: Sequence[Memory | Tensor]) -> Memory:
@@ -104,10 +91,11 @@ class Memory:
             ValueError: no memories, one memory per datapoint among them, entries of different shapes, types or
                 devices, labels for some only.
         """
-        entries, labels, mask = stacked([Memory.of(memory) for memory in memories])
-        first = Memory.of(memories[0])
-        learned = any(Memory.of(memory).learned for memory in memories)
-        return Memory(entries, labels, first.event_dim, mask=mask, learned=learned)
+        each = [Memory.of(memory) for memory in memories]
+        entries, labels, mask = stacked(each)
+        return Memory(
+            entries, labels, each[0].event_dim, mask=mask, learned=any(memory.learned for memory in each)
+        )
 
     @staticmethod
     def of(memory: Memory | Tensor) -> Memory:

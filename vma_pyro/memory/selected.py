@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vma_pyro.memory.checks import looks_at
 from vma_pyro.memory.encoded import Encoded, Table, is_on
-from vma_pyro.memory.memory import Encoder, Memory
+from vma_pyro.memory.encoder import Encoder
+from vma_pyro.memory.memory import Memory
 
 
 class SelectedMemory(Memory):
