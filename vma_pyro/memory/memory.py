@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -151,10 +151,7 @@ class Memory:
 
     def to(self, device: torch.device | str) -> Memory:
         """Move the memory to another device."""
-        other = copy.copy(self)
-        other.entries = self.entries.to(device)
-        other.labels, other.mask = (None if t is None else t.to(device) for t in (self.labels, self.mask))
-        return other
+        return self._each(lambda tensor: tensor.to(device))
 
     def masked(self, logits: Tensor) -> Tensor:
         """Logits of the address, -inf on padding; themselves, if there is no mask.
@@ -166,12 +163,13 @@ class Memory:
 
     def datapoints(self, index: slice) -> Memory:
         """The memory of the datapoints in `index`: itself if shared, else a slice of dimension B."""
-        if self.is_shared:
-            return self
-        part = copy.copy(self)
-        part.entries = self.entries[index]
-        part.labels, part.mask = (None if t is None else t[index] for t in (self.labels, self.mask))
-        return part
+        return self if self.is_shared else self._each(lambda tensor: tensor[index])
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Memory:
+        other = copy.copy(self)
+        other.entries = function(self.entries)
+        other.labels, other.mask = (None if t is None else function(t) for t in (self.labels, self.mask))
+        return other
 
     def encode(self, networks: Encoder) -> Encoded:
         """Have networks make features of every entry, and return both.
