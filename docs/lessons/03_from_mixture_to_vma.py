@@ -24,7 +24,7 @@ from vma_pyro import ConvNetworks, Guide, Memory, Model
 from vma_pyro._system.record import read_metrics
 from vma_pyro.comparisons import MemorylessGuide, MemorylessModel, SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.data import EpisodeSampler, NestedEpisodes, glyphs
-from vma_pyro.evaluation import address_posterior, classify, kl_report, log_likelihood
+from vma_pyro.evaluation import address_posterior, classify, encoded, kl_report, log_likelihood
 from vma_pyro.guide import CosineSimilarity
 from vma_pyro.infer import MultiSampleELBO, vimco
 from vma_pyro.training import TrainConfig, fit
@@ -183,7 +183,10 @@ found = {name: [] for name in pairs}
 nested = NestedEpisodes(unseen, images=IMAGES, seed=0)  # the same targets, under larger and larger memories
 for classes in sizes:
     for name, pair in pairs.items():
-        bounds = [log_likelihood(*pair, e.memory, e.x, num_samples=20) for e in nested.episodes(classes, 4)]
+        targets = encoded(
+            pair[1], nested.episodes(classes, 4)
+        )  # their memories share entries: each is encoded once
+        bounds = [log_likelihood(*pair, e.memory, e.x, num_samples=20) for e in targets]
         found[name].append(-torch.cat(bounds))
 hard, soft = (torch.stack(nlls) for nlls in found.values())  # [sizes, IMAGES]
 

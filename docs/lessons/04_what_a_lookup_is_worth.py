@@ -19,7 +19,7 @@ from pictures import keep, rows_of
 
 from vma_pyro import AddressIndex, Memory, load_pretrained
 from vma_pyro.data import EpisodeSampler, NestedEpisodes, glyphs
-from vma_pyro.evaluation import kl_report, log_likelihood
+from vma_pyro.evaluation import encoded, kl_report, log_likelihood
 
 model, guide = load_pretrained("omniglot")
 characters = glyphs.load(classes=600)  # 12,000 images of characters made by a program
@@ -73,7 +73,7 @@ def cost(classes, shots):
     """NLL of each target [IMAGES], nats."""
     bounds = [
         log_likelihood(model, guide, episode.memory, episode.x, num_samples=SAMPLES)
-        for episode in nested.episodes(classes, shots)
+        for episode in encoded(guide, nested.episodes(classes, shots))  # each entry once
     ]
     return -torch.cat(bounds)
 

@@ -20,6 +20,9 @@ MOST_ENTRIES = 80_000  # of the memories of one part
 class NestedEpisodes:
     """Fixed targets, each with a memory of its own of any number of classes and examples.
 
+    Where the memories have more entries in all than there are images, they are selected from one bank of all of
+    these, which `vma_pyro.evaluation.encoded` encodes once.
+
     In the workers of a `DataLoader` each has episodes of its own; together they have all targets once.
 
     Everything about target i depends on the seed and i alone, so that figures for different memories are paired by
