@@ -38,7 +38,6 @@ class _Counter(Messenger):
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.per_site: dict[str, float] = {}
         self._share = 1.0
 

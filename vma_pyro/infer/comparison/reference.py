@@ -170,7 +170,6 @@ class _OneValue(Messenger):
     """
 
     def __init__(self, values: dict[str, int], sizes: dict[str, int], earlier: dict[Any, Tensor]) -> None:
-        super().__init__()
         self.values, self.sizes, self.earlier = values, sizes, earlier
         self.before: tuple[tuple[str, int], ...] = ()
 

@@ -11,11 +11,11 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vma_pyro.infer.engine.messages import Message, check_no_own_mask, is_open
+from vma_pyro.infer.engine.messages import Message, check_finite_support, is_open
 
 
 class Defended(TorchDistribution):
-    """(1 - share) q + share * uniform, over the values that q does not rule out (a defensive mixture)."""
+    """A defensive mixture, (1 - share) q + share * uniform, over the values that q does not rule out."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     has_enumerate_support = True
@@ -44,7 +44,7 @@ class Defended(TorchDistribution):
         return torch.where(lucky, uniform, self.guide.sample())
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probability under the mixture."""
+        """Compute the log probability under the mixture."""
         log_q = self.guide.log_prob(value) + math.log(1 - self.share)
         possible = log_q > -math.inf
         log_uniform = math.log(self.share) - self.number.log().to(log_q.dtype)
@@ -56,15 +56,9 @@ class Defensive(Messenger):
     """Draw the discrete sites from `Defended`; a site without a finite support is refused."""
 
     def __init__(self, share: float) -> None:
-        super().__init__()
         self.share = share
 
     def _pyro_sample(self, msg: Message) -> None:
         if is_open(msg) and not msg["fn"].has_rsample:
-            if not msg["fn"].has_enumerate_support:
-                raise ValueError(
-                    f"site '{msg['name']}': expected a finite support for a defensive proposal, "
-                    f"got {type(msg['fn']).__name__}"
-                )
-            check_no_own_mask(msg)
+            check_finite_support(msg, " for a defensive proposal")
             msg["fn"] = Defended(msg["fn"], self.share)

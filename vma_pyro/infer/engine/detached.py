@@ -1,4 +1,4 @@
-"""Draws without a gradient through their values."""
+"""Drawing without a gradient through the values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DetachValues(Messenger):
 
 
 def _check_density(msg: Message) -> None:
-    """A point whose place is learned has no density that could learn it."""
+    """Refuse a point whose place is learned: it has no density that could learn it."""
     base = innermost(msg["fn"])
     if isinstance(base, Delta) and (base.v.requires_grad or base.log_density.requires_grad):
         raise ValueError(
@@ -33,16 +33,16 @@ def _check_density(msg: Message) -> None:
 
 
 def _forgotten(msg: Message, value: Tensor) -> Tensor:
-    """A drawn value that the distribution takes for any other.
+    """Copy a drawn value, so that the distribution takes it for any other.
 
-    A flow that remembers its draws (`cache_size`) hands back what it had without a gradient, and log q would have
-    none in its parameters: it has to go the way from the value to the noise again.
+    A flow that remembers its draws (`cache_size`) hands back the noise without a gradient, and log q would have
+    none in its parameters: it must go from the value to the noise again.
     """
     base = innermost(msg["fn"], through_transforms=False)
     if not hasattr(base, "transforms"):
         return value
     copied = value.clone()
-    if hasattr(value, "_unquantize"):  # a straight-through draw carries the soft one that its density is of
+    if hasattr(value, "_unquantize"):  # a straight-through draw carries the soft one, whose density counts
         copied._unquantize = value._unquantize.clone()  # type: ignore[attr-defined]
     try:
         with torch.no_grad():
@@ -52,4 +52,4 @@ def _forgotten(msg: Message, value: Tensor) -> Tensor:
             f"site '{msg['name']}': expected a density at any value where samples are held fixed, "
             f"got {type(base).__name__} with a transform that has no inverse"
         ) from error
-    return copied.clone() if not hasattr(value, "_unquantize") else copied
+    return copied if hasattr(value, "_unquantize") else copied.clone()

@@ -8,7 +8,7 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vma_pyro.infer.engine.messages import Message, check_no_own_mask, decide, is_open
+from vma_pyro.infer.engine.messages import Message, check_finite_support, decide, is_open
 
 Values = Callable[[Any], Tensor]  # from a distribution to some of its values
 
@@ -18,23 +18,17 @@ class EnumerateValues(Messenger):
 
     Args:
         site: its name.
-        values: from the site's distribution, with batch shape [K, plates], to values [S, *batch, *event], where
+        values: from the site's distribution, of batch shape [K, plates], to values [S, *batch, *event], where
             batch broadcasts to the distribution's.
         dims: number of dimensions right of the new one: plates, particles, and those of sites enumerated later.
     """
 
     def __init__(self, site: str, values: Values, dims: int) -> None:
-        super().__init__()
         self.site, self.values, self.dims = site, values, dims
 
     def _pyro_sample(self, msg: Message) -> None:
         if msg["name"] == self.site and is_open(msg):
-            if not getattr(msg["fn"], "has_enumerate_support", False):
-                raise ValueError(
-                    f"site '{self.site}': expected a finite support to choose values from, "
-                    f"got {type(msg['fn']).__name__}"
-                )
-            check_no_own_mask(msg)
+            check_finite_support(msg, " to choose values from")
             try:
                 value = self.values(msg["fn"])
             except NotImplementedError as error:  # a Binomial with a total count for each datapoint
@@ -49,5 +43,5 @@ class EnumerateValues(Messenger):
 
 
 def fixed(values: Tensor) -> Values:
-    """The same values [S] for every particle and datapoint."""
+    """Give every particle and datapoint the same values [S]."""
     return lambda fn: values

@@ -15,7 +15,7 @@ Message = Any  # what Pyro passes to handlers at a site
 
 
 def is_drawn(msg: Message) -> bool:
-    """Whether this site, after it has run, has a random value of its own."""
+    """Tell whether this site, after it has run, has a random value of its own."""
     return (
         not msg["is_observed"]
         and hasattr(msg["fn"], "batch_shape")
@@ -25,13 +25,22 @@ def is_drawn(msg: Message) -> bool:
 
 
 def is_open(msg: Message) -> bool:
-    """Whether this site still waits for a random value."""
+    """Tell whether this site still waits for a random value."""
     return not msg["done"] and msg["value"] is None and is_drawn(msg)
 
 
 def decide(msg: Message, value: Tensor) -> None:
     """Give the site its value; handlers further out and Pyro's own sampling then leave it."""
     msg["value"], msg["done"] = value, True
+
+
+def check_finite_support(msg: Message, purpose: str = "") -> None:
+    """Refuse a site whose values cannot be listed, or whose probabilities a mask of its own hides."""
+    if not getattr(msg["fn"], "has_enumerate_support", False):
+        raise ValueError(
+            f"site '{msg['name']}': expected a finite support{purpose}, got {type(msg['fn']).__name__}"
+        )
+    check_no_own_mask(msg)
 
 
 def check_no_own_mask(msg: Message) -> None:

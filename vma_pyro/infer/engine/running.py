@@ -1,4 +1,4 @@
-"""Running programs whose errors keep to one line, also under handlers that change the shapes of their sites."""
+"""Running programs; their errors keep to one line, also under handlers that change the shapes of sites."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from pyro import poutine
 
-from vma_pyro.infer.engine.plates import PARTICLES, PyroProgram
+from vma_pyro.infer.engine.plates import PARTICLES, PyroProgram, drawn_by
+from vma_pyro.infer.engine.programs import Programs
 
 SINGLE_VALUE = ("converted to Scalar", "Boolean value of Tensor with more than one value is ambiguous")
 
@@ -16,7 +17,7 @@ SINGLE_VALUE = ("converted to Scalar", "Boolean value of Tensor with more than o
 def run(
     program: PyroProgram, args: Sequence[Any], kwargs: Mapping[str, Any], *, enumerated: Collection[str] = ()
 ) -> poutine.Trace:
-    """The trace of a program, whose errors keep to their one line: Pyro adds the shapes of all its sites.
+    """Trace a program; its errors lose the shapes of all sites that Pyro adds to them.
 
     Args:
         program: a Pyro program.
@@ -36,8 +37,15 @@ def run(
         raise own from None
 
 
+def run_both(programs: Programs) -> tuple[poutine.Trace, poutine.Trace]:
+    """Trace the guide, and the model on what the guide has drawn."""
+    guide_trace = run(programs.guide, programs.args, programs.kwargs)
+    replayed = poutine.replay(programs.model, trace=drawn_by(guide_trace))
+    return guide_trace, run(replayed, programs.args, programs.kwargs)
+
+
 def _explained(told: str, enumerated: Collection[str]) -> str | None:
-    """One line for what our handlers bring about; None for a program's own errors."""
+    """Explain in one line what our handlers bring about; None for a program's own errors."""
     first = told.splitlines()[0] if told else ""
     if collision := re.match(r'at plates "(.*)" and "(.*)", collide at dim=-(\d+)', first):
         plates = [name for name in collision.groups()[:2] if name != PARTICLES]
@@ -62,14 +70,14 @@ def _explained(told: str, enumerated: Collection[str]) -> str | None:
 
 
 def is_about_shapes(line: str) -> bool:
-    """Whether an error is of the kind that a dimension more brings about."""
+    """Tell whether an error is of the kind that one more dimension brings about."""
     own = re.match(r"(site '.*'|[\w.]+): (expected|its)", line)  # one of ours, or of the program's own checks
     words = ("shape", "size", "dimension", "broadcast", "expand", "index", "same number of dims")
     return not own and any(word in line.lower() for word in words)
 
 
 class OneLine:
-    """Errors of Pyro and torch in one line; those of a program with what it is expected to take."""
+    """Shortens errors of Pyro and torch to one line, and adds what a program is expected to take."""
 
     def __init__(self, program: str = "", *, enumerated: bool = False) -> None:
         self.program, self.enumerated = program, enumerated

@@ -14,10 +14,10 @@ from vma_pyro.infer.engine.messages import Message, decide, is_open
 
 
 class CommonNoise(Messenger):
-    """All particles of a datapoint share the base noise of their reparameterised sites (common random numbers).
+    """Let all particles of a datapoint share the base noise of their reparameterised sites (common random numbers).
 
     Each particle keeps its own distribution, so the multi-sample bound stays a bound: E log mean w <= log E mean
-    w. Differences between the particles' weights then tell of their discrete sites, less of their noise.
+    w. The particles' weights then differ by their discrete sites, and less by their noise.
 
     Args:
         max_plate_nesting: number of plate dimensions; the particles are left of them.
@@ -27,7 +27,6 @@ class CommonNoise(Messenger):
     """
 
     def __init__(self, max_plate_nesting: int) -> None:
-        super().__init__()
         self.particle_dim = -max_plate_nesting - 1
         self.noise: dict[str, Tensor] = {}  # of the particles before, when they run one after the other
 
@@ -49,7 +48,7 @@ class CommonNoise(Messenger):
 
 
 def _base_noise(fn: Any, particle_dim: int) -> Tensor:
-    """A draw of the standardised distribution, the same for all particles and all values of enumerated sites."""
+    """Draw from the standardised distribution once for all particles and all values of enumerated sites."""
     with torch.no_grad():
         noise: Tensor = (fn.sample() - fn.loc) / fn.scale
     for dim in range(noise.dim() + particle_dim + 1):  # none for a single particle
@@ -58,7 +57,7 @@ def _base_noise(fn: Any, particle_dim: int) -> Tensor:
 
 
 class ShareDiscrete(Messenger):
-    """Consecutive particles, `group` at a time, share the values of the sites that are not reparameterised.
+    """Let consecutive particles, `group` at a time, share the values of the sites that are not reparameterised.
 
     Args:
         group: particles per value.
@@ -66,7 +65,6 @@ class ShareDiscrete(Messenger):
     """
 
     def __init__(self, group: int, max_plate_nesting: int) -> None:
-        super().__init__()
         self.group, self.particle_dim = group, -max_plate_nesting - 1
         self.values: dict[str, tuple[int, Tensor]] = {}  # when particles run one after the other: uses, value
 

@@ -1,7 +1,7 @@
-"""Whether Pyro's SVI trains the parameters whose gradients an objective has just found.
+"""A check that Pyro's SVI trains every parameter that has a gradient.
 
-SVI steps what makes param statements while the loss is computed, and nothing else: parameters that make none keep
-their values for ever, and the loss goes on looking like one.
+SVI steps only what makes param statements while the loss is computed: other parameters keep their values for ever,
+without a sign of it in the loss.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 
 def check_svi_trains(model: Any, guide: Any) -> None:
-    """Refuse to go on where the caller is SVI and would leave a parameter with a gradient as it is.
+    """Refuse a caller that is SVI and would not train a parameter that has a gradient.
 
     Raises:
         ValueError: it names the parameter, and the setting to change.
@@ -33,7 +33,7 @@ def check_svi_trains(model: Any, guide: Any) -> None:
 
 
 def _collected() -> set[int] | None:
-    """The parameters that a param-only trace around us has seen, by identity; None without one."""
+    """Collect the identities of the parameters that a param-only trace around us has seen; None without one."""
     for handler in _PYRO_STACK:
         if isinstance(handler, TraceMessenger) and handler.param_only:
             values: list[Any] = [site["value"] for site in handler.trace.nodes.values()]

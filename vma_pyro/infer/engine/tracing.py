@@ -1,4 +1,4 @@
-"""One run of a guide and of the model on its draws, and what the two traces must satisfy."""
+"""Running a guide and the model on its draws, and checking the two traces."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vma_pyro.infer.engine.checks import (
 from vma_pyro.infer.engine.enumeration import EnumerateValues
 from vma_pyro.infer.engine.gates import Gate, GateValues, set_gates
 from vma_pyro.infer.engine.masks import check_same_power
-from vma_pyro.infer.engine.options import Options
+from vma_pyro.infer.engine.options import SiteOptions
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.plates import Layout, Site, drawn_by, sample_sites
 from vma_pyro.infer.engine.programs import Handler, Programs
@@ -31,12 +31,12 @@ CheckGuide = Callable[[poutine.Trace, dict[str, Any]], None]  # its trace, and w
 
 
 class Traces(NamedTuple):
-    """One run of model and guide.
+    """Traces of one run of model and guide, with log probabilities.
 
     Attributes:
-        model, guide: with log probabilities.
+        model, guide: the traces without the sites of subsampling.
         subsamples: the sites that chose the elements of their plates.
-        gates: of the guide's reparameterised sites.
+        gates: gates of the guide's reparameterised sites.
         enumerated: sites whose values are enumerated, and their dimensions.
         layout: where tensors of sites have particles and datapoints.
     """
@@ -50,13 +50,13 @@ class Traces(NamedTuple):
 
 
 class Run(NamedTuple):
-    """How model and guide are run once, and what is asked of them; see `draw_particles`.
+    """Settings of one run of model and guide; see `draw_particles`.
 
     Attributes:
         layout: where tensors of sites are to have particles and datapoints.
         particles: K.
         in_plate: whether the particles are in a plate.
-        pathwise, handlers, linear, check_guide: those of `draw_particles`; `enumerated` are among the handlers.
+        pathwise, handlers, linear, check_guide: those of `draw`; `enumerated` are among the handlers.
     """
 
     layout: Layout
@@ -68,7 +68,7 @@ class Run(NamedTuple):
     check_guide: CheckGuide | None = None
 
     def trace(self, programs: Programs) -> Traces:
-        """Traces of the guide, and of the model replayed against it, with their log probabilities."""
+        """Trace the guide, and the model replayed against it."""
         enumerated = {h.site: -h.dims - 1 for h in self.handlers if isinstance(h, EnumerateValues)}
         gated = GateValues(self.pathwise or iwae, enumerated)
         args, kwargs = programs.args, programs.kwargs
@@ -78,7 +78,7 @@ class Run(NamedTuple):
         _check_enumerated(guide, enumerated)
         guide.compute_score_parts()
         gates = set_gates(guide, self.layout.of_program(guide) if latents(guide) else self.layout, gated)
-        asked = Options()
+        asked = SiteOptions()
         replayed = poutine.replay(asked(programs.model), trace=drawn_by(all_guide))
         all_model = run(replayed, args, kwargs, enumerated=enumerated)
         model = prune_subsample_sites(all_model)
@@ -110,13 +110,7 @@ class Run(NamedTuple):
 def check_shapes(
     sites: Iterable[Site], layout: Layout, particles: int, leading: Mapping[int, int], *, nesting: int
 ) -> None:
-    """Every dimension of every site is declared; see `check_dimensions`.
-
-    Args:
-        sites: with their log probabilities.
-        layout, particles, leading: those of `check_dimensions`.
-        nesting: number of plate dimensions, with the particles'.
-    """
+    """Refuse undeclared dimensions at any site; see `check_dimensions`. `nesting` counts the particles' plate."""
     for site in sites:
         check_dimensions(site, layout, particles, leading)
         if is_validation_enabled():
@@ -130,7 +124,7 @@ def _check_enumerated(guide: poutine.Trace, enumerated: Mapping[str, int]) -> No
 
 
 def _subsamples(*traces: poutine.Trace) -> poutine.Trace:
-    """The sites that chose the elements of their plates."""
+    """Copy the sites that chose the elements of their plates."""
     found = poutine.Trace()
     for trace in traces:
         for name, site in trace.nodes.items():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vma_pyro.infer.engine.checks import is_function_of
 from vma_pyro.infer.engine.distributions import whole_support
-from vma_pyro.infer.engine.estimator import Estimate, Noise, PlateOptions
+from vma_pyro.infer.engine.estimator import Estimate, PlateOptions
 from vma_pyro.infer.engine.messages import is_drawn, is_open
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import normalised, weighted
@@ -29,8 +29,8 @@ class DistinctELBO(SubsetELBO):
 
     The bracket is an unbiased estimate of p(x), so L is a bound; no run of the model is spent on a repeated
     value, and at k = |support| it is `ExactELBO`. The score part is that of s' alone, with the bound without s'
-    as baseline. C is held fixed in the gradient: where q(s) depends on a continuous latent, C changes with it, and
-    the gradient has a part on the boundary that is not estimated. Such a site is refused.
+    as baseline. A site whose q(s) depends on a continuous latent is refused: C changes with the latent, which adds
+    a part to the gradient that is not estimated.
 
     The bound depends on q(s) only through the choice of values, so its gradient trains the guide little. With
     `guide_follows="posterior"` the score part is that of wake-phi (Bornschein & Bengio 2015) on the same runs
@@ -54,10 +54,9 @@ class DistinctELBO(SubsetELBO):
         *,
         site: str = "address",
         guide_follows: str = "bound",
-        noise: Noise = "independent",
         **plates: Unpack[PlateOptions],
     ) -> None:
-        super().__init__(num_particles, site=site, noise=noise, **plates)
+        super().__init__(num_particles, site=site, **plates)
         if guide_follows not in ("bound", "posterior"):
             raise ValueError(f"guide_follows: expected 'bound' or 'posterior', got {guide_follows!r}")
         self.guide_follows = guide_follows
@@ -98,7 +97,7 @@ class DistinctELBO(SubsetELBO):
         v: Float[Tensor, "k B"],
         live: Tensor,
     ) -> Tensor:
-        """The score part of s', whose log probability outside C is log_q; -v is its derivative in the bracket."""
+        """Compute the score part of s', whose log probability outside C is log_q; -v is its derivative in L."""
         without = terms[:-1].logsumexp(0)
         coefficient = bound - torch.where(without == -math.inf, 0.0, without) - v[-1]
         coefficient = torch.where(live & (bound > -math.inf), coefficient, 0.0)
@@ -106,10 +105,9 @@ class DistinctELBO(SubsetELBO):
 
 
 class _DependsOnNothing(Messenger):
-    """Refuses a site whose distribution depends on a continuous latent drawn before it."""
+    """Refuse a site whose distribution depends on a continuous latent drawn before it."""
 
     def __init__(self, site: str) -> None:
-        super().__init__()
         self.site = site
         self.before: dict[str, Tensor] = {}
 

@@ -12,13 +12,13 @@ from vma_pyro.infer.engine.distributions import whole_support
 
 
 class DistinctDraw:
-    """Distinct values of one site, and what the estimators need to know of those that were not drawn."""
+    """Draws distinct values of one site, and remembers the probability of those that were not drawn."""
 
     def __init__(self, site: str, k: int) -> None:
         self.site, self.k = site, k
 
     def without_replacement(self, fn: Any) -> Tensor:
-        """k values drawn one after the other, [k, *batch, *event]."""
+        """Draw k values one after the other, [k, *batch, *event]."""
         with torch.no_grad():
             log_probs = self._log_probs(fn)
             values = draw_distinct(log_probs, self.k)
@@ -26,7 +26,7 @@ class DistinctDraw:
         return _at(fn, values)
 
     def top_and_one(self, fn: Any) -> Tensor:
-        """The k - 1 most probable values, and one drawn from the others, [k, *batch, *event]."""
+        """Take the k - 1 most probable values, and draw one from the others, [k, *batch, *event]."""
         log_probs = self._log_probs(fn)
         with torch.no_grad():
             top = log_probs.topk(self.k - 1, dim=-1).indices.movedim(-1, 0)
@@ -42,7 +42,7 @@ class DistinctDraw:
         return _at(fn, values)
 
     def _log_probs(self, fn: Any) -> Float[Tensor, "*B S"]:
-        """log q of the whole support, normalised."""
+        """Compute log q of the whole support, normalised."""
         support = whole_support(fn)
         if len(support) < self.k:
             raise ValueError(
@@ -53,18 +53,18 @@ class DistinctDraw:
 
 
 def _at(fn: Any, index: Tensor) -> Tensor:
-    """Values of the support at positions [k, *batch]."""
+    """Look up the values of the support at positions [k, *batch]."""
     support = whole_support(fn)
     return support.reshape(len(support), *fn.event_shape)[index]
 
 
 def draw_distinct(log_probs: Float[Tensor, "*B S"], k: int) -> Int[Tensor, " k *B"]:
-    """k distinct values by the Gumbel top-k trick (Kool et al. 2019), in the order in which they are drawn."""
+    """Draw k distinct values by the Gumbel top-k trick (Kool et al. 2019), and keep their order."""
     gumbel = -torch.empty_like(log_probs).exponential_().log()
     return (log_probs + gumbel).topk(k, dim=-1).indices.movedim(-1, 0)
 
 
 def left_over(log_probs: Float[Tensor, "*B S"], values: Int[Tensor, " k *B"]) -> Float[Tensor, " *B"]:
-    """log of the probability outside a set, without cancellation."""
+    """Compute the log probability outside a set, without cancellation."""
     taken = torch.zeros_like(log_probs, dtype=torch.bool).scatter(-1, values.movedim(0, -1), True)
     return log_probs.masked_fill(taken, -torch.inf).logsumexp(-1)

@@ -1,4 +1,4 @@
-"""Traces of the programs for Pyro's own estimators, which refuse what would give a wrong value in silence."""
+"""Traces of the programs for Pyro's own estimators, checked for what would silently give a wrong value."""
 
 from __future__ import annotations
 
@@ -15,23 +15,18 @@ from torch import Tensor
 
 from vma_pyro.infer.engine.checks import check_dimensions, check_nesting, check_no_enumeration, check_same_latents
 from vma_pyro.infer.engine.masks import check_same_power, without_mask
-from vma_pyro.infer.engine.options import Options, check_options
+from vma_pyro.infer.engine.options import SiteOptions, check_site_options
 from vma_pyro.infer.engine.plates import Layout, Site, sample_sites
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.running import OneLine, run
 
 UNKNOWN_NESTING = 1_000  # more than any program has
 
-Traces = tuple[poutine.Trace, poutine.Trace]  # of the model, of the guide
+TracePair = tuple[poutine.Trace, poutine.Trace]  # of the model, of the guide
 
 
-def importance_traces(
-    programs: Programs,
-    *,
-    nesting: float | int,
-    enumerated: bool = False,
-) -> Traces:
-    """Traces of the model, run against the guide, and of the guide, with log probabilities and score parts.
+def importance_traces(programs: Programs, *, nesting: float | int, enumerated: bool = False) -> TracePair:
+    """Trace the guide and the model run against it, with log probabilities and score parts.
 
     Args:
         programs: the programs, and their arguments.
@@ -46,7 +41,7 @@ def importance_traces(
     guide, args, kwargs = programs.guide, programs.args, programs.kwargs
     if isinstance(poutine.unwrap(guide), Messenger):
         raise ValueError(f"guide: expected a program, got the handler {type(poutine.unwrap(guide)).__name__}")
-    asked = Options()
+    asked = SiteOptions()
     with OneLine("guide", enumerated=enumerated):
         full = run(guide, args, kwargs)
     drawn = full.copy()
@@ -80,7 +75,7 @@ def _check(
     nesting: float | int,
     enumerated: bool,
 ) -> None:
-    """What the other estimators refuse as well."""
+    """Refuse what the other estimators refuse as well."""
     options, latent = guide_trace, model_trace
     if enumerated:
         latent = model_trace.copy()
@@ -94,7 +89,7 @@ def _check(
             infer = {key: value for key, value in site["infer"].items() if key != "baseline"}
             options.add_node(site["name"], **{**site, "infer": infer})
     what = "EnumeratedELBO" if enumerated else "GraphELBO"
-    check_options(options, model_options, baselines=False, rules=False, what=what)
+    check_site_options(options, model_options, baselines=False, rules=False, what=what)
     check_same_latents(latent, guide_trace)
     check_same_power(model_trace, guide_trace)
     for trace in (model_trace, guide_trace):
@@ -102,10 +97,7 @@ def _check(
 
 
 def _score(site: Site) -> Any:
-    """The score of the distribution that was drawn from: under masks and `to_event`, where Pyro loses it.
-
-    A value that was given has none, though Pyro finds one.
-    """
+    """Compute the score under masks and `to_event`, where Pyro loses it; a given value has none, unlike in Pyro."""
     if site["is_observed"] and not isinstance(site["fn"], Unit):
         return 0
     fn, inner = without_mask(site["fn"]), 0

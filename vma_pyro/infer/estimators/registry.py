@@ -94,7 +94,7 @@ def make(
     max_plate_nesting: int | None = 1,
     batch_plates: Sequence[str] = ("data",),
 ) -> Any:
-    """A new objective of `ESTIMATORS`.
+    """Make a new objective of `ESTIMATORS`.
 
     Args:
         name: its name.

@@ -44,5 +44,5 @@ class RLOO(Estimator):
 
 
 def mean_of_others(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
-    """1/(K-1) sum over l != k of log w_l."""
+    """Compute 1/(K-1) sum over l != k of log w_l."""
     return leave_one_out_sum(log_weights) / (len(log_weights) - 1)

@@ -1,4 +1,4 @@
-"""Common ground of the objectives that take all values of a discrete site, or some distinct ones."""
+"""The base of objectives that take all values of a discrete site, or some distinct ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vma_pyro.infer.engine.enumeration import EnumerateValues, Values
-from vma_pyro.infer.engine.estimator import Estimator, Noise, PlateOptions
+from vma_pyro.infer.engine.estimator import Estimator, PlateOptions
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.programs import Handler, Programs
 
@@ -28,15 +28,14 @@ class SubsetELBO(Estimator):
         noise, batch_plates, max_plate_nesting, retain_graph: see `Estimator`.
     """
 
-    def __init__(
-        self,
-        num_particles: int = 1,
-        *,
-        site: str = "address",
-        noise: Noise = "independent",
-        **plates: Unpack[PlateOptions],
-    ) -> None:
-        super().__init__(num_particles, noise=noise, **plates)
+    most_particles = math.inf
+
+    def __init__(self, num_particles: int = 2, *, site: str = "address", **plates: Unpack[PlateOptions]) -> None:
+        super().__init__(num_particles, **plates)
+        if num_particles > self.most_particles:
+            raise ValueError(
+                f"num_particles: expected at most {self.most_particles} values in a set, got {num_particles}"
+            )
         if not self.vectorize_particles:
             raise ValueError(f"vectorize_particles: expected True for {type(self).__name__}, got False")
         self.site = site
@@ -48,7 +47,7 @@ class SubsetELBO(Estimator):
         num_particles: int = 1,
         handlers: Sequence[Handler] = (),
     ) -> Particles:
-        """Particles with log q(values) w, [*S, K, B]; refuses other sites that are not reparameterised."""
+        """Draw particles with log q(values) w, [*S, K, B]; refuse other sites that are not reparameterised."""
         nesting = self._nesting(programs)
         enumerated = [
             EnumerateValues(name, of_site, nesting + 1 + position)
@@ -64,7 +63,7 @@ class SubsetELBO(Estimator):
 
 
 def log_q_and_f(particles: Particles) -> tuple[Float[Tensor, "k B"], Float[Tensor, "k B"]]:
-    """log q of the values and log w, [k, B]; both 0 for a value of probability zero, which counts nothing."""
+    """Compute log q of the values and log w, [k, B]; both are 0 for a value of probability zero."""
     log_q, joint = particles.log_q_enumerated[:, 0], particles.log_weights[:, 0]
     possible = log_q > -math.inf
     log_q = torch.where(possible, log_q, 0.0)

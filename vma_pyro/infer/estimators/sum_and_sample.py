@@ -40,7 +40,7 @@ class SumAndSampleELBO(SubsetELBO):
             log_weights = particles.log_q_enumerated[:, 0].clone()
             log_weights[-1] = particles.at_datapoints(draw.log_outside)  # one value stands for all outside the top
             weights = torch.where(particles.live[:, 0], log_weights.exp(), 0.0)
-            # What every value's f is compared with: the mean over the top, which does not depend on the sample.
+            # Every f is compared with the mean over the top, which does not depend on the sample.
             baseline = (log_weights[:-1].softmax(0) * f[:-1]).sum(0)
         # The 1 cancels the derivative of -log q(s) inside f.
         signal = finite(f.detach() - baseline)

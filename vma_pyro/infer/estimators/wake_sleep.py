@@ -31,17 +31,17 @@ class WakeWake(Estimator):
         v_k = \frac{w_k}{\sum_l w_l}
 
     (Bornschein & Bengio 2015, equations 10 and 13; Le et al. 2018.) The model ascends the K-sample bound; the
-    guide descends KL(p(h|x) || q(h|x)), estimated with self-normalised weights. Biased for both: there is no
-    single objective, and the guide's gradient is a ratio of averages. The weights are of one datapoint each
-    (Pyro's `ReweightedWakeSleep` sums over the minibatch first).
+    guide descends KL(p(h|x) || q(h|x)), estimated with self-normalised weights. There is no single objective, and
+    the guide's gradient, a ratio of averages, is biased. Each datapoint has weights of its own (Pyro's
+    `ReweightedWakeSleep` sums over the minibatch first).
 
     Args:
         num_particles: K, at least 2.
-        centred: subtract 1/K, which has no expectation and takes much of the variance out.
+        centred: subtract 1/K, which changes no expectation and takes out much of the variance.
         insomnia: share of the wake update in the guide's gradient; the rest is sleep: E_p grad log q(h | x') on
             dreamed data x' (Hinton et al. 1995). Default 1: no sleep. 0 is wake-sleep.
-        dreams: for sleep, name of each observed site to the name of the programs' argument that holds its data; by
-            default the same name.
+        dreams: for sleep, the programs' argument that holds the data of each observed site; by default that of the
+            site's name.
         defensive: share of a uniform distribution in the proposal of each discrete site with finite support (Le et
             al. 2018, section 4), so that no weight is unbounded. Default 0.
         batch_plates, max_plate_nesting, vectorize_particles, retain_graph: see `Estimator`.
@@ -91,7 +91,7 @@ class WakeWake(Estimator):
         return Estimate(log_mean_exp(particles.log_weights).detach(), surrogate, particles.scale)
 
     def _sleep(self, programs: Programs, particles: Particles) -> torch.Tensor:
-        """log q [1, B] of what the model dreamed, given the dreamed data."""
+        """Let the model dream, and return log q [1, B] of its dream, given the dreamed data."""
         self._check_can_dream(particles.draws[0])
         with torch.no_grad():
             unconditioned = poutine.uncondition(programs.model)
@@ -116,7 +116,7 @@ class WakeWake(Estimator):
                 )
 
     def _dreamed_arguments(self, programs: Programs, dream: poutine.Trace) -> inspect.BoundArguments:
-        """The arguments of the programs, with dreamed data in the place of what was observed."""
+        """Put dreamed data in the place of observed data in the arguments of the programs."""
         bound = _signature(programs.model).bind(*programs.args, **programs.kwargs)
         for name in dream.stochastic_nodes:
             infer: Any = dream.nodes[name]["infer"]
@@ -132,7 +132,7 @@ class WakeWake(Estimator):
 
 
 def _given(guide_trace: poutine.Trace) -> list[str]:
-    """Names of the guide's sites whose values are not drawn."""
+    """Name the guide's sites whose values are not drawn."""
     return [s["name"] for s in sample_sites(guide_trace) if s["is_observed"] and not isinstance(s["fn"], Unit)]
 
 
