@@ -29,6 +29,7 @@ from vma_pyro.infer import (
     WakeWake,
 )
 from vma_pyro.infer.engine import pathwise
+from vma_pyro.infer.engine.estimator import Objective
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.estimators import baselines, distinct_values
 from vma_pyro.infer.estimators.k_sample_bound import KSampleBound
@@ -63,7 +64,13 @@ def test_every_estimator_is_registered():
     names = [m.name for m in pkgutil.walk_packages(vma_pyro.infer.__path__, "vma_pyro.infer.")]
     modules = [importlib.import_module(name) for name in names]
     kinds = {c for m in modules for _, c in inspect.getmembers(m, inspect.isclass) if c.__module__ == m.__name__}
-    objectives = {c for c in kinds if issubclass(c, ELBO)} - {Estimator, SubsetELBO, KSampleBound, PyroELBO}
+    objectives = {c for c in kinds if issubclass(c, ELBO)} - {
+        Objective,
+        Estimator,
+        SubsetELBO,
+        KSampleBound,
+        PyroELBO,
+    }
     # A critic needs a network, and is tested below; the reference is the judge.
     assert objectives - {CriticELBO, EnumeratedReference} == {type(elbo) for elbo in built}
     functions = {f for _, f in inspect.getmembers(baselines, inspect.isfunction) if hasattr(f, "min_particles")}

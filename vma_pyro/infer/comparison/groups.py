@@ -1,4 +1,4 @@
-"""The parameters of two programs, in groups by what they parameterise."""
+"""Groups of parameters of two programs, by what they parameterise."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def parameter_groups(
 
 
 def group_parameters(programs: Programs, **plates: Any) -> dict[str, list[Tensor]]:
-    """`parameter_groups` of programs with their arguments; the plates are those of `draw`."""
+    """Group the parameters of programs with their arguments; the plates are those of `draw`."""
     parameters = find_parameters(programs)
     programs = programs.prepared()
 
@@ -65,7 +65,7 @@ def group_parameters(programs: Programs, **plates: Any) -> dict[str, list[Tensor
 
 
 def find_parameters(programs: Programs) -> list[Tensor]:
-    """All parameters, once each: of modules, and of Pyro's parameter store as far as the programs use it."""
+    """Find all parameters once: of modules, and of Pyro's parameter store as far as the programs use it."""
     found: list[Tensor] = []
     for program in (programs.model, programs.guide):
         if isinstance(program, nn.Module):
@@ -82,7 +82,7 @@ def find_parameters(programs: Programs) -> list[Tensor]:
 
 
 def _reached(value: Tensor, parameters: Sequence[Tensor]) -> list[bool]:
-    """Which parameters a value depends on."""
+    """Tell on which parameters a value depends."""
     if not value.requires_grad or not parameters:
         return [False] * len(parameters)
     gradients = torch.autograd.grad(value, list(parameters), allow_unused=True, retain_graph=True)

@@ -20,8 +20,8 @@ class Subject:
     """Two programs and their data.
 
     Args:
-        programs: with their arguments, as they are given.
-        plates: whose elements are the datapoints; none: the whole program is one.
+        programs: the programs with their arguments, not prepared.
+        plates: plates whose elements are the datapoints; none: the whole program is one.
     """
 
     def __init__(self, programs: Programs, plates: Sequence[str]) -> None:
@@ -31,11 +31,11 @@ class Subject:
 
     @property
     def plate_options(self) -> dict[str, Any]:
-        """Arguments for an estimator of these programs."""
+        """The plates, as arguments for an estimator of these programs."""
         return {"batch_plates": self.plates, "max_plate_nesting": self.nesting}
 
     def groups(self) -> dict[str, list[Tensor]]:
-        """The parameters by what they parameterise."""
+        """Group the parameters by what they parameterise."""
         return group_parameters(self.programs, **self.plate_options)
 
     def measure(self, groups: Groups) -> None:
@@ -43,7 +43,7 @@ class Subject:
         self.parameters = [p for group in groups.values() for p in group]
 
     def sites(self) -> GuideSites:
-        """The guide's latent sites."""
+        """Find the guide's latent sites."""
         return find_sites(self.programs, self.plates)
 
     @functools.cached_property
@@ -52,18 +52,13 @@ class Subject:
         return self.weights(1).shape[1]
 
     def weights(self, num_particles: int, *, vectorize: bool = True) -> Tensor:
-        """log w [K, B]."""
+        """Draw log w [K, B]."""
+        options = {"num_particles": num_particles, "vectorize": vectorize, "pathwise": None, **self.plate_options}
         with torch.no_grad():
-            return draw(
-                self.programs.prepared(),
-                num_particles=num_particles,
-                vectorize=vectorize,
-                pathwise=None,
-                **self.plate_options,
-            ).log_weights
+            return draw(self.programs.prepared(), **options).log_weights
 
     def gradients(self, elbo: Any) -> list[Tensor]:
-        """One draw of the gradient in each of the parameters; zeros in those that the loss does not have."""
+        """Draw the gradient in each of the parameters; zeros in those that the loss does not have."""
         loss = self.programs.loss(elbo)
         found: Sequence[Tensor | None] = [None] * len(self.parameters)
         if loss.requires_grad:

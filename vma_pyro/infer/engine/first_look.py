@@ -65,7 +65,7 @@ def _is_recorded() -> bool:
 
 
 def _owner(program: PyroProgram) -> tuple[Any, tuple[Any, ...]]:
-    """Find what lives as long as a program, and what is around it: methods and handlers are made anew each time."""
+    """Find what lives as long as a program, and what is around it: methods and handlers are new each time."""
     if isinstance(program, types.MethodType):
         return program.__self__, (program.__func__.__qualname__,)
     inner, handlers = unwrapped(program)

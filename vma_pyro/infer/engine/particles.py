@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -97,12 +97,10 @@ class Particles(NamedTuple):
             gate.open(v.reshape(*v.shape[:-1], *self.batch_shape))
 
 
-PER_PARTICLE = "log_weights log_p log_q log_proposal log_q_reparameterised log_q_enumerated live".split()
-
-
 def concatenate(runs: Sequence[Particles]) -> Particles:
     """Join the particles of several runs on the same datapoints."""
-    tensors = {name: torch.cat([getattr(run, name) for run in runs], dim=-2) for name in PER_PARTICLE}
+    names = [name for name in Particles._fields if isinstance(getattr(runs[0], name), Tensor)]
+    tensors: dict[str, Any] = {name: torch.cat([getattr(run, name) for run in runs], dim=-2) for name in names}
     gates: list[SiteGate] = []
     start = 0
     for run in runs:

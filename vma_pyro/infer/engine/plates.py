@@ -89,7 +89,7 @@ class Layout:
         return kept.sum(rest) if rest else kept
 
     def any_per_datapoint(self, site: Site, values: Tensor | bool) -> Tensor | bool:
-        """Tell whether any of the site's values is true: a boolean, or one that broadcasts to [*leading, K, *batch]."""
+        """Tell whether any value of the site is true: a boolean, or what broadcasts to [*leading, K, *batch]."""
         if isinstance(values, bool):
             return values
         kept, rest = self._gathered(site, values)

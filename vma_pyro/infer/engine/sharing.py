@@ -14,7 +14,7 @@ from vma_pyro.infer.engine.messages import Message, decide, is_open
 
 
 class CommonNoise(Messenger):
-    """Let all particles of a datapoint share the base noise of their reparameterised sites (common random numbers).
+    """Let all particles of a datapoint share the base noise of reparameterised sites (common random numbers).
 
     Each particle keeps its own distribution, so the multi-sample bound stays a bound: E log mean w <= log E mean
     w. The particles' weights then differ by their discrete sites, and less by their noise.

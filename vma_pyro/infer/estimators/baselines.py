@@ -76,7 +76,7 @@ def loo(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
 class OVIS:
     r"""c_k = log 1/(K-1) S_-k - gamma v_k + (1 - gamma) log(1 - 1/K) (Lievin et al. 2020, section 4.2).
 
-    Gamma = 0 is `loo`, and unbiased. Gamma > 0 depends on particle k and is biased; with gamma = 1, the coefficient
+    Gamma = 0 is `loo`, and unbiased. Gamma > 0 depends on particle k and is biased; with gamma = 1 the coefficient
     near the posterior is that of wake-phi. It helps where the effective sample size is low.
 
     Args:

@@ -27,8 +27,7 @@ class CriticELBO(KSampleBound):
         \sum_k (L - c_k - \hat f(x, a_k)) \nabla \log q(a_k) + K \nabla \sum_a q(a) \hat f(x, a)
 
     The sum over all values needs the critic only, not the model. It is unbiased for every critic that does not
-    see the particles (Gu et al. 2016, MuProp; Tucker et al. 2017). The critic is trained to predict L - c_k, in the
-    mean square.
+    see the particles (Gu et al. 2016; Tucker et al. 2017). The critic learns to predict L - c_k, in mean square.
 
     Args:
         num_particles: K.

@@ -19,9 +19,9 @@ class ExactELBO(SubsetELBO):
     .. math::
         L = \log \frac1K \sum_k \sum_a \frac{p(x, z_{ka}, a)}{q(z_{ka} \mid x, a)}
 
-    (stratified importance weighting over a, Morningstar et al. 2021.) It takes |support| runs of the model for each
-    of the K particles, and is unbiased without any score. q(a|x) is not in it and learns nothing from it, unless a
-    is masked or scaled: pair it with another estimator of the guide's gradient, or use it to judge one.
+    (stratified importance weighting over a, Morningstar et al. 2021.) It takes |support| runs of the model for
+    each particle, and is unbiased without any score. q(a|x) is not in it and learns nothing from it, unless a is
+    masked or scaled: pair it with another estimator of the guide's gradient, or use it to judge one.
 
     Args:
         num_particles: K, draws of the reparameterised sites for each value.

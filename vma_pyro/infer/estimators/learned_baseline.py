@@ -14,8 +14,8 @@ from torch import Tensor, nn
 class LearnedBaseline(nn.Module, ABC):
     """A score baseline that sees the program's arguments; it is trained along with model and guide.
 
-    The objective trains it along (`elbo(model, guide).parameters()` has its parameters) to predict the bound, in the
-    mean square. One that a guide's site asks for with `infer={"estimator": ...}` must be a submodule of the guide.
+    It learns to predict the bound, in mean square: `elbo(model, guide).parameters()` has its parameters. One that
+    a guide's site asks for with `infer={"estimator": ...}` must be a submodule of the guide.
     """
 
     min_particles = 1

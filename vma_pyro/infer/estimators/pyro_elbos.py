@@ -81,8 +81,8 @@ class GraphELBO(PyroELBO, TraceGraph_ELBO):
     This departs from Pyro, which takes for C only the terms downstream of site s, and finds them by tensors that
     remember the sites they come from. Autograd functions (Beta, Dirichlet), assignments in place, `vmap`, `jit`,
     numpy, `.item()` and rejection samplers lose that memory, and the gradient is then silently wrong, up to its
-    sign. All terms of log w are right whatever the program does; those upstream have expectation zero and add noise.
-    Terms of other elements of a plate are left out, as a plate says that they do not depend on it.
+    sign. All terms of log w are right whatever the program does; those upstream only add noise. Terms of other
+    elements of a plate are left out, as a plate says that they do not depend on it.
 
     Raises:
         ValueError: what `importance_traces` refuses.

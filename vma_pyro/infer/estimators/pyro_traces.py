@@ -97,7 +97,7 @@ def _check(
 
 
 def _score(site: Site) -> Any:
-    """Compute the score under masks and `to_event`, where Pyro loses it; a given value has none, unlike in Pyro."""
+    """Compute the score, also under masks and `to_event`, where Pyro loses it; a given value has none."""
     if site["is_observed"] and not isinstance(site["fn"], Unit):
         return 0
     fn, inner = without_mask(site["fn"]), 0

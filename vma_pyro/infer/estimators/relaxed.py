@@ -29,9 +29,9 @@ class RelaxedELBO(Estimator):
     (Jang et al. 2017; Maddison et al. 2017), and its gradient through y. With `straight_through` the program sees
     the one-hot value of the largest weight, and the gradient of y.
 
-    **Biased, and no bound of log p(x)**: a program that reads softly is another program. The site's value becomes a
-    float tensor [..., S] instead of an integer [...], which the program must be able to read, as `Memory.read` is.
-    That of a `OneHotCategorical` keeps its shape.
+    **Biased, and no bound of log p(x)**: a program that reads softly is another program. The site's value becomes
+    a float tensor [..., S] instead of an integer [...], which the program must be able to read, as `Memory.read`
+    is. That of a `OneHotCategorical` keeps its shape.
 
     Args:
         num_particles: K.

@@ -27,9 +27,9 @@ class ResampledELBO(KSampleBound):
         k^* \sim \mathrm{Categorical}(v), \qquad v_k = \frac{w_k}{\sum_l w_l}
 
     (Burda et al. 2016, section 3, for the second term.) The model runs on all K particles without a graph, for the
-    bound, the coefficients of the scores, and v. Then it runs once more, on particle k* of each datapoint. Given the
-    particles, the mean over k* is the gradient of `MultiSampleELBO`; under `dreg` the path through z_k* is weighted
-    with v_k* where that has v_k^2.
+    bound, the coefficients of the scores, and v; then once more, on particle k* of each datapoint. Given the
+    particles, the mean over k* is the gradient of `MultiSampleELBO`; under `dreg` the weight of the path through
+    z_k* is v_k* where that has v_k^2.
 
     A backward pass takes twice the operations of a forward pass, so that this costs K/3 + 1 full passes instead of
     K. Where few particles carry the weight, little is lost by the draw. Randomness of the model's own, such as

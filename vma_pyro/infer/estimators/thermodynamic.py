@@ -23,8 +23,8 @@ class ThermodynamicELBO(Estimator):
 
     (Masrani et al. 2019, equations 5 and 6.) Expectations are self-normalised importance averages with weights
     w^beta, and the gradient of each is E[grad log w] + Cov[grad log (p^beta q^(1-beta)), log w] (equation 9), with
-    all sampled values held fixed: discrete and continuous sites are treated alike. It is biased, as the averages are
-    ratios. Scales and masks of single sites enter the path: q is taken to the power with which it stands in w.
+    all sampled values held fixed: discrete and continuous sites are treated alike. The averages are ratios, and so
+    biased. Scales and masks of single sites enter the path: q is taken to the power with which it stands in w.
 
     Args:
         num_particles: K, at least 2.

@@ -1,7 +1,7 @@
 r"""The single-sample bound from a set of distinct values.
 
-Draw k values without replacement from q, and forget the order: a set U. Below, m(T) is the probability that is left
-once the values in T are taken, and
+Draw k values without replacement from q, and forget the order: a set U. Below, m(T) is the probability left once
+the values in T are taken, and
 
     F(T) = sum over s in U minus T of q_s / m(T) F(T + s),        F(U) = 1,
 
@@ -84,7 +84,7 @@ class SetRatios:
             self.log_f[subset] = torch.where(left, torch.stack(terms).logsumexp(0) - masses[subset], 0.0)
 
     def _masses(self, log_rest: Tensor) -> list[Tensor]:
-        """Compute log m of every subset by adding what is left: 1 - sum would cancel where q is nearly one value."""
+        """Compute log m of every subset by adding what is left: 1 - sum would cancel."""
         masses = [log_rest] * (1 << self.k)
         for subset in range((1 << self.k) - 2, -1, -1):
             s = (~subset & (subset + 1)).bit_length() - 1  # the lowest value that is not taken
