@@ -116,10 +116,8 @@ def choose_estimators(
         try:
             # Whatever a program does not support shows in one draw.
             elbo = build(name, max(2, config.evaluations))
-            evaluations_of(elbo, model, guide, args, batch_plates=config.batch_plates)
-            found |= matched(
-                [name], build, config.evaluations, model, guide, args, batch_plates=config.batch_plates
-            )
+            evaluations_of(elbo, model, guide, args)
+            found |= matched([name], build, config.evaluations, model, guide, args)
         except (ValueError, RuntimeError, NotImplementedError, IndexError, TypeError) as error:
             left_out[name] = str(error).splitlines()[0]
     if not found:

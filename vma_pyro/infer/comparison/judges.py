@@ -12,6 +12,7 @@ from vma_pyro.infer.comparison.reference import SUMMED, EnumeratedReference
 from vma_pyro.infer.comparison.subject import Subject
 from vma_pyro.infer.engine.estimator import Estimator
 from vma_pyro.infer.engine.pathwise import iwae
+from vma_pyro.infer.engine.running import PROGRAM_ERRORS
 from vma_pyro.infer.estimators.baselines import baseline_name, loo, reinforce, vimco
 from vma_pyro.infer.estimators.k_sample_bound import KSampleBound
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
@@ -19,7 +20,6 @@ from vma_pyro.infer.estimators.rloo import RLOO
 
 MOST_RUNS = 20_000  # of the programs, where each value takes one
 ASKED = ("enumeration", "long run")
-REFUSALS = (ValueError, RuntimeError, NotImplementedError, IndexError, TypeError)
 
 
 class Judge(NamedTuple):
@@ -61,11 +61,7 @@ class Judges:
         self._known: dict[Any, Judge] = {}
 
     def find(self, elbo: Any) -> Judge:
-        """Find the judge of one estimator.
-
-        Raises:
-            ValueError: the reference that was asked for cannot be had.
-        """
+        """Find the judge of one estimator; refuse a reference that was asked for and cannot be had."""
         if isinstance(self.asked, ELBO):
             judge = Judge(self.asked, f"a long run of {_describe(self.asked)}", objective_of(self.asked))
             if reason := self._refused(judge):
@@ -108,8 +104,8 @@ class Judges:
         try:
             outcomes = K if objective.startswith("iwae") else 1
             why_not = self.sites.why_not_enumerated(outcomes, self.subject.datapoints)
-        except REFUSALS as error:
-            why_not = one_line(error)
+        except PROGRAM_ERRORS as error:
+            why_not = first_line(error)
         if why_not:
             reasons.append(why_not)
             return
@@ -157,8 +153,8 @@ class Judges:
         try:
             with torch.random.fork_rng():
                 gradients = self.subject.gradients(judge.elbo)
-        except REFUSALS as error:
-            return one_line(error)
+        except PROGRAM_ERRORS as error:
+            return first_line(error)
         return "" if all(g.isfinite().all() for g in gradients) else "a gradient that is not finite"
 
 
@@ -173,7 +169,7 @@ def objective_of(elbo: Any) -> str:
     return getattr(elbo, "objective", "elbo")
 
 
-def one_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Take the first line of an error."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from vma_pyro.infer.comparison.evaluations import count_evaluations
 from vma_pyro.infer.comparison.groups import Groups
-from vma_pyro.infer.comparison.judges import REFUSALS, Judge, Judges, objective_of
+from vma_pyro.infer.comparison.judges import Judge, Judges, objective_of
 from vma_pyro.infer.comparison.moments import Moments
 from vma_pyro.infer.comparison.subject import Subject
 from vma_pyro.infer.comparison.table import Row
 from vma_pyro.infer.engine.estimator import Estimator
+from vma_pyro.infer.engine.running import PROGRAM_ERRORS
 from vma_pyro.infer.engine.weights import effective_samples
 
 RANDOM_DIRECTIONS = 16
@@ -148,7 +149,7 @@ class Measurement:
                 draws = range(min(self.draws, WEIGHT_DRAWS))
                 found = [effective_samples(self.subject.weights(K, vectorize=vectorize)) for _ in draws]
                 self._effective[key] = torch.stack(found).nanmean().item()
-            except REFUSALS:  # programs that only Pyro's own can run
+            except PROGRAM_ERRORS:  # programs that only Pyro's own can run
                 self._effective[key] = math.nan
         return self._effective[key]
 

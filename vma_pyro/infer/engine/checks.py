@@ -7,13 +7,12 @@ from contextlib import suppress
 
 import torch
 from pyro import poutine
-from pyro.distributions import Unit
 from pyro.distributions.util import is_identically_zero
 
 from vma_pyro.infer.engine.distributions import is_point
 from vma_pyro.infer.engine.masks import has_same_power, score_of
 from vma_pyro.infer.engine.pathwise import PathwiseRule
-from vma_pyro.infer.engine.plates import PARTICLES, Layout, Site, sample_sites
+from vma_pyro.infer.engine.plates import PARTICLES, Layout, Site, is_given, sample_sites
 
 
 def latents(trace: poutine.Trace) -> set[str]:
@@ -38,7 +37,7 @@ def check_same_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -
     """
     in_model, in_guide = latents(model_trace), latents(guide_trace)
     for site in sample_sites(guide_trace):
-        if site["is_observed"] and not isinstance(site["fn"], Unit):
+        if is_given(site):
             _check_given(site, model_trace)
     for name in sorted(in_model - in_guide):
         raise ValueError(f"site '{name}': expected in the guide as in the model, guide has {sorted(in_guide)}")

@@ -24,6 +24,7 @@ from vma_pyro.infer.engine.sharing import CommonNoise
 from vma_pyro.infer.engine.svi import check_svi_trains
 
 Noise = str  # "independent" or "common"
+Scalar = Float[Tensor, ""]
 
 
 class PlateOptions(TypedDict, total=False):
@@ -52,7 +53,7 @@ class Estimate(NamedTuple):
     """
 
     value: Float[Tensor, " B"]
-    surrogate: Float[Tensor, ""]
+    surrogate: Scalar
     scale: float
 
 
@@ -72,9 +73,7 @@ class Objective(ELBO):
     min_particles: int = 1
 
     @abstractmethod
-    def differentiable_loss(
-        self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any
-    ) -> Float[Tensor, ""]:
+    def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Scalar:
         """Minus the objective in nats, summed over datapoints; its gradient is the estimator's."""
 
     def loss_and_grads(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
@@ -164,9 +163,7 @@ class Estimator(Objective):
             module.add_module(name, part)
         return module
 
-    def differentiable_loss(
-        self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any
-    ) -> Float[Tensor, ""]:
+    def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Scalar:
         """Minus the objective in nats, summed over datapoints; its gradient is the estimator's."""
         value, surrogate, scale = self._checked_estimate(Programs(model, guide, args, kwargs).prepared())
         # The surrogate has a gradient but no value: the loss stays the objective.
@@ -206,7 +203,9 @@ class Estimator(Objective):
         nesting = self._nesting(programs) if nesting is None else nesting
         if self.noise == "common":
             handlers = [CommonNoise(nesting), *handlers]
-        knows = {"baselines": self._knows_baselines, "rules": self._knows_rules}
+        check = functools.partial(
+            check_site_options, baselines=self._knows_baselines, rules=self._knows_rules, what=type(self).__name__
+        )
         return draw(
             programs,
             num_particles=num_particles,
@@ -215,7 +214,7 @@ class Estimator(Objective):
             vectorize=self.vectorize_particles,
             handlers=handlers,
             linear=self.objective == "elbo",
-            check_guide=functools.partial(check_site_options, **knows, what=type(self).__name__),
+            check_guide=check,
             **options,
         )
 

@@ -32,11 +32,7 @@ class FirstLook:
 
     @torch.compiler.disable
     def check(self, programs: Programs, nesting: int) -> None:
-        """Run both once, and leave no trace behind.
-
-        Raises:
-            ValueError: a dimension that no plate declares; it names the site.
-        """
+        """Run both once, leave no trace behind, and refuse a dimension that no plate declares."""
         if _is_recorded():  # what is recorded is run as well, and looked at then
             return
         owner, how = _owner(programs.model)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 from pyro import poutine
+from pyro.distributions import Unit
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -26,6 +27,11 @@ def sample_sites(trace: poutine.Trace) -> Iterable[Site]:
     for site in nodes:
         if site["type"] == "sample" and not site["infer"].get("_deterministic"):
             yield site
+
+
+def is_given(site: Site) -> bool:
+    """Tell whether a site's value is data; a `pyro.factor` is observed as well, but has no value."""
+    return site["is_observed"] and not isinstance(site["fn"], Unit)
 
 
 def drawn_by(guide_trace: poutine.Trace) -> poutine.Trace:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pyro import poutine
@@ -11,6 +12,7 @@ from pyro import poutine
 from vma_pyro.infer.engine.plates import PARTICLES, PyroProgram, drawn_by
 from vma_pyro.infer.engine.programs import Programs
 
+PROGRAM_ERRORS = (ValueError, RuntimeError, IndexError, TypeError, NotImplementedError)
 SINGLE_VALUE = ("converted to Scalar", "Boolean value of Tensor with more than one value is ambiguous")
 
 
@@ -26,7 +28,7 @@ def run(
     """
     try:
         return poutine.trace(program).get_trace(*args, **kwargs)
-    except (ValueError, RuntimeError, IndexError, TypeError, NotImplementedError) as error:
+    except PROGRAM_ERRORS as error:
         cause = error.__cause__
         own = cause if type(cause) is type(error) and str(error).startswith(str(cause)) else error
         explained = _explained(str(own), enumerated)
@@ -76,32 +78,26 @@ def is_about_shapes(line: str) -> bool:
     return not own and any(word in line.lower() for word in words)
 
 
-class OneLine:
-    """Shortens errors of Pyro and torch to one line, and adds what a program is expected to take."""
-
-    def __init__(self, program: str = "", *, enumerated: bool = False) -> None:
-        self.program, self.enumerated = program, enumerated
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if not isinstance(error, ValueError | RuntimeError | NotImplementedError | IndexError | TypeError):
-            return
+@contextmanager
+def one_line(program: str = "", *, enumerated: bool = False) -> Iterator[None]:
+    """Shorten errors of Pyro and torch to one line, and add what a program is expected to take."""
+    try:
+        yield
+    except PROGRAM_ERRORS as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         text = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])
         is_single = text.startswith("vectorize_particles")  # of a program that looks at single values
-        if isinstance(error, ValueError) and not (self.enumerated and is_single):
+        if isinstance(error, ValueError) and not (enumerated and is_single):
             if len(lines) == 1:
-                return
+                raise
             raise ValueError(text) from error
-        if not self.program:
+        if not program:
             raise ValueError(text) from error
         if not (is_single or isinstance(error, NotImplementedError) or is_about_shapes(lines[0])):
-            return  # the program's own
-        what = "all values of its discrete sites" if self.enumerated else "all particles"
+            raise  # the program's own
+        what = "all values of its discrete sites" if enumerated else "all particles"
         cause = error.__cause__ if is_single and error.__cause__ is not None else error
         raise ValueError(
-            f"{self.program}: expected to take {what} at once, in a new dimension on the left, got "
+            f"{program}: expected to take {what} at once, in a new dimension on the left, got "
             f"{type(cause).__name__}: {str(cause).splitlines()[0]}"
         ) from error

@@ -17,13 +17,11 @@ class CommonNoise(Messenger):
     """Let all particles of a datapoint share the base noise of reparameterised sites (common random numbers).
 
     Each particle keeps its own distribution, so the multi-sample bound stays a bound: E log mean w <= log E mean
-    w. The particles' weights then differ by their discrete sites, and less by their noise.
+    w. The particles' weights then differ by their discrete sites, and less by their noise. A reparameterised site
+    must be of a location-scale family.
 
     Args:
         max_plate_nesting: number of plate dimensions; the particles are left of them.
-
-    Raises:
-        ValueError: a reparameterised site of another kind than a location-scale family.
     """
 
     def __init__(self, max_plate_nesting: int) -> None:

@@ -16,11 +16,7 @@ from torch import nn
 
 
 def check_svi_trains(model: Any, guide: Any) -> None:
-    """Refuse a caller that is SVI and would not train a parameter that has a gradient.
-
-    Raises:
-        ValueError: it names the parameter, and the setting to change.
-    """
+    """Refuse a caller that is SVI and would not train a parameter that has a gradient."""
     seen = _collected()
     if seen is None:
         return

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float
 from pyro import poutine
-from pyro.distributions import Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
@@ -22,7 +21,7 @@ from vma_pyro.infer.engine.defensive import Defended
 from vma_pyro.infer.engine.gates import power_of
 from vma_pyro.infer.engine.masks import mask_of, score_of
 from vma_pyro.infer.engine.particles import Particles, SiteGate, SiteScore
-from vma_pyro.infer.engine.plates import Layout, Site, sample_sites
+from vma_pyro.infer.engine.plates import Layout, Site, is_given, sample_sites
 from vma_pyro.infer.engine.tracing import Traces
 
 Sum = Tensor | float  # [*S, K, *batch], or 0 where there is nothing to sum
@@ -74,7 +73,7 @@ def sum_guide(trace: poutine.Trace, sites: Sites, enumerated: Collection[str] = 
     """Sum over the sites that the guide draws; where a value is given nothing was drawn."""
     sums, layout = GuideSums(), sites.layout
     for site in sample_sites(trace):
-        if site["is_observed"] and not isinstance(site["fn"], Unit):
+        if is_given(site):
             continue
         log_prob = sites.log_prob(site)
         if site["name"] in enumerated:

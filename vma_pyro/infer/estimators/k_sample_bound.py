@@ -15,7 +15,7 @@ from vma_pyro.infer.engine.particles import Particles, SiteScore
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.sharing import ShareDiscrete
-from vma_pyro.infer.engine.weights import log_mean_exp, normalised, weighted
+from vma_pyro.infer.engine.weights import finite, log_mean_exp, normalised, weighted
 from vma_pyro.infer.estimators.baselines import ScoreBaseline, baseline_name, vimco
 from vma_pyro.infer.estimators.learned_baseline import LearnedBaseline
 
@@ -116,7 +116,7 @@ class KSampleBound(Estimator):
             if id(baseline) not in baselines:
                 c = baselines[id(baseline)] = self._baseline(baseline, score.name, grouped, programs)
                 if c.requires_grad:  # it is trained to predict the bound
-                    surrogate = surrogate - _finite_square(bound - c).sum()
+                    surrogate = surrogate - (finite(bound - c) ** 2).sum()
             log_q = _first_of_groups(score, self.draws_per_score)[: self.num_particles]
             coefficient = learning_signal(bound, baselines[id(baseline)].detach())
             surrogate = surrogate + site_surrogate(score, coefficient, log_q)
@@ -175,7 +175,3 @@ def _first_of_groups(score: SiteScore, size: int) -> Float[Tensor, "K B"]:
             "share its value, but it depends on a reparameterised site"
         )
     return groups[:, 0]
-
-
-def _finite_square(difference: Tensor) -> Tensor:
-    return torch.where(difference.isfinite(), difference, 0.0) ** 2

@@ -9,9 +9,8 @@ from typing import Any
 
 import pyro
 import torch
-from jaxtyping import Float
 from pyro import poutine
-from pyro.distributions import MaskedDistribution, Unit
+from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import is_identically_zero
 from pyro.infer import TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 from pyro.infer.traceenum_elbo import _compute_dice_elbo
@@ -21,11 +20,11 @@ from pyro.poutine.messenger import Messenger
 from pyro.util import check_traceenum_requirements
 from torch import Tensor
 
-from vma_pyro.infer.engine.estimator import Objective
+from vma_pyro.infer.engine.estimator import Objective, Scalar
 from vma_pyro.infer.engine.first_look import look
-from vma_pyro.infer.engine.plates import PyroProgram, Site, sample_sites
+from vma_pyro.infer.engine.plates import PyroProgram, Site, is_given, sample_sites
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.engine.running import OneLine
+from vma_pyro.infer.engine.running import one_line
 from vma_pyro.infer.engine.weights import finite
 from vma_pyro.infer.estimators.pyro_traces import UNKNOWN_NESTING, TracePair, importance_traces
 
@@ -40,9 +39,7 @@ class PyroELBO(Objective):
     def _loss(self, programs: Programs) -> Tensor:
         """Compute minus the bound in nats, summed over datapoints, with its gradient."""
 
-    def differentiable_loss(
-        self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any
-    ) -> Float[Tensor, ""]:
+    def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Scalar:
         """Minus the bound in nats, summed over datapoints; its gradient is that of `loss_and_grads`."""
         return self._loss(self._prepare(Programs(model, guide, args, kwargs)))
 
@@ -50,7 +47,8 @@ class PyroELBO(Objective):
     def loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
         """Minus the bound, without gradients."""
         programs = self._prepare(Programs(model, guide, args, kwargs))
-        return super().loss(programs.model, programs.guide, *programs.args, **programs.kwargs)
+        pyros: Any = super()
+        return pyros.loss(programs.model, programs.guide, *programs.args, **programs.kwargs)
 
     def _prepare(self, programs: Programs) -> Programs:
         """Look at the programs: particles or enumeration would hide a dimension that no plate declares."""
@@ -146,7 +144,7 @@ class EnumeratedELBO(PyroELBO, TraceEnum_ELBO):
         model_trace, guide_trace = importance_traces(programs, nesting=self.max_plate_nesting, enumerated=True)
         if is_validation_enabled():
             check_traceenum_requirements(model_trace, guide_trace)
-        with OneLine():
+        with one_line():
             guide_trace.pack_tensors()
             model_trace.pack_tensors(guide_trace.plate_to_symbol)
         return model_trace, guide_trace
@@ -192,5 +190,5 @@ class _MaskAtSite(Messenger):
 
 class _GivenCostsNothing(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and not msg["infer"].get("_deterministic") and not isinstance(msg["fn"], Unit):
+        if is_given(msg) and not msg["infer"].get("_deterministic"):
             msg["mask"] = False

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Unit
 from pyro.distributions.util import sum_rightmost
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
@@ -16,9 +15,9 @@ from torch import Tensor
 from vma_pyro.infer.engine.checks import check_dimensions, check_nesting, check_no_enumeration, check_same_latents
 from vma_pyro.infer.engine.masks import check_same_power, without_mask
 from vma_pyro.infer.engine.options import SiteOptions, check_site_options
-from vma_pyro.infer.engine.plates import Layout, Site, sample_sites
+from vma_pyro.infer.engine.plates import Layout, Site, is_given, sample_sites
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.engine.running import OneLine, run
+from vma_pyro.infer.engine.running import one_line, run
 
 UNKNOWN_NESTING = 1_000  # more than any program has
 
@@ -42,18 +41,18 @@ def importance_traces(programs: Programs, *, nesting: float | int, enumerated: b
     if isinstance(poutine.unwrap(guide), Messenger):
         raise ValueError(f"guide: expected a program, got the handler {type(poutine.unwrap(guide)).__name__}")
     asked = SiteOptions()
-    with OneLine("guide", enumerated=enumerated):
+    with one_line("guide", enumerated=enumerated):
         full = run(guide, args, kwargs)
     drawn = full.copy()
     for site in list(sample_sites(full)):
         if site["is_observed"]:
             drawn.remove_node(site["name"])  # given to the guide: not drawn, and nothing to replay
     summed = [site["name"] for site in sample_sites(full) if site["infer"].get("_enumerate_dim") is not None]
-    with OneLine("model", enumerated=enumerated):
+    with one_line("model", enumerated=enumerated):
         model_trace = run(poutine.replay(asked(programs.model), trace=drawn), args, kwargs, enumerated=summed)
     model_trace, guide_trace = prune_subsample_sites(model_trace), prune_subsample_sites(full)
     _check(model_trace, guide_trace, asked.found, nesting=nesting, enumerated=enumerated)
-    with OneLine():
+    with one_line():
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
     for site in sample_sites(guide_trace):
@@ -98,7 +97,7 @@ def _check(
 
 def _score(site: Site) -> Any:
     """Compute the score, also under masks and `to_event`, where Pyro loses it; a given value has none."""
-    if site["is_observed"] and not isinstance(site["fn"], Unit):
+    if is_given(site):
         return 0
     fn, inner = without_mask(site["fn"]), 0
     while isinstance(fn, torch.distributions.Independent):

@@ -17,7 +17,7 @@ from vma_pyro.infer.engine.distributions import is_point
 from vma_pyro.infer.engine.estimator import Estimate, Estimator, RunOptions
 from vma_pyro.infer.engine.log_weights import guide_log_prob
 from vma_pyro.infer.engine.particles import Particles
-from vma_pyro.infer.engine.plates import PyroProgram, is_random_subsample, sample_sites
+from vma_pyro.infer.engine.plates import PyroProgram, is_given, is_random_subsample, sample_sites
 from vma_pyro.infer.engine.programs import Handler, Programs, unwrapped
 from vma_pyro.infer.engine.weights import finite, log_mean_exp, normalised, weighted
 
@@ -103,37 +103,29 @@ class WakeWake(Estimator):
         return guide_log_prob(guide, bound.args, bound.kwargs, particles.layout)
 
     def _check_can_dream(self, guide_trace: poutine.Trace) -> None:
-        for given in _given(guide_trace):
-            raise ValueError(
-                f"insomnia: expected 1 (no sleep) where the value of site '{given}' is given, as dreams have "
-                f"another, got {self.insomnia:g}"
-            )
         for site in sample_sites(guide_trace):
-            if is_point(site["fn"]):
-                raise ValueError(
-                    f"insomnia: expected 1 (no sleep) where site '{site['name']}' is a Delta, which gives a dream "
-                    f"no density, got {self.insomnia:g}"
-                )
+            where = ""
+            if is_given(site):
+                where = f"the value of site '{site['name']}' is given, as dreams have another"
+            elif is_point(site["fn"]):
+                where = f"site '{site['name']}' is a Delta, which gives a dream no density"
+            if where:
+                raise ValueError(f"insomnia: expected 1 (no sleep) where {where}, got {self.insomnia:g}")
 
     def _dreamed_arguments(self, programs: Programs, dream: poutine.Trace) -> inspect.BoundArguments:
         """Put dreamed data in the place of observed data in the arguments of the programs."""
         bound = _signature(programs.model).bind(*programs.args, **programs.kwargs)
         for name in dream.stochastic_nodes:
-            infer: Any = dream.nodes[name]["infer"]
-            if infer.get("was_observed") and not isinstance(dream.nodes[name]["fn"], Unit):
+            site: Any = dream.nodes[name]
+            if site["infer"].get("was_observed") and not isinstance(site["fn"], Unit):
                 argument = self.dreams.get(name, name)
                 if argument not in bound.arguments:
                     raise ValueError(
                         f"dreams: expected the argument that holds the data of site '{name}', the model has "
                         f"{sorted(bound.arguments)}"
                     )
-                bound.arguments[argument] = dream.nodes[name]["value"]
+                bound.arguments[argument] = site["value"]
         return bound
-
-
-def _given(guide_trace: poutine.Trace) -> list[str]:
-    """Name the guide's sites whose values are not drawn."""
-    return [s["name"] for s in sample_sites(guide_trace) if s["is_observed"] and not isinstance(s["fn"], Unit)]
 
 
 def _signature(program: PyroProgram) -> inspect.Signature:
