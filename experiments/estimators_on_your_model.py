@@ -26,7 +26,7 @@ from vma_pyro._system.atomic import write_text
 from vma_pyro.infer import ESTIMATORS, compare, make
 from vma_pyro.infer.comparison.compare import evaluations_of, matched
 from vma_pyro.infer.comparison.sites import find_sites
-from vma_pyro.infer.engine.nesting import PlateNesting
+from vma_pyro.infer.engine.first_look import PlateNesting
 from vma_pyro.infer.engine.programs import Programs
 
 

@@ -78,11 +78,8 @@ def compare(
             raise ValueError(
                 f"batch_plates: expected {list(own)}, as estimator {name!r} has, got {list(batch_plates)}"
             )
-    subject = Subject(Programs(model, guide, args, kwargs or {}), batch_plates)
-    groups = groups or subject.groups()
-    if not any(groups.values()):
-        raise ValueError("groups: expected parameters that require a gradient, found none")
-    measurement = Measurement(subject, groups, draws, reference_draws or 4 * draws, seed, reference)
+    subject = Subject(Programs(model, guide, args, kwargs or {}), batch_plates, groups)
+    measurement = Measurement(subject, draws, reference_draws or 4 * draws, seed, reference)
     rows: list[Row] = []
     with torch.random.fork_rng(), tqdm(estimators.items(), disable=not show_progress, unit="estimator") as bar:
         for name, elbo in bar:

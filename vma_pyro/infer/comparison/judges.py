@@ -57,7 +57,7 @@ class Judges:
         if not (asked is None or asked in ASKED or isinstance(asked, ELBO)):
             raise ValueError(f"reference: expected None, 'enumeration', 'long run' or an objective, got {asked!r}")
         self.subject, self.asked, self.draws = subject, asked, draws
-        self.sites = subject.sites()
+        self.sites = subject.sites
         self._known: dict[Any, Judge] = {}
 
     def find(self, elbo: Any) -> Judge:

@@ -13,7 +13,6 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 from vma_pyro.infer.comparison.evaluations import count_evaluations
-from vma_pyro.infer.comparison.groups import Groups
 from vma_pyro.infer.comparison.judges import Judge, Judges, objective_of
 from vma_pyro.infer.comparison.moments import Moments
 from vma_pyro.infer.comparison.subject import Subject
@@ -48,17 +47,10 @@ class Measurement:
     """Draws gradients; references are found once for each objective and K."""
 
     def __init__(
-        self,
-        subject: Subject,
-        groups: Groups,
-        draws: int,
-        reference_draws: int,
-        seed: int,
-        reference: str | ELBO | None,
+        self, subject: Subject, draws: int, reference_draws: int, seed: int, reference: str | ELBO | None
     ) -> None:
-        self.subject, self.groups, self.seed = subject, groups, seed
+        self.subject, self.groups, self.seed = subject, subject.groups, seed
         self.draws, self.reference_draws = draws, reference_draws
-        subject.measure(groups)
         self.judges = Judges(subject, copy.deepcopy(reference), reference_draws)
         self._references: dict[int, Reference] = {}
         self._effective: dict[tuple[int, bool], float] = {}

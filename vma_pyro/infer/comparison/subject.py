@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vma_pyro.infer.comparison.groups import Groups, group_parameters
-from vma_pyro.infer.comparison.sites import GuideSites, find_sites
+from vma_pyro.infer.comparison.sites import find_sites
+from vma_pyro.infer.engine.first_look import PlateNesting
 from vma_pyro.infer.engine.log_weights import draw
-from vma_pyro.infer.engine.nesting import PlateNesting
 from vma_pyro.infer.engine.programs import Programs
 
 
@@ -21,30 +21,25 @@ class Subject:
 
     Args:
         programs: the programs with their arguments, not prepared.
-        plates: plates whose elements are the datapoints; none: the whole program is one.
+        batch_plates: plates whose elements are the datapoints; none: the whole program is one.
+        groups: parameters by name of group; None: `parameter_groups`.
+
+    Attributes:
+        plate_options: the plates, as arguments for an estimator of these programs.
+        sites: the guide's latent sites.
     """
 
-    def __init__(self, programs: Programs, plates: Sequence[str]) -> None:
-        self.programs, self.plates = programs, tuple(plates)
-        self.nesting = PlateNesting()(programs)
-        self.parameters: list[Tensor] = []
-
-    @property
-    def plate_options(self) -> dict[str, Any]:
-        """The plates, as arguments for an estimator of these programs."""
-        return {"batch_plates": self.plates, "max_plate_nesting": self.nesting}
-
-    def groups(self) -> dict[str, list[Tensor]]:
-        """Group the parameters by what they parameterise."""
-        return group_parameters(self.programs, **self.plate_options)
-
-    def measure(self, groups: Groups) -> None:
-        """Take gradients in these parameters from now on."""
-        self.parameters = [p for group in groups.values() for p in group]
-
-    def sites(self) -> GuideSites:
-        """Find the guide's latent sites."""
-        return find_sites(self.programs, self.plates)
+    def __init__(self, programs: Programs, batch_plates: Sequence[str], groups: Groups | None = None) -> None:
+        self.programs = programs
+        self.plate_options: dict[str, Any] = {
+            "batch_plates": tuple(batch_plates),
+            "max_plate_nesting": PlateNesting()(programs),
+        }
+        self.groups = groups or group_parameters(programs, **self.plate_options)
+        self.parameters = [p for group in self.groups.values() for p in group]
+        if not self.parameters:
+            raise ValueError("groups: expected parameters that require a gradient, found none")
+        self.sites = find_sites(programs, batch_plates)
 
     @functools.cached_property
     def datapoints(self) -> int:

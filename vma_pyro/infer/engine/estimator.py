@@ -13,9 +13,8 @@ from jaxtyping import Float
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import Tensor, nn
 
-from vma_pyro.infer.engine.first_look import look
+from vma_pyro.infer.engine.first_look import PlateNesting, look
 from vma_pyro.infer.engine.log_weights import draw
-from vma_pyro.infer.engine.nesting import PlateNesting
 from vma_pyro.infer.engine.options import check_site_options
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.plates import PyroProgram

@@ -1,4 +1,4 @@
-"""A first look at two programs: a run without particles shows a dimension that no plate declares."""
+"""A first look at two programs, one run without particles: plate dimensions, and those that no plate declares."""
 
 from __future__ import annotations
 
@@ -11,13 +11,40 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from vma_pyro.infer.engine.checks import check_dimensions
 from vma_pyro.infer.engine.plates import Layout, PyroProgram, Site, sample_sites
 from vma_pyro.infer.engine.programs import Programs, unwrapped
 from vma_pyro.infer.engine.running import run_both
+
+
+class PlateNesting:
+    """Counts plate dimensions in one run of model and guide, which leaves no trace behind.
+
+    The number is kept for each pair of programs, as one objective may serve several.
+    """
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], int]] = weakref.WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy nothing that is known: weak references cannot be copied."""
+        return PlateNesting, ()
+
+    def __call__(self, programs: Programs) -> int:
+        """Return the largest plate dimension, counted from the right, over the sites of both programs."""
+        with suppress(KeyError, TypeError):
+            guide, nesting = self._known[programs.model]
+            if guide() is programs.guide:
+                return nesting
+        with torch.random.fork_rng(), torch.no_grad(), poutine.block():
+            traces = run_both(programs.prepared())
+        frames = (frame for trace in traces for site in sample_sites(trace) for frame in site["cond_indep_stack"])
+        nesting = max((-frame.dim for frame in frames if frame.vectorized), default=0)
+        with suppress(TypeError):  # without weak references they are run each time
+            self._known[programs.model] = (weakref.ref(programs.guide), nesting)
+        return nesting
 
 
 class FirstLook:
@@ -92,7 +119,7 @@ def _sites(programs: Programs) -> tuple[list[Site], list[Site]]:
     """Run guide and model, and return their sites; none if they fail, as the run of all particles says why."""
     try:
         with _undisturbed(programs.model, programs.guide), poutine.block():
-            traces = [prune_subsample_sites(trace) for trace in run_both(programs)]
+            traces = run_both(programs)
             for trace in traces:
                 trace.compute_log_prob()
     except Exception:  # whatever programs may raise

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
 
 from vma_pyro.infer.engine.plates import PARTICLES, PyroProgram, drawn_by
 from vma_pyro.infer.engine.programs import Programs
@@ -40,10 +41,11 @@ def run(
 
 
 def run_both(programs: Programs) -> tuple[poutine.Trace, poutine.Trace]:
-    """Trace the guide, and the model on what the guide has drawn."""
+    """Trace the guide, and the model on what the guide has drawn, both without sites of subsampling."""
     guide_trace = run(programs.guide, programs.args, programs.kwargs)
     replayed = poutine.replay(programs.model, trace=drawn_by(guide_trace))
-    return guide_trace, run(replayed, programs.args, programs.kwargs)
+    model_trace = run(replayed, programs.args, programs.kwargs)
+    return prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
 
 
 def _explained(told: str, enumerated: Collection[str]) -> str | None:
