@@ -99,23 +99,16 @@ class Measurement:
         length = square if same_objective else signal
         if variance < 1e-18 * max(square, signal):  # rounding
             variance = 0.0
-        bias_z = relative = snr = directional = cosine = math.nan
+        quality = dict.fromkeys(("bias_z", "relative_variance", "snr", "directional_snr", "cosine"), math.nan)
         if square > 0 or not moments.is_zero():
-            bias_z = _bias_z(moments, reference, group, self._rounding(reference))
+            quality["bias_z"] = _bias_z(moments, reference, group, self._rounding(reference))
         if not moments.is_zero():
-            relative = variance / length if length > 0 else math.nan
-            snr = math.sqrt(signal / variance) if variance > 0 else math.inf
+            quality["relative_variance"] = variance / length if length > 0 else math.nan
+            quality["snr"] = math.sqrt(signal / variance) if variance > 0 else math.inf
             if square > 0:
-                directional = moments.directional_snr(error)
-                cosine = torch.nn.functional.cosine_similarity(moments.mean, G, dim=0).item()
-        return {
-            "bias_z": bias_z,
-            "relative_variance": relative,
-            "snr": snr,
-            "directional_snr": directional,
-            "cosine": cosine,
-            "reference_error": error,
-        }
+                quality["directional_snr"] = moments.directional_snr(error)
+                quality["cosine"] = torch.nn.functional.cosine_similarity(moments.mean, G, dim=0).item()
+        return quality | {"reference_error": error}
 
     def _draw_all(self, elbo: Any, draws: int, moments: Mapping[str, Moments]) -> float:
         """Add gradients to the moments; returns the median time in milliseconds."""

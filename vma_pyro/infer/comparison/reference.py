@@ -101,7 +101,7 @@ class EnumeratedReference(Estimator):
         shape = particles.log_weights.shape[-2:]
         log_q, joint = (t.reshape(-1, *shape) for t in (particles.log_q_enumerated, particles.log_weights))
         live = particles.live.reshape(-1, *shape).any(0).any(0)
-        return _Table.checked(log_q, joint - log_q, joint, live, particles.scale, self.sites)
+        return _Table(log_q, joint - log_q, joint, live, particles.scale).checked(self.sites)
 
     def _value_by_value(self, programs: Programs, nesting: int) -> _Table:
         """Run the programs once for each joint value of the sites."""
@@ -129,7 +129,7 @@ class EnumeratedReference(Estimator):
         log_q = torch.cat([torch.stack([p.score for p in runs]) for runs in columns], 1)  # [O, K, B]
         log_w = torch.cat([torch.stack([p.log_weights for p in runs]) for runs in columns], 1)
         first = columns[0][0]
-        return _Table.checked(log_q, log_w, log_q + log_w, first.live.any(0), first.scale, self.sites)
+        return _Table(log_q, log_w, log_q + log_w, first.live.any(0), first.scale).checked(self.sites)
 
 
 class _Table(NamedTuple):
@@ -141,20 +141,17 @@ class _Table(NamedTuple):
     live: Tensor
     scale: float
 
-    @classmethod
-    def checked(
-        cls, log_q: Tensor, log_w: Tensor, joint: Tensor, live: Tensor, scale: float, sites: Sequence[str]
-    ) -> _Table:
-        """Make the table; refuse values whose probabilities do not sum to one."""
-        total = log_q.detach().logsumexp(0)  # [K, B]
-        off = torch.where(live, total, 0.0).abs().max().item()
+    def checked(self, sites: Sequence[str]) -> _Table:
+        """Refuse values whose probabilities do not sum to one."""
+        total = self.log_q.detach().logsumexp(0)  # [K, B]
+        off = torch.where(self.live, total, 0.0).abs().max().item()
         if not off < 1e-3:
             raise ValueError(
                 f"site '{sites[0]}': expected probabilities that sum to one over the values of {list(sites)}, "
                 f"got a logarithm of the sum of {off:.3g}"
             )
         # A value of probability zero counts nothing, whatever it weighs.
-        return cls(log_q, torch.where(log_q > -math.inf, log_w, 0.0), joint, live, scale)
+        return self._replace(log_w=torch.where(self.log_q > -math.inf, self.log_w, 0.0))
 
 
 class _OneValue(Messenger):

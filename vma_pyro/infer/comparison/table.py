@@ -112,7 +112,10 @@ class Comparison(NamedTuple):
 
         parts = []
         for group in dict.fromkeys(row.group for row in self.rows):
-            rows = sorted((r for r in self.rows if r.group == group), key=lambda r: _last_if_nan(r.variance_time))
+            rows = sorted(
+                (row for row in self.rows if row.group == group),
+                key=lambda row: (not math.isfinite(row.variance_time), row.variance_time),
+            )
             parts += [f"### {group}", "", table([*COLUMNS, "reference"], [cells(row) for row in rows]), ""]
         parts += ["References, with the standard error of those that are sampled, relative to their length:", ""]
         return "\n".join([*parts, *(f"{i}. {how}" for i, how in enumerate(references, 1)), ""])
@@ -161,7 +164,3 @@ def fit_slope(num_particles: Sequence[int], snr: Sequence[float]) -> float:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _last_if_nan(value: float) -> float:
-    return value if math.isfinite(value) else math.inf

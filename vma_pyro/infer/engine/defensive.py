@@ -22,7 +22,7 @@ class Defended(TorchDistribution):
 
     def __init__(self, guide: Any, share: float) -> None:
         self.guide, self.share = guide, share
-        # What has no probability at all, such as padding of a memory, is nothing to propose.
+        # A value without any probability, such as padding of a memory, is not proposed.
         self.allowed = guide.log_prob(guide.enumerate_support(expand=False)).detach() > -math.inf  # [S, *batch]
         self.number = self.allowed.sum(0)
         super().__init__(guide.batch_shape, guide.event_shape, validate_args=False)
@@ -33,7 +33,7 @@ class Defended(TorchDistribution):
         pick = torch.randint(len(values), self.batch_shape, device=values.device)
         u = torch.rand(self.batch_shape, device=values.device)
         lucky = u < self.share
-        # What q rules out gives way to another value; of the lucky ones u / share is uniform as well.
+        # A value that q rules out gives way to another; u / share is uniform where u < share.
         number = self.number.expand(self.batch_shape)
         rank = (u / max(self.share, 1e-9) * number).long().minimum(number - 1)
         allowed = self.allowed.expand(-1, *self.batch_shape)

@@ -149,7 +149,7 @@ class Estimator(Objective):
         self.max_plate_nesting = max_plate_nesting
         self.noise = noise
         self.batch_plates = tuple(batch_plates)
-        self._guess_plate_nesting = PlateNesting()
+        self._count_plates = PlateNesting()
 
     @abstractmethod
     def _estimate(self, programs: Programs) -> Estimate:
@@ -185,9 +185,7 @@ class Estimator(Objective):
         return type(self).__name__
 
     def _nesting(self, programs: Programs) -> int:
-        if self.max_plate_nesting is not None:
-            return self.max_plate_nesting
-        return self._guess_plate_nesting(programs)
+        return self._count_plates(programs) if self.max_plate_nesting is None else self.max_plate_nesting
 
     def _draw(
         self,

@@ -26,14 +26,9 @@ class SiteOptions(Messenger):
 def check_site_options(
     guide_trace: poutine.Trace, model_options: Mapping[str, Any], *, baselines: bool, rules: bool, what: str
 ) -> None:
-    """Refuse what sites ask for and the estimator cannot serve.
+    """Refuse what sites ask for and the estimator `what` cannot serve: score `baselines`, pathwise `rules`.
 
-    Args:
-        guide_trace: a trace of the guide.
-        model_options: what sites of the model ask for, by name.
-        baselines: whether sites may ask for score baselines.
-        rules: whether they may ask for pathwise rules.
-        what: the estimator's name.
+    What sites of the model ask for, `model_options` by name, must be asked for in the guide.
     """
     for site in sample_sites(guide_trace):
         _check_keys(site, what)

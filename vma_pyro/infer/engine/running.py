@@ -22,10 +22,7 @@ def run(
 ) -> poutine.Trace:
     """Trace a program; its errors lose the shapes of all sites that Pyro adds to them.
 
-    Args:
-        program: a Pyro program.
-        args, kwargs: its arguments.
-        enumerated: sites whose values stand in new dimensions on the left.
+    The values of `enumerated` sites stand in new dimensions on the left, which an error may be about.
     """
     try:
         return poutine.trace(program).get_trace(*args, **kwargs)

@@ -45,7 +45,7 @@ def _why(name: str, program: nn.Module) -> str:
             "guide).parameters() with an optimizer of torch"
         )
     expected = f"parameter '{name}': expected in Pyro's parameter store, where pyro.infer.SVI trains it, found"
-    # Of a plain module in a PyroModule Pyro joins the names with a divider of its own.
+    # Pyro joins the names of a PyroModule and a plain module in it with a divider of its own.
     stored = [known.replace(DIVIDER, ".") for known in pyro.get_param_store()]
     if any(known == name or known.endswith(f".{name}") for known in stored):
         return (

@@ -72,7 +72,12 @@ class Run(NamedTuple):
         enumerated = {h.site: -h.dims - 1 for h in self.handlers if isinstance(h, EnumerateValues)}
         gated = GateValues(self.pathwise or iwae, enumerated)
         args, kwargs = programs.args, programs.kwargs
-        all_guide = run(self._handled(programs.guide, gated), args, kwargs, enumerated=enumerated)
+        handled = programs.guide
+        for handler in self.handlers:
+            handled = handler(handled)
+        if self.pathwise is not None:
+            handled = gated(handled)
+        all_guide = run(handled, args, kwargs, enumerated=enumerated)
         guide = prune_subsample_sites(all_guide)
         self._check(guide)
         _check_enumerated(guide, enumerated)
@@ -94,11 +99,6 @@ class Run(NamedTuple):
         sites = [*sample_sites(model), *sample_sites(guide)]
         check_shapes(sites, layout, self.particles, leading, nesting=layout.nesting + self.in_plate)
         return Traces(model, guide, _subsamples(all_guide, all_model), gates, enumerated, layout)
-
-    def _handled(self, guide: Any, gated: GateValues) -> Any:
-        for handler in self.handlers:
-            guide = handler(guide)
-        return gated(guide) if self.pathwise is not None else guide
 
     def _check(self, trace: poutine.Trace) -> None:
         check_no_enumeration(trace)

@@ -68,7 +68,7 @@ class DistinctELBO(SubsetELBO):
         particles = self._draw_values(programs, {self.site: draw.top_and_one}, handlers=alone)
         joint = particles.log_weights[:, 0]  # [k, B]
         log_q, _ = log_q_and_f(particles)
-        log_outside = particles.at_datapoints(draw.log_outside_differentiable)
+        log_outside = particles.at_datapoints(draw.log_outside)
         something_left = log_outside > -math.inf
         log_outside = torch.where(something_left, log_outside, 0.0)
         with torch.no_grad():

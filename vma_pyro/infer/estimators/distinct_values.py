@@ -37,8 +37,7 @@ class DistinctDraw:
         rest = log_probs + outside
         nothing = (rest == -torch.inf).all(-1)
         sums = torch.where(nothing[..., None], 0.0, rest).logsumexp(-1)
-        self.log_outside_differentiable = torch.where(nothing, -torch.inf, sums)
-        self.log_outside = self.log_outside_differentiable.detach()
+        self.log_outside = torch.where(nothing, -torch.inf, sums)  # differentiable
         return _at(fn, values)
 
     def _log_probs(self, fn: Any) -> Float[Tensor, "*B S"]:

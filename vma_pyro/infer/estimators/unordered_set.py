@@ -91,11 +91,6 @@ class SetRatios:
             masses[subset] = torch.logaddexp(masses[subset | 1 << s], self.log_q[s])
         return masses
 
-    @property
-    def log_set(self) -> Float[Tensor, " *B"]:
-        """The log probability of the set."""
-        return self.log_f[0]
-
     def log_weights(self) -> Float[Tensor, " k *B"]:
         """Compute log q_s R(U, s): how much each value counts; q_s R(U, s) sums to one."""
         return torch.stack([self.log_q[s] + self.log_f[1 << s] for s in range(self.k)]) - self.log_f[0]

@@ -81,7 +81,7 @@ class WakeWake(Estimator):
         if self.insomnia > 0:
             coefficient = v
             if self.centred:
-                # Of draws from q the score has mean zero; of a wider proposal, weighted with q over the proposal.
+                # The score has mean zero under q: draws from a wider proposal are weighted with q over it.
                 ratio = (particles.log_q - particles.log_proposal).detach().exp()
                 coefficient = v - ratio / self.num_particles
             surrogate = surrogate + self.insomnia * weighted(coefficient, finite(particles.log_q)).sum()
