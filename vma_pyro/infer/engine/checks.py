@@ -156,7 +156,7 @@ def is_function_of(result: torch.Tensor, value: torch.Tensor) -> bool:
 
 
 def check_dimensions(site: Site, layout: Layout, particles: int, leading: Mapping[int, int]) -> None:
-    """Refuse a dimension of a log probability that belongs to no plate, to particles, or to enumerated values.
+    """Refuse a dimension of a log probability that is not of a plate, of the particles, or of enumerated values.
 
     It would be averaged over as if it were particles, inside the logarithm.
 
@@ -192,5 +192,5 @@ def check_no_inner_subsampling(trace: poutine.Trace, layout: Layout) -> None:
 
 
 def is_reparameterised(site: Site) -> bool:
-    """Tell whether gradients reach the guide through the value alone, by the score parts and not by the family."""
+    """Tell by the score parts, not by the family, whether gradients reach the guide through the value alone."""
     return is_identically_zero(score_of(site))

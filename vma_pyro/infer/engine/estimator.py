@@ -73,10 +73,10 @@ class Objective(ELBO):
 
     @abstractmethod
     def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Scalar:
-        """Minus the objective in nats, summed over datapoints; its gradient is the estimator's."""
+        """Compute minus the objective in nats, summed over datapoints; its gradient is the estimator's."""
 
     def loss_and_grads(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
-        """Minus the objective; accumulates gradients in the parameters. `pyro.infer.SVI` calls it."""
+        """Compute minus the objective; accumulates gradients in the parameters. `pyro.infer.SVI` calls it."""
         for name, part in self.learned_parts().items():
             pyro.module(f"{name}.{id(part)}", part)  # two objectives must not share parameters by their name
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
@@ -86,7 +86,7 @@ class Objective(ELBO):
         return loss.item()
 
     def learned_parts(self) -> dict[str, nn.Module]:
-        """Modules of the estimator's own that are trained along; none by default."""
+        """Return modules of the estimator that are trained along; none by default."""
         return {}
 
 
@@ -163,14 +163,14 @@ class Estimator(Objective):
         return module
 
     def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Scalar:
-        """Minus the objective in nats, summed over datapoints; its gradient is the estimator's."""
+        """Compute minus the objective in nats, summed over datapoints; its gradient is the estimator's."""
         value, surrogate, scale = self._checked_estimate(Programs(model, guide, args, kwargs).prepared())
         # The surrogate has a gradient but no value: the loss stays the objective.
         return -scale * (value.detach().sum() + (surrogate - surrogate.detach()))
 
     @torch.no_grad()
     def loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
-        """Minus the objective in nats, summed over datapoints, without gradients."""
+        """Compute minus the objective in nats, summed over datapoints, without gradients."""
         value, _, scale = self._checked_estimate(Programs(model, guide, args, kwargs).prepared())
         return -scale * value.sum().item()
 

@@ -1,4 +1,4 @@
-"""A first look at two programs, one run without particles: plate dimensions, and those that no plate declares."""
+"""A first look at two programs in a run without particles: their plates, and dimensions that no plate declares."""
 
 from __future__ import annotations
 

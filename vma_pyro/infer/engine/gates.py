@@ -1,4 +1,4 @@
-"""Gates: how a pathwise rule reaches the gradient through a reparameterised value."""
+"""Gates, by which a pathwise rule reaches the gradient through a reparameterised value."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Gate:
         return value
 
     def place(self, site: Site, layout: Layout) -> None:
-        """Learn where the site's tensors hold particles and datapoints, and to what power q stands in w there."""
+        """Note where the site's tensors hold particles and datapoints, and to what power q stands in w there."""
         # The site itself holds the value, whose hook holds this gate: a circle through autograd's graph is never
         # collected.
         self.site = {key: site[key] for key in ("name", "cond_indep_stack")}

@@ -48,7 +48,7 @@ class Mask(NamedTuple):
 
 
 def without_mask(fn: Any) -> Any:
-    """Remove the masks of a distribution: what is left is drawn from."""
+    """Remove the masks of a distribution, which drawing ignores."""
     if isinstance(fn, MaskedDistribution):
         return without_mask(fn.base_dist)
     if isinstance(fn, torch.distributions.Independent | ExpandedDistribution):
@@ -71,7 +71,7 @@ def mask_of(site: Site) -> Mask:
 def score_of(site: Site) -> Any:
     """Compute log q of the drawn values as far as it is a score: zero if the site is reparameterised.
 
-    Score parts tell, and not the family, as some families are partly reparameterised.
+    The score parts decide, and not the family, as some families are partly reparameterised.
     """
     fn = without_mask(site["fn"])
     if fn is site["fn"]:

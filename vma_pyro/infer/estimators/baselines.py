@@ -124,7 +124,7 @@ class OVISMonteCarlo:
 
     @property
     def fresh_particles(self) -> int:
-        """Particles that are drawn for the baseline alone."""
+        """The number of particles that are drawn for the baseline alone."""
         return self.samples
 
     def __call__(self, log_weights: Float[Tensor, "K B"], fresh: Float[Tensor, "S B"]) -> Float[Tensor, "K B"]:

@@ -40,12 +40,12 @@ class PyroELBO(Objective):
         """Compute minus the bound in nats, summed over datapoints, with its gradient."""
 
     def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Scalar:
-        """Minus the bound in nats, summed over datapoints; its gradient is that of `loss_and_grads`."""
+        """Compute minus the bound in nats, summed over datapoints; its gradient is that of `loss_and_grads`."""
         return self._loss(self._prepare(Programs(model, guide, args, kwargs)))
 
     @torch.no_grad()
     def loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
-        """Minus the bound, without gradients."""
+        """Compute minus the bound, without gradients."""
         programs = self._prepare(Programs(model, guide, args, kwargs))
         pyros: Any = super()
         return pyros.loss(programs.model, programs.guide, *programs.args, **programs.kwargs)
