@@ -31,7 +31,7 @@ from vma_pyro.infer import (
 from vma_pyro.infer.engine import pathwise
 from vma_pyro.infer.engine.estimator import Objective
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.estimators import baselines, distinct_values
+from vma_pyro.infer.estimators import baselines, subset
 from vma_pyro.infer.estimators.k_sample_bound import KSampleBound
 from vma_pyro.infer.estimators.pyro_elbos import PyroELBO
 from vma_pyro.infer.estimators.subset import SubsetELBO

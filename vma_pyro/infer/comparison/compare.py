@@ -13,9 +13,8 @@ from pyro.infer.elbo import ELBO
 from tqdm import tqdm
 
 from vma_pyro.infer.comparison.evaluations import count_evaluations
-from vma_pyro.infer.comparison.groups import Groups
 from vma_pyro.infer.comparison.measurement import Measurement
-from vma_pyro.infer.comparison.subject import Subject
+from vma_pyro.infer.comparison.subject import Groups, Subject
 from vma_pyro.infer.comparison.table import Comparison, Row
 from vma_pyro.infer.engine.plates import PyroProgram
 from vma_pyro.infer.engine.programs import Programs

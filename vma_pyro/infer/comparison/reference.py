@@ -13,13 +13,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vma_pyro.infer.engine.distributions import whole_support
-from vma_pyro.infer.engine.enumeration import EnumerateValues
 from vma_pyro.infer.engine.estimator import Estimate, Estimator
+from vma_pyro.infer.engine.handlers import CommonNoise, EnumerateValues, decide, is_open
 from vma_pyro.infer.engine.log_weights import draw
-from vma_pyro.infer.engine.messages import decide, is_open
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.engine.sharing import CommonNoise
 
 SUMMED = ("iwae", "iwae-coupled", "elbo", "exact", "distinct")  # objectives that are finite sums
 

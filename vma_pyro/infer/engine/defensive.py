@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vma_pyro.infer.engine.messages import Message, check_finite_support, is_open
+from vma_pyro.infer.engine.handlers import Message, check_finite_support, is_open
 
 
 class Defended(TorchDistribution):

@@ -14,12 +14,12 @@ from pyro.infer.elbo import ELBO, ELBOModule
 from torch import Tensor, nn
 
 from vma_pyro.infer.engine.first_look import PlateNesting, look
+from vma_pyro.infer.engine.handlers import CommonNoise
 from vma_pyro.infer.engine.log_weights import draw
 from vma_pyro.infer.engine.options import check_site_options
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.plates import PyroProgram
 from vma_pyro.infer.engine.programs import Handler, Programs
-from vma_pyro.infer.engine.sharing import CommonNoise
 from vma_pyro.infer.engine.svi import check_svi_trains
 
 Noise = str  # "independent" or "common"

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vma_pyro.infer.engine.checks import check_nothing_depends_on, is_reparameterised
 from vma_pyro.infer.engine.distributions import is_point
+from vma_pyro.infer.engine.handlers import is_drawn
 from vma_pyro.infer.engine.masks import mask_of, without_mask
-from vma_pyro.infer.engine.messages import is_drawn
 from vma_pyro.infer.engine.options import shown
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.plates import Layout, Site, sample_sites

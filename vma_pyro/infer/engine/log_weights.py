@@ -13,8 +13,8 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from vma_pyro.infer.engine.enumeration import EnumerateValues, fixed
 from vma_pyro.infer.engine.first_look import look
+from vma_pyro.infer.engine.handlers import EnumerateValues, fixed
 from vma_pyro.infer.engine.particles import Particles, concatenate
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.plates import Layout, PyroProgram, particle_plate, sample_sites

@@ -18,8 +18,8 @@ from vma_pyro.infer.engine.checks import (
     check_same_latents,
     latents,
 )
-from vma_pyro.infer.engine.enumeration import EnumerateValues
 from vma_pyro.infer.engine.gates import Gate, GateValues, set_gates
+from vma_pyro.infer.engine.handlers import EnumerateValues
 from vma_pyro.infer.engine.masks import check_same_power
 from vma_pyro.infer.engine.options import SiteOptions
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae

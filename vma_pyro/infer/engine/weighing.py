@@ -162,6 +162,6 @@ def _log_q(site: Site, sites: Sites, log_prob: Tensor) -> Tensor:
 
 def _beyond_drawing(site: Site, layout: Layout) -> Tensor:
     """Compute log q^s - log q of a site whose values are enumerated: nothing for s = 1, even where q is zero."""
-    power, _ = power_of(site, layout)  # it has no mask of its own, see `check_no_own_mask`
+    power, _ = power_of(site, layout)  # it has no mask of its own, see `check_finite_support`
     log_q = site["fn"].log_prob(site["value"])
     return layout.per_datapoint(site, torch.where(power == 1, 0.0, (power - 1) * log_q))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vma_pyro.infer.engine.checks import check_batch_plates_only
 from vma_pyro.infer.engine.distributions import whole_support
 from vma_pyro.infer.engine.estimator import Estimate, PlateOptions
-from vma_pyro.infer.engine.messages import check_finite_support
+from vma_pyro.infer.engine.handlers import check_finite_support
 from vma_pyro.infer.engine.particles import SiteScore
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.programs import Programs

@@ -13,11 +13,10 @@ from torch import Tensor
 from vma_pyro.infer.engine.checks import is_function_of
 from vma_pyro.infer.engine.distributions import whole_support
 from vma_pyro.infer.engine.estimator import Estimate, PlateOptions
-from vma_pyro.infer.engine.messages import is_drawn, is_open
+from vma_pyro.infer.engine.handlers import is_drawn, is_open
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import normalised, weighted
-from vma_pyro.infer.estimators.distinct_values import DistinctDraw
-from vma_pyro.infer.estimators.subset import SubsetELBO, log_q_and_f
+from vma_pyro.infer.estimators.subset import DistinctDraw, SubsetELBO, log_q_and_f
 
 
 class DistinctELBO(SubsetELBO):

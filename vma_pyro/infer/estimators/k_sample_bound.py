@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vma_pyro.infer.engine.estimator import Estimate, Estimator, RunOptions
+from vma_pyro.infer.engine.handlers import ShareDiscrete
 from vma_pyro.infer.engine.particles import Particles, SiteScore
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.engine.sharing import ShareDiscrete
 from vma_pyro.infer.engine.weights import finite, log_mean_exp, normalised, weighted
 from vma_pyro.infer.estimators.baselines import ScoreBaseline, baseline_name, vimco
 from vma_pyro.infer.estimators.learned_baseline import LearnedBaseline

@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vma_pyro.infer.engine.estimator import Estimate, Estimator, RunOptions
-from vma_pyro.infer.engine.messages import Message
+from vma_pyro.infer.engine.handlers import Message
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import log_mean_exp, normalised, weighted
 

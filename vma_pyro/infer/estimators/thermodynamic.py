@@ -7,8 +7,8 @@ from typing import Unpack
 
 import torch
 
-from vma_pyro.infer.engine.detached import DetachValues
 from vma_pyro.infer.engine.estimator import Estimate, Estimator, RunOptions
+from vma_pyro.infer.engine.handlers import DetachValues
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import finite, normalised
 

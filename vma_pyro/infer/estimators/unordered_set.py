@@ -22,8 +22,7 @@ from vma_pyro._system.double import in_double
 from vma_pyro.infer.engine.estimator import Estimate
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import finite
-from vma_pyro.infer.estimators.distinct_values import DistinctDraw
-from vma_pyro.infer.estimators.subset import SubsetELBO, log_q_and_f
+from vma_pyro.infer.estimators.subset import DistinctDraw, SubsetELBO, log_q_and_f
 
 
 class UnorderedSetELBO(SubsetELBO):

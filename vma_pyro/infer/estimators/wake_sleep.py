@@ -12,9 +12,9 @@ from pyro.distributions import Unit
 from torch import nn
 
 from vma_pyro.infer.engine.defensive import Defensive
-from vma_pyro.infer.engine.detached import DetachValues
 from vma_pyro.infer.engine.distributions import is_point
 from vma_pyro.infer.engine.estimator import Estimate, Estimator, RunOptions
+from vma_pyro.infer.engine.handlers import DetachValues
 from vma_pyro.infer.engine.log_weights import guide_log_prob
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.plates import PyroProgram, is_given, is_random_subsample, sample_sites
