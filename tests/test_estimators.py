@@ -145,7 +145,7 @@ def expected_gradient(elbo, program, kind, draw_kind, draws, monkeypatch):
     p, kinds = rows(program.values, count), torch.full((count,), kind)
     guide = program.guide
     if draw_kind in ("one", "set"):
-        monkeypatch.setattr(distinct_values, "draw_distinct", lambda log_probs, k: outcome)
+        monkeypatch.setattr(subset, "draw_distinct", lambda log_probs, k: outcome)
     elif draw_kind == "all":
         repeats = getattr(elbo, "draws_per_score", 1)
         guide = program.replayed_guide(outcome.repeat_interleave(repeats, 0))
