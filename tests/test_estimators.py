@@ -23,9 +23,12 @@ from programs import SUBSAMPLING, Discrete, Mixed, S, log_normal, rows
 from vma_pyro.infer import (
     ESTIMATORS,
     CriticELBO,
+    DistinctELBO,
     EnumeratedReference,
     Estimator,
     MultiSampleELBO,
+    SumAndSampleELBO,
+    UnorderedSetELBO,
     WakeWake,
 )
 from vma_pyro.infer.engine import pathwise
@@ -64,13 +67,8 @@ def test_every_estimator_is_registered():
     names = [m.name for m in pkgutil.walk_packages(vma_pyro.infer.__path__, "vma_pyro.infer.")]
     modules = [importlib.import_module(name) for name in names]
     kinds = {c for m in modules for _, c in inspect.getmembers(m, inspect.isclass) if c.__module__ == m.__name__}
-    objectives = {c for c in kinds if issubclass(c, ELBO)} - {
-        Objective,
-        Estimator,
-        SubsetELBO,
-        KSampleBound,
-        PyroELBO,
-    }
+    bases = {Objective, Estimator, SubsetELBO, KSampleBound, PyroELBO}
+    objectives = {c for c in kinds if issubclass(c, ELBO)} - bases
     # A critic needs a network, and is tested below; the reference is the judge.
     assert objectives - {CriticELBO, EnumeratedReference} == {type(elbo) for elbo in built}
     functions = {f for _, f in inspect.getmembers(baselines, inspect.isfunction) if hasattr(f, "min_particles")}
@@ -81,6 +79,11 @@ def test_every_estimator_is_registered():
     }
     rules = {r for _, r in inspect.getmembers(pathwise) if isinstance(r, pathwise.PathwiseRule)}
     assert rules == {elbo.pathwise for elbo in built if isinstance(elbo, KSampleBound)}
+
+
+@pytest.mark.parametrize("kind", [DistinctELBO, SumAndSampleELBO, UnorderedSetELBO])
+def test_a_subset_has_two_values_by_default(kind):
+    assert kind().num_particles == kind.min_particles == 2
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
