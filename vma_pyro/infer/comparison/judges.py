@@ -23,21 +23,13 @@ ASKED = ("enumeration", "long run")
 
 
 class Judge(NamedTuple):
-    """An objective that gives a reference gradient.
-
-    Attributes:
-        elbo: the objective.
-        how: a description for the table.
-        objective: what it is the gradient of.
-        is_exact: whether every draw is the same.
-        is_own: whether it is the estimator itself.
-    """
+    """An objective that gives a reference gradient."""
 
     elbo: Any
-    how: str
-    objective: str
-    is_exact: bool = False
-    is_own: bool = False
+    how: str  # for the table
+    objective: str  # what it is the gradient of
+    is_exact: bool = False  # whether every draw is the same
+    is_own: bool = False  # whether it is the estimator itself
 
 
 class Judges:

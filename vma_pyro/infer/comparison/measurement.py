@@ -26,21 +26,13 @@ WEIGHT_DRAWS = 100  # for the effective sample size: at most
 
 
 class Reference(NamedTuple):
-    """A reference gradient by group of parameters.
-
-    Attributes:
-        judge: the objective that was drawn from.
-        gradients: G.
-        directions: directions of length one, that of G and random ones [D, parameters].
-        errors: squared standard errors of G along them [D].
-        relative_errors: standard error of G as a whole over |G|; 0 where it is exact.
-    """
+    """A reference gradient G by group of parameters."""
 
     judge: Judge
     gradients: dict[str, Tensor]
-    directions: dict[str, Tensor]
-    errors: dict[str, Tensor]
-    relative_errors: dict[str, float]
+    directions: dict[str, Tensor]  # of length one, that of G and random ones [D, parameters]
+    errors: dict[str, Tensor]  # squared standard errors of G along them [D]
+    relative_errors: dict[str, float]  # standard error of G as a whole over |G|; 0 where it is exact
 
 
 class Measurement:
@@ -65,9 +57,13 @@ class Measurement:
         milliseconds = self._draw_all(elbo, self.draws, moments)
         evaluations = count_evaluations(elbo, self.subject.programs)
         effective = self._effective_samples(elbo)
+        judge = reference.judge
+        same = objective_of(elbo) == judge.objective and (
+            judge.objective == "elbo" or elbo.num_particles == judge.elbo.num_particles
+        )
         rows = []
         for group in self.groups:
-            quality = self._quality(moments[group], reference, group, _same_objective(elbo, reference.judge))
+            quality = self._quality(moments[group], reference, group, same)
             rows.append(
                 Row(
                     estimator=name,
@@ -80,7 +76,7 @@ class Measurement:
                     milliseconds=milliseconds,
                     variance_time=quality["relative_variance"] * milliseconds,
                     draws=self.draws,
-                    reference=reference.judge.how,
+                    reference=judge.how,
                     **quality,
                 )
             )
@@ -199,10 +195,3 @@ def _bias_z(moments: Moments, reference: Reference, group: str, rounding: float)
     spread = (error + reference.errors[group]).sqrt()
     z = torch.where(difference.abs() <= rounding, 0.0, difference.abs() / spread.clamp(min=1e-300))
     return z.max().item()
-
-
-def _same_objective(elbo: Any, judge: Judge) -> bool:
-    """Tell whether the reference is the gradient of the estimator's own objective."""
-    if objective_of(elbo) != judge.objective:
-        return False
-    return judge.objective == "elbo" or elbo.num_particles == judge.elbo.num_particles

@@ -27,15 +27,10 @@ class DiscreteSite(NamedTuple):
 
 
 class GuideSites(NamedTuple):
-    """The latent sites of a guide, in the order in which it draws them.
+    """The latent sites of a guide, in the order in which it draws them."""
 
-    Attributes:
-        discrete: sites that are not reparameterised.
-        is_random_otherwise: whether there are others, or randomly subsampled plates; if not, enumeration is exact.
-    """
-
-    discrete: tuple[DiscreteSite, ...]
-    is_random_otherwise: bool
+    discrete: tuple[DiscreteSite, ...]  # those that are not reparameterised
+    is_random_otherwise: bool  # other sites or subsampled plates are drawn, so that enumeration is not exact
 
     @property
     def values(self) -> int:

@@ -93,24 +93,13 @@ def _reached(value: Tensor, parameters: Sequence[Tensor]) -> list[bool]:
 
 
 class Subject:
-    """Two programs and their data.
-
-    Args:
-        programs: the programs with their arguments, not prepared.
-        batch_plates: plates whose elements are the datapoints; none: the whole program is one.
-        groups: parameters by name of group; None: `parameter_groups`.
-
-    Attributes:
-        plate_options: the plates, as arguments for an estimator of these programs.
-        sites: the guide's latent sites.
-    """
+    """Two programs and their data, with their parameters in `groups` (None: `parameter_groups`)."""
 
     def __init__(self, programs: Programs, batch_plates: Sequence[str], groups: Groups | None = None) -> None:
         self.programs = programs
-        self.plate_options: dict[str, Any] = {
-            "batch_plates": tuple(batch_plates),
-            "max_plate_nesting": PlateNesting()(programs),
-        }
+        nesting = PlateNesting()(programs)
+        # Arguments for an estimator of these programs.
+        self.plate_options: dict[str, Any] = {"batch_plates": tuple(batch_plates), "max_plate_nesting": nesting}
         self.groups = groups or group_parameters(programs, **self.plate_options)
         self.parameters = [p for group in self.groups.values() for p in group]
         if not self.parameters:

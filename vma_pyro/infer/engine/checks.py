@@ -158,13 +158,8 @@ def is_function_of(result: torch.Tensor, value: torch.Tensor) -> bool:
 def check_dimensions(site: Site, layout: Layout, particles: int, leading: Mapping[int, int]) -> None:
     """Refuse a dimension of a log probability that is not of a plate, of the particles, or of enumerated values.
 
-    It would be averaged over as if it were particles, inside the logarithm.
-
-    Args:
-        site: a site with its log probability.
-        layout: the place of each dimension.
-        particles: K.
-        leading: the number of enumerated values by dimension.
+    It would be averaged over as if it were particles, inside the logarithm. There are so many `particles`, and
+    `leading` has the number of enumerated values by dimension.
     """
     shape = site["log_prob"].shape
     allowed = {-layout.nesting - 1: particles, **leading}

@@ -22,14 +22,13 @@ from vma_pyro.infer.engine.plates import PyroProgram
 from vma_pyro.infer.engine.programs import Handler, Programs
 from vma_pyro.infer.engine.svi import check_svi_trains
 
-Noise = str  # "independent" or "common"
 Scalar = Float[Tensor, ""]
 
 
 class PlateOptions(TypedDict, total=False):
     """Arguments of every estimator, explained at `Estimator`."""
 
-    noise: Noise
+    noise: str
     batch_plates: Sequence[str]
     max_plate_nesting: int | None
     retain_graph: bool | None
@@ -124,7 +123,7 @@ class Estimator(Objective):
         self,
         num_particles: int = 2,
         *,
-        noise: Noise = "independent",
+        noise: str = "independent",
         batch_plates: Sequence[str] = ("data",),
         max_plate_nesting: int | None = None,
         vectorize_particles: bool = True,

@@ -18,15 +18,10 @@ from vma_pyro.infer.engine.plates import Site, sample_sites
 
 
 class Mask(NamedTuple):
-    """A mask: which elements of a site count.
+    """A mask: which elements of a site count."""
 
-    Attributes:
-        values: a boolean, or a boolean tensor that broadcasts to [*batch, *inner].
-        inner: number of dimensions right of the batch, of elements within one event.
-    """
-
-    values: Tensor | bool
-    inner: int = 0
+    values: Tensor | bool  # a tensor broadcasts to [*batch, *inner]
+    inner: int = 0  # number of dimensions right of the batch, of elements within one event
 
     def in_event(self, inner: int) -> Tensor | bool:
         """Return the values with so many inner dimensions."""

@@ -15,22 +15,16 @@ from vma_pyro.infer.engine.plates import Layout, Site
 
 
 class SiteScore(NamedTuple):
-    """log q of one guide site that is not reparameterised.
+    """log q of one guide site that is not reparameterised; zero for a datapoint whose sites are all masked.
 
-    Attributes:
-        name: the site's name.
-        log_prob: log q; zero for a datapoint whose sites are all masked. Neither masks of single sites nor
-            scales enter: they change the weight of a draw, not the probability of drawing it.
-        estimator: the score baseline that the site asks for, `infer={"estimator": ...}`; None: the objective's.
-        layout: where its tensors have particles and datapoints.
-        site: the site itself, in the first of several runs.
+    Neither masks of single sites nor scales enter: they change the weight of a draw, and not its probability.
     """
 
     name: str
     log_prob: Float[Tensor, "*S K B"]
-    estimator: Callable[..., Tensor] | None
+    estimator: Callable[..., Tensor] | None  # the score baseline that the site asks for; None: the objective's
     layout: Layout
-    site: Site
+    site: Site  # in the first of several runs
 
 
 class SiteGate(NamedTuple):

@@ -53,11 +53,6 @@ def is_random_subsample(site: Site) -> bool:
     return size is not None and size < site["fn"].size
 
 
-def has_plates(trace: poutine.Trace) -> bool:
-    """Tell whether any site lies in a plate, vectorised or sequential, of the program's own."""
-    return any(f.name != PARTICLES for site in sample_sites(trace) for f in site["cond_indep_stack"])
-
-
 def _sequential(site: Site) -> str:
     names = [frame.name for frame in site["cond_indep_stack"] if not frame.vectorized]
     return f" (and in the sequential plates {names})" if names else ""
@@ -77,10 +72,10 @@ class Layout:
         self.rank = leading + 1 + max_plate_nesting
 
     def of_program(self, *traces: poutine.Trace) -> Layout:
-        """Return this layout, or for programs without any plate that of one datapoint."""
-        if not self.batch_plates or any(has_plates(trace) for trace in traces):
-            return self
-        return Layout((), self.nesting, self.leading)
+        """Return this layout, or that of one datapoint for programs without any plate, also a sequential one."""
+        frames = (f for trace in traces for site in sample_sites(trace) for f in site["cond_indep_stack"])
+        has_plates = any(frame.name != PARTICLES for frame in frames)
+        return self if has_plates or not self.batch_plates else Layout((), self.nesting, self.leading)
 
     def subsampling_scale(self, site: Site) -> float:
         """Compute full size over subsample size, over the batch plates."""

@@ -31,39 +31,24 @@ CheckGuide = Callable[[poutine.Trace, dict[str, Any]], None]  # its trace, and w
 
 
 class Traces(NamedTuple):
-    """Traces of one run of model and guide, with log probabilities.
-
-    Attributes:
-        model, guide: the traces without the sites of subsampling.
-        subsamples: the sites that chose the elements of their plates.
-        gates: gates of the guide's reparameterised sites.
-        enumerated: sites whose values are enumerated, and their dimensions.
-        layout: where tensors of sites have particles and datapoints.
-    """
+    """Traces of one run of model and guide, with log probabilities."""
 
     model: poutine.Trace
     guide: poutine.Trace
-    subsamples: poutine.Trace
-    gates: tuple[Gate, ...]
-    enumerated: dict[str, int]
+    subsamples: poutine.Trace  # the sites that chose the elements of their plates
+    gates: tuple[Gate, ...]  # of the guide's reparameterised sites
+    enumerated: dict[str, int]  # the dimension of each site whose values are enumerated
     layout: Layout
 
 
 class Run(NamedTuple):
-    """Settings of one run of model and guide; see `draw_particles`.
-
-    Attributes:
-        layout: where tensors of sites are to have particles and datapoints.
-        particles: K.
-        in_plate: whether the particles are in a plate.
-        pathwise, handlers, linear, check_guide: those of `draw`; `enumerated` are among the handlers.
-    """
+    """Settings of one run of model and guide; those of the same name are explained at `draw`."""
 
     layout: Layout
-    particles: int
-    in_plate: bool
+    particles: int  # K
+    in_plate: bool  # whether the particles are in a plate
     pathwise: PathwiseRule | None = iwae
-    handlers: Sequence[Handler] = ()
+    handlers: Sequence[Handler] = ()  # with those that enumerate values
     linear: bool = False
     check_guide: CheckGuide | None = None
 

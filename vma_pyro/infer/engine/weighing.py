@@ -111,18 +111,12 @@ class GuideSums:
 
 
 class Sites:
-    """Reads log probabilities of one site after the other, and checks that the sites agree.
-
-    Attributes:
-        layout: where their tensors have particles and datapoints.
-        scale: the scale of subsampling, the same for all; None before the first.
-        masks: the masks of the sites, per datapoint.
-    """
+    """Reads log probabilities of one site after the other, and checks that the sites agree."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.scale: float | None = None
-        self.masks: list[Tensor | bool] = []
+        self.scale: float | None = None  # of subsampling, the same for all; None before the first
+        self.masks: list[Tensor | bool] = []  # of the sites, per datapoint
 
     def log_prob(self, site: Site) -> Tensor:
         """Read the log probability of a site for each datapoint, without the scale of subsampling."""

@@ -17,7 +17,7 @@ from vma_pyro.infer.engine.estimator import Estimate, Estimator, RunOptions
 from vma_pyro.infer.engine.handlers import DetachValues
 from vma_pyro.infer.engine.log_weights import guide_log_prob
 from vma_pyro.infer.engine.particles import Particles
-from vma_pyro.infer.engine.plates import PyroProgram, is_given, is_random_subsample, sample_sites
+from vma_pyro.infer.engine.plates import is_given, is_random_subsample, sample_sites
 from vma_pyro.infer.engine.programs import Handler, Programs, unwrapped
 from vma_pyro.infer.engine.weights import finite, log_mean_exp, normalised, weighted
 
@@ -114,7 +114,9 @@ class WakeWake(Estimator):
 
     def _dreamed_arguments(self, programs: Programs, dream: poutine.Trace) -> inspect.BoundArguments:
         """Put dreamed data in the place of observed data in the arguments of the programs."""
-        bound = _signature(programs.model).bind(*programs.args, **programs.kwargs)
+        model, _ = unwrapped(programs.model)
+        signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+        bound = signature.bind(*programs.args, **programs.kwargs)
         for name in dream.stochastic_nodes:
             site: Any = dream.nodes[name]
             if site["infer"].get("was_observed") and not isinstance(site["fn"], Unit):
@@ -126,8 +128,3 @@ class WakeWake(Estimator):
                     )
                 bound.arguments[argument] = site["value"]
         return bound
-
-
-def _signature(program: PyroProgram) -> inspect.Signature:
-    program, _ = unwrapped(program)
-    return inspect.signature(program.forward if isinstance(program, nn.Module) else program)
