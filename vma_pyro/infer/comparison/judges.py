@@ -37,12 +37,8 @@ class Judges:
 
     The first of these that runs: all values at once, the programs once for each value, a long run of another
     estimator of the same objective, a longer run of the estimator itself. A biased estimator of another objective
-    than the K-sample or the single-sample bound is compared with the K-sample bound.
-
-    Args:
-        subject: the programs and their data.
-        asked: "enumeration", "long run", an objective, or None: the best.
-        draws: number of draws of a reference that is sampled.
+    than the K-sample or the single-sample bound is compared with the K-sample bound. `asked` is "enumeration",
+    "long run", an objective, or None (the best); a sampled reference takes `draws` gradients.
     """
 
     def __init__(self, subject: Subject, asked: str | ELBO | None, draws: int) -> None:

@@ -155,10 +155,7 @@ class _Table(NamedTuple):
 class _OneValue(Messenger):
     """Give the named sites one value each; draw others once for all runs that have the same values before them.
 
-    Args:
-        values: position in the support, by site.
-        sizes: sizes of the supports, which are noted here.
-        earlier: draws of the other sites in earlier runs.
+    `values` are positions in the supports, whose `sizes` are noted; `earlier` has the draws of earlier runs.
     """
 
     def __init__(self, values: dict[str, int], sizes: dict[str, int], earlier: dict[Any, Tensor]) -> None:

@@ -120,7 +120,7 @@ class Subject:
     def gradients(self, elbo: Any) -> list[Tensor]:
         """Draw the gradient in each of the parameters; zeros in those that the loss does not have."""
         loss = self.programs.loss(elbo)
-        found: Sequence[Tensor | None] = [None] * len(self.parameters)
-        if loss.requires_grad:
-            found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        if not loss.requires_grad:
+            return [torch.zeros_like(p) for p in self.parameters]
+        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]

@@ -61,11 +61,8 @@ class Gate:
 class GateValues(Messenger):
     """Put the reparameterised values of a guide behind gates as they are drawn, where their rule detaches.
 
-    Whatever the guide makes of a value then lies behind its gate as well. A `Delta` draws nothing: it has no gate.
-
-    Args:
-        default: the rule of sites that name none.
-        enumerated: sites whose values are enumerated and not drawn.
+    Whatever the guide makes of a value then lies behind its gate as well. A `Delta` draws nothing: it has no gate,
+    nor has a site in `enumerated`. Sites that name no rule have the `default`.
     """
 
     def __init__(self, default: PathwiseRule, enumerated: Collection[str]) -> None:
@@ -154,9 +151,7 @@ def _may_hide_parameters(fn: Any) -> bool:
 def power_of(site: Site, layout: Layout) -> tuple[Tensor, int]:
     """Compute the power to which q stands in w at each element of a site: scale (but for subsampling) times mask.
 
-    Returns:
-        The power, which broadcasts to [*batch, *inner], and the number of inner dimensions: those of elements of
-        an event that have masks of their own.
+    It broadcasts to [*batch, *inner]; returns also the number of inner dimensions, of masks within an event.
     """
     power = torch.as_tensor(site["scale"], dtype=site["log_prob"].dtype, device=site["log_prob"].device)
     power = power / layout.subsampling_scale(site)

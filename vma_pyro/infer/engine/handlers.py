@@ -138,12 +138,7 @@ def _base_noise(fn: Any, particle_dim: int) -> Tensor:
 
 
 class ShareDiscrete(Messenger):
-    """Let consecutive particles, `group` at a time, share the values of the sites that are not reparameterised.
-
-    Args:
-        group: particles per value.
-        max_plate_nesting: number of plate dimensions; the particles are left of them.
-    """
+    """Let consecutive particles, `group` at a time, share the values of the sites that are not reparameterised."""
 
     def __init__(self, group: int, max_plate_nesting: int) -> None:
         self.group, self.particle_dim = group, -max_plate_nesting - 1

@@ -61,10 +61,8 @@ def _sequential(site: Site) -> str:
 class Layout:
     """The dimensions of a site's log probability: [leading, particle, plates].
 
-    Args:
-        batch_plates: plates whose elements are the datapoints; none: the whole program is one.
-        max_plate_nesting: number of plate dimensions, without the particles'.
-        leading: number of dimensions left of the particles', of enumerated sites.
+    There are `leading` dimensions of enumerated sites, and `max_plate_nesting` of plates, without the particles'.
+    Elements of the `batch_plates` are the datapoints; without any the whole program is one.
     """
 
     def __init__(self, batch_plates: tuple[str, ...], max_plate_nesting: int, leading: int = 0) -> None:

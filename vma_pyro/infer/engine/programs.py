@@ -25,18 +25,13 @@ class Programs:
     returns the positional arguments of all runs of both programs. It computes what is costly and the same in every
     run, with gradients where the estimate takes them. What it returns must not depend on observed data, other than
     by passing them on: a dream of wake-sleep replaces them.
-
-    Attributes:
-        model, guide: any Pyro programs.
-        args, kwargs: their arguments.
-        given: `args` and `kwargs` as they were before the guide prepared them; None: it has not been asked.
     """
 
     model: PyroProgram
     guide: PyroProgram
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    given: tuple[Sequence[Any], Mapping[str, Any]] | None = None
+    given: tuple[Sequence[Any], Mapping[str, Any]] | None = None  # args and kwargs before the guide prepared them
 
     def prepared(self) -> Programs:
         """Let the guide prepare the arguments; prepared ones stay as they are."""

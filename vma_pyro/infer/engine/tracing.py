@@ -65,7 +65,9 @@ class Run(NamedTuple):
         all_guide = run(handled, args, kwargs, enumerated=enumerated)
         guide = prune_subsample_sites(all_guide)
         self._check(guide)
-        _check_enumerated(guide, enumerated)
+        for name in sorted(enumerated.keys() - latents(guide)):
+            drawn = sorted(latents(guide))
+            raise ValueError(f"site '{name}': expected among the latent sites of the guide, found {drawn}")
         guide.compute_score_parts()
         gates = set_gates(guide, self.layout.of_program(guide) if latents(guide) else self.layout, gated)
         asked = SiteOptions()
@@ -100,12 +102,6 @@ def check_shapes(
         check_dimensions(site, layout, particles, leading)
         if is_validation_enabled():
             check_site_shape(site, nesting)
-
-
-def _check_enumerated(guide: poutine.Trace, enumerated: Mapping[str, int]) -> None:
-    found = latents(guide)
-    for name in sorted(enumerated.keys() - found):
-        raise ValueError(f"site '{name}': expected among the latent sites of the guide, found {sorted(found)}")
 
 
 def _subsamples(*traces: poutine.Trace) -> poutine.Trace:

@@ -6,7 +6,6 @@ import math
 from typing import Any, Unpack
 
 import torch
-from jaxtyping import Float
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -85,22 +84,12 @@ class DistinctELBO(SubsetELBO):
             shares = torch.where(live, (particles.log_q_enumerated[:, 0].detach() + log_ratio).exp(), 0.0)
             surrogate = surrogate + ((v - shares) * log_q).sum()
         else:
-            surrogate = surrogate + self._score_part(terms, log_q[-1] - log_outside, bound, v, live)
+            without = terms[:-1].logsumexp(0)
+            # The log probability of s' outside C has the derivative -v in L.
+            coefficient = bound - torch.where(without == -math.inf, 0.0, without) - v[-1]
+            coefficient = torch.where(live & (bound > -math.inf), coefficient, 0.0)
+            surrogate = surrogate + (coefficient * (log_q[-1] - log_outside)).sum()
         return Estimate(bound, surrogate, particles.scale)
-
-    @staticmethod
-    def _score_part(
-        terms: Float[Tensor, "k B"],
-        log_q: Float[Tensor, " B"],
-        bound: Float[Tensor, " B"],
-        v: Float[Tensor, "k B"],
-        live: Tensor,
-    ) -> Tensor:
-        """Compute the score part of s', whose log probability outside C is log_q; -v is its derivative in L."""
-        without = terms[:-1].logsumexp(0)
-        coefficient = bound - torch.where(without == -math.inf, 0.0, without) - v[-1]
-        coefficient = torch.where(live & (bound > -math.inf), coefficient, 0.0)
-        return (coefficient * log_q).sum()
 
 
 class _DependsOnNothing(Messenger):

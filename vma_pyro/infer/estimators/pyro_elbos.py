@@ -47,7 +47,7 @@ class PyroELBO(Objective):
     def loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
         """Compute minus the bound, without gradients."""
         programs = self._prepare(Programs(model, guide, args, kwargs))
-        pyros: Any = super()
+        pyros: Any = super()  # a class of Pyro's, as mypy cannot know
         return pyros.loss(programs.model, programs.guide, *programs.args, **programs.kwargs)
 
     def _prepare(self, programs: Programs) -> Programs:
@@ -87,9 +87,8 @@ class GraphELBO(PyroELBO, TraceGraph_ELBO):
     """
 
     def _loss(self, programs: Programs) -> Tensor:
-        elbo, surrogate_loss = self._loss_and_surrogate_loss(
-            programs.model, programs.guide, programs.args, programs.kwargs
-        )
+        p = programs
+        elbo, surrogate_loss = self._loss_and_surrogate_loss(p.model, p.guide, p.args, p.kwargs)
         return surrogate_loss - surrogate_loss.detach() - elbo.detach()
 
     def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> TracePair:
@@ -106,9 +105,8 @@ class GraphELBO(PyroELBO, TraceGraph_ELBO):
             surrogate = surrogate + finite(site["log_prob"]).sum()
         for site in sample_sites(guide_trace):
             costs.append((site["cond_indep_stack"], -site["log_prob"]))
-            entropy_term = site["score_parts"].entropy_term
-            if not is_identically_zero(entropy_term):
-                surrogate = surrogate - finite(entropy_term).sum()
+            if not is_identically_zero(site["score_parts"].entropy_term):
+                surrogate = surrogate - finite(site["score_parts"].entropy_term).sum()
         for _, cost in costs:
             elbo = elbo + cost.sum()
         for site in sample_sites(guide_trace):

@@ -64,12 +64,7 @@ class UnorderedSetELBO(SubsetELBO):
 
 
 class SetRatios:
-    """F of all subsets of a drawn set.
-
-    Args:
-        log_q: log q of the values in the set.
-        log_rest: log probability outside the set; -inf if there is none.
-    """
+    """F of all subsets of a drawn set, from log q of its values and the log probability outside (-inf: none)."""
 
     def __init__(self, log_q: Float[Tensor, " k *B"], log_rest: Float[Tensor, " *B"]) -> None:
         self.log_q, self.k = log_q, len(log_q)
