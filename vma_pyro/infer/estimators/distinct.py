@@ -85,7 +85,7 @@ class DistinctELBO(SubsetELBO):
             surrogate = surrogate + ((v - shares) * log_q).sum()
         else:
             without = terms[:-1].logsumexp(0)
-            # The log probability of s' outside C has the derivative -v in L.
+            # L has the derivative -v[-1] with respect to the log probability of s' outside C.
             coefficient = bound - torch.where(without == -math.inf, 0.0, without) - v[-1]
             coefficient = torch.where(live & (bound > -math.inf), coefficient, 0.0)
             surrogate = surrogate + (coefficient * (log_q[-1] - log_outside)).sum()
