@@ -70,9 +70,8 @@ def train(
         config=config.train if updates is None else as_many(config.train, updates),
         folder=folder,
         data=str(config.data),
-        architecture=architecture,
         validation=[held_out.sample() for _ in range(8)],
-        identity={name: getattr(config, name) for name in IDENTITY} | only,
+        identity={name: getattr(config, name) for name in IDENTITY} | only | architecture,
         init=config.init if memory else None,
         resume=config.resume,
         tensorboard=config.tensorboard,
@@ -96,7 +95,7 @@ def main(config: FewShotConfig) -> None:
     if config.load is None:
         pair, training["memory"] = train(config, data, config.out, memory=True)
     else:
-        pair = models.load(config.load, program="memory")
+        pair = models.load(config.load, program="memory", classes=models.classes_in(config.code))
     if ranks.rank > 0:
         if config.load is None:
             memoryless_pair(config, data, training)
@@ -121,7 +120,9 @@ def memoryless_pair(config: FewShotConfig, data: Split, training: dict[str, Any]
         return None
     if config.load is not None:
         path = memoryless_beside(config.load)
-        return models.load(path, program="memoryless") if path.exists() else None
+        if not path.exists():
+            return None
+        return models.load(path, program="memoryless", classes=models.classes_in(config.code))
     pair, training["memoryless"] = train(
         config, data, config.out / "memoryless", memory=False, updates=training["memory"]["updates"]
     )
@@ -137,19 +138,23 @@ def rehearse(config: FewShotConfig, data: Split) -> None:
     check_shares(config.queries, Ranks.present())
     if config.tensorboard:
         tensorboard_writer()
+    if config.load is None and config.code is not None:
+        raise ValueError(
+            f"code: expected it beside load, whose file may name its classes, got {config.code} alone"
+        )
     if config.load is not None:
         if config.resume:
             raise ValueError(f"resume: expected no load beside it, as nothing is trained, got {config.load}")
         if config.init is not None:
             raise ValueError(f"init: expected no load beside it, as nothing is trained, got {config.init}")
-        pair = models.load(config.load, program="memory")
+        pair = models.load(config.load, program="memory", classes=models.classes_in(config.code))
         memoryless = memoryless_pair(config, data, {})
     else:
         rehearsal.check_weights_fit(config.architecture(memory=True), device)
         with torch.random.fork_rng(devices=[]):
             pair, memoryless = (models.build(config.architecture(memory=memory)) for memory in (True, False))
         if config.init is not None:
-            start_from(config.init, models.as_one(pair))
+            start_from(config.init, pair)
         if config.train_only != "all":
             freeze_all_but(pair, config.train_only)
         samplers(config, data)

@@ -96,9 +96,8 @@ def train(config: RecallConfig, images: LabelledImages) -> tuple[models.Pair, di
         config=config.train,
         folder=config.out,
         data="mnist",
-        architecture=architecture,
         validation=[validation.sample() for _ in range(4)],
-        identity={name: getattr(config, name) for name in ("memory", "queries", "particles", "estimator")},
+        identity={n: getattr(config, n) for n in ("memory", "queries", "particles", "estimator")} | architecture,
         resume=config.resume,
         label="recall",
     )

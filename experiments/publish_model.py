@@ -19,7 +19,7 @@ import tyro
 from common import protocols, results
 from common.protocols import TASKS, TINY, Samples
 from vma_pyro import cli, models, pretrained
-from vma_pyro._system import checkpoint, lock
+from vma_pyro._system import lock
 from vma_pyro._system.atomic import write_text
 from vma_pyro._system.record import command
 from vma_pyro.data import Characters, NestedEpisodes, load_split
@@ -107,13 +107,12 @@ def main(config: PublishConfig) -> None:
         "command": command(),
         "versions": results.versions(device),
     }
-    weights = checkpoint.load(config.load)
-    publish(config.out / f"{config.name}.pt", pair, weights["architecture"], str(facts.get("data")), facts)
+    publish(config.out / f"{config.name}.pt", pair, str(facts.get("data")), facts)
     write_text(card, results.to_json(content))
     print(results.to_json(content))
 
 
-def publish(path: Path, pair: models.Pair, architecture: dict[str, Any], data: str, facts: dict[str, Any]) -> None:
+def publish(path: Path, pair: models.Pair, data: str, facts: dict[str, Any]) -> None:
     """Write the weights.
 
     Raises:
@@ -123,7 +122,7 @@ def publish(path: Path, pair: models.Pair, architecture: dict[str, Any], data: s
     if size > MOST_BYTES:
         raise ValueError(f"load: expected at most {MOST_BYTES} bytes of weights, got {size}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    models.save(path, tuple(module.cpu() for module in pair), architecture, data=data, training=facts)  # type: ignore[arg-type]
+    models.save(path, models.on(torch.device("cpu"), pair), data=data, training=facts)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Shared set-up: one thread per worker, parameters local to modules, small networks, shapes checked."""
 
 import os
+import sys
 
 import matplotlib
 import numpy as np
@@ -83,6 +84,33 @@ def data_folder(tmp_path_factory):
     return root
 
 
+OWN = """
+import pyro.distributions as dist
+from vma_pyro import Model
+
+
+class Soft(Model):
+    def likelihood(self, logits):
+        return dist.Bernoulli(logits=0.5 * logits).to_event(3)
+"""
+
+
+@pytest.fixture
+def own_model(tmp_path, monkeypatch):
+    """A user's `own_model.py` and a small untrained model of its class, `own.pt`, in the folder of the test."""
+    from vma_pyro import ConvNetworks, Guide, models
+
+    (tmp_path / "own_model.py").write_text(OWN)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (kind,) = models.classes_in(tmp_path / "own_model.py")
+    with torch.random.fork_rng(), pyro.settings.context(module_local_params=True):
+        torch.manual_seed(0)
+        networks = ConvNetworks(4, width=0.1)
+        models.save(tmp_path / "own.pt", (kind(networks), Guide(networks)), data="glyphs")
+    yield tmp_path / "own.pt"
+    sys.modules.pop("own_model", None)
+
+
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory):
     """Folder with a small untrained model of each program, as checkpoints of Omniglot."""
@@ -93,5 +121,5 @@ def untrained(tmp_path_factory):
         architecture = {"networks": "conv", "width": 0.1, "latent_dim": 4, "program": program}
         with torch.random.fork_rng(), pyro.settings.context(module_local_params=True):
             torch.manual_seed(0)
-            models.save(folder / f"{program}.pt", models.build(architecture), architecture, data="omniglot")
+            models.save(folder / f"{program}.pt", models.build(architecture), data="omniglot")
     return folder

@@ -10,6 +10,7 @@ from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import ESTIMATORS, MultiSampleELBO, make
 from vma_pyro.training import TrainConfig, fit
 from vma_pyro.training.captured import Captured
+from vma_pyro.training.loss import Loss
 
 B, S, K = 5, 7, 3
 NOT_RECORDED = {"nvil", "vimco+2z", "vimco+chunks", "pyro-enum"}
@@ -70,11 +71,16 @@ def parameters_in_modules():
 def test_replays_are_the_program_bit_for_bit(name, data, notes):
     loss_fn = build(name)
     captured = Captured(loss_fn, note=notes.append, wait=1)
-    ours = trained(loss_fn, data, captured)
+    ours = trained(loss_fn, data, captured.gradient)
     assert_same(ours, plainly(build(name), data))
     assert captured.possible == (name not in NOT_RECORDED)
     assert len(notes) == (name in NOT_RECORDED)
     assert captured.replays == (4 if captured.possible else captured.replays)
+
+
+def test_the_plain_loss_has_the_same_method(data):
+    loss_fn = build()
+    assert_same(trained(loss_fn, data, Loss(loss_fn).gradient), plainly(build(), data))
 
 
 def test_shapes_may_change_and_own_memories_are_run_as_usual(random_images, notes):
@@ -83,7 +89,7 @@ def test_shapes_may_change_and_own_memories_are_run_as_usual(random_images, note
     data.insert(2, (Memory(random_images(B, S)), random_images(B)))
     loss_fn = build()
     captured = Captured(loss_fn, note=notes.append, wait=0)
-    assert_same(trained(loss_fn, data, captured), plainly(build(), data))
+    assert_same(trained(loss_fn, data, captured.gradient), plainly(build(), data))
     assert (captured.replays, notes) == (5, [])
 
 
@@ -107,7 +113,7 @@ def test_attributes_may_change(temperatures, replays, data, notes, monkeypatch):
 
         def gradient(memory, x, loss_fn=loss_fn, captured=captured, schedule=schedule):
             loss_fn.model.temperature = next(schedule)
-            return captured(memory, x)
+            return captured.gradient(memory, x)
 
         found.append(trained(loss_fn, data, gradient))
         assert captured.replays == (replays if capture else 0)
@@ -154,7 +160,7 @@ class Counting(Model):
 def test_programs_that_cannot_be_replayed_are_run(model, reason, data, notes):
     loss_fn = build(model=model)
     captured = Captured(loss_fn, note=notes.append, wait=2)
-    ours = trained(loss_fn, data, captured)
+    ours = trained(loss_fn, data, captured.gradient)
     assert notes == [f"capture: {reason}; updates are made without it"]
     assert not captured.possible
     if model is not Secretive:  # recording and comparing were runs, too
@@ -164,31 +170,31 @@ def test_programs_that_cannot_be_replayed_are_run(model, reason, data, notes):
 def test_bad_images_are_refused_by_replays_too(data):
     captured = Captured(build(), wait=0)
     memory, x = data[0]
-    captured(memory, x)
+    captured.gradient(memory, x)
     for bad, message in (
         (x * 0.5, r"^x: expected binary values 0 and 1"),
         (x * float("nan"), r"^x: expected finite values"),
         (x[:, :, 1:], r"^x: expected shape \[B, 1, 28, 28\]"),
     ):
         with pytest.raises(ValueError, match=message):
-            captured(memory, bad)
+            captured.gradient(memory, bad)
 
 
 class Grey(Model):
     """A likelihood for grey images, which asks for no binary ones."""
 
     def forward(self, memory, x=None):
-        memory = Memory.of(memory).encoded(self.networks, x)
+        memory = Memory.of(memory).encode(self.networks)
         with pyro.plate("data", len(x), dim=-1):
             m = memory.read(pyro.sample("address", dist.Categorical(logits=self.address_prior(memory))))
-            z = pyro.sample("z", dist.Normal(*self.networks.prior(m)).to_event(1))
+            z = pyro.sample("z", self.networks.prior(m))
             pyro.sample("x", dist.ContinuousBernoulli(logits=self.networks.decode(z, m)).to_event(3), obs=x)
 
 
 def test_grey_images_are_replayed_where_the_program_takes_them(data, notes):
     grey = [(Memory(0.9 * memory.entries), 0.3 + 0.4 * x) for memory, x in data]
     captured = Captured(build(model=Grey), note=notes.append, wait=0)
-    assert_same(trained(captured.loss_fn, grey, captured), plainly(build(model=Grey), grey))
+    assert_same(trained(captured.loss_fn, grey, captured.gradient), plainly(build(model=Grey), grey))
     assert captured.replays == len(grey)
     assert notes == []
 
@@ -226,7 +232,7 @@ def test_masks_of_padding_are_data(data, notes):
         mask[number] = True
         masked.append((Memory(memory.entries, mask=mask), x))
     captured = Captured(build(), note=notes.append, wait=0)
-    assert_same(trained(captured.loss_fn, masked, captured), plainly(build(), masked))
+    assert_same(trained(captured.loss_fn, masked, captured.gradient), plainly(build(), masked))
     assert captured.replays == len(masked)
     assert notes == []
 
@@ -234,8 +240,8 @@ def test_masks_of_padding_are_data(data, notes):
 def test_entries_are_looked_at_in_a_replay(data):
     captured = Captured(build(), wait=0)
     (memory, x), *_ = data
-    captured(memory, x)
+    captured.gradient(memory, x)
     with pytest.raises(
         ValueError, match="^memory.entries: expected binary values 0 and 1, got values from 0 to 0.5"
     ):
-        captured(Memory(0.5 * memory.entries), x)
+        captured.gradient(Memory(0.5 * memory.entries), x)

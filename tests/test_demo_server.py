@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import live
@@ -21,7 +22,7 @@ from scripts import call
 
 from vma_pyro import Memory
 from vma_pyro.demo.connection import Connection
-from vma_pyro.demo.engine import digits, pixels
+from vma_pyro.demo.engine import Engine, digits, pixels
 from vma_pyro.demo.limits import Busy, Limits, Queue
 from vma_pyro.demo.messages import Look
 from vma_pyro.evaluation import address_posterior, kl_report
@@ -391,20 +392,15 @@ def test_the_queue_is_bounded():
     live.run_alone(crowd())
 
 
-def test_a_stroke_over_200_entries_takes_less_than_150_ms(random_images):
-    from vma_pyro import load_pretrained
-
-    entries = digits(random_images(200).squeeze(1))
-    with (
-        live.serve(live.application(load_pretrained("omniglot"))) as address,
-        httpx.Client(base_url=address) as client,
-    ):
-        seconds = []
-        for _ in range(8):
-            began = time.monotonic()
-            client.post("/api/look", json={"image": INK, "entries": entries}).raise_for_status()
-            seconds.append(time.monotonic() - began)
-    assert sorted(seconds)[3] < 0.15
+def test_a_stroke_over_200_entries_encodes_each_of_them_once(pair, monkeypatch, random_images):
+    """Which is nearly all of its time, about 0.1 s with the published model."""
+    model, guide = pair
+    encode, seen = type(guide.networks).encode, []
+    monkeypatch.setattr(
+        type(guide.networks), "encode", lambda self, images: seen.append(len(images)) or encode(self, images)
+    )
+    Engine(model, guide).look(Look(image=INK, entries=digits(random_images(200).squeeze(1))))
+    assert seen == [200]
 
 
 @pytest.mark.parametrize(
@@ -420,6 +416,23 @@ def test_bad_arguments_end_in_one_line(arguments, error, tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert error in done.stderr.splitlines()[-1]
+
+
+def test_a_model_of_ones_own_classes_is_shown(own_model, monkeypatch):
+    from vma_pyro.demo import __main__, connection
+
+    shown = []
+    server = SimpleNamespace(run=lambda sockets: [socket.close() for socket in sockets])
+    monkeypatch.setattr(connection, "server_of", lambda app: shown.append(app) or server)
+    code = str(own_model.with_name("own_model.py"))
+    call(__main__, f"--load={own_model}", f"--code={code}", "--port=0")
+    asked = {"image": INK, "entries": [INK, INK]}
+    with live.serve(shown[0]) as address, httpx.Client(base_url=address) as client:
+        assert client.post("/api/look", json=asked).json()["probabilities"] == pytest.approx([0.5, 0.5])
+    with pytest.raises(
+        SystemExit, match="^error: checkpoint .*: expected classes of vma_pyro, got 'own_model:Soft'"
+    ):
+        call(__main__, f"--load={own_model}", "--port=0")
 
 
 def test_a_port_in_use_is_named(server, tmp_path):

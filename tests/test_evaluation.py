@@ -184,8 +184,8 @@ class Hierarchical(Model):
             label = pyro.sample("class", dist.Categorical(logits=torch.zeros(C)))
             other = memory.labels != label.unsqueeze(-1)
             logits = torch.zeros(memory.size).masked_fill(other, -math.inf)
-            m = memory.encoded(self.networks, x).read(pyro.sample("address", dist.Categorical(logits=logits)))
-            z = pyro.sample("z", dist.Normal(*self.networks.prior(m)).to_event(1))
+            m = memory.encode(self.networks).read(pyro.sample("address", dist.Categorical(logits=logits)))
+            z = pyro.sample("z", self.networks.prior(m))
             pyro.sample("x", dist.Bernoulli(logits=self.networks.decode(z, m)).to_event(3), obs=x)
 
 
@@ -193,7 +193,7 @@ class HierarchicalGuide(Guide):
     """The flat guide's q(a | x) as q(c | x) q(a | c, x)."""
 
     def forward(self, memory, x):
-        memory = Memory.of(memory).encode(self.networks, x)
+        memory = Memory.of(memory).encode(self.networks)
         query = self.networks.query(x)
         with pyro.plate("data", len(x), dim=-1):
             flat = self.similarity(query.key, memory.features.key).log_softmax(-1)
@@ -201,7 +201,7 @@ class HierarchicalGuide(Guide):
             label = pyro.sample("class", dist.Categorical(logits=of_class))
             logits = flat.masked_fill(memory.labels != label.unsqueeze(-1), -math.inf)
             m = memory.read(pyro.sample("address", dist.Categorical(logits=logits)))
-            pyro.sample("z", dist.Normal(*self.networks.posterior(query, m)).to_event(1))
+            pyro.sample("z", self.networks.posterior(query, m))
 
 
 def test_a_choice_before_the_address_is_summed_over(setting):

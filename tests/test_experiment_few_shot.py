@@ -243,6 +243,25 @@ def test_omniglot(tmp_path):
     assert results["nll_memoryless"] is None
 
 
+def test_load_of_ones_own_classes(own_model, tmp_path):
+    options = [*TINY, "--load=own.pt", "--no-memoryless", "--out=out"]
+    code, output = run(*options, "--code=own_model.py", cwd=tmp_path)
+    assert code == 0, output
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["config"]["latent_dim"] == 4
+    for more, error in (
+        (
+            [],
+            "error: checkpoint own.pt: expected classes of vma_pyro, got 'own_model:Soft'; if you trust its code",
+        ),
+        (["--code=gone.py"], "error: --code: expected a Python file, found none at gone.py"),
+    ):
+        code, output = run(*options, *more, cwd=tmp_path)
+        assert code == 1
+        assert output.splitlines()[-1].startswith(error)
+    code, output = run(*TINY, "--code=own_model.py", cwd=tmp_path)
+    assert output.splitlines()[-1].startswith("error: --code: expected it beside load")
+
+
 class TestOneLineErrors:
     """Each ends with exit code 1 and one line that names the argument."""
 
@@ -274,11 +293,12 @@ class TestOneLineErrors:
 
     def test_a_memoryless_checkpoint(self, finished, tmp_path):
         line = self.fails(f"--load={finished[0] / 'memoryless' / 'model.pt'}", cwd=tmp_path)
-        assert "expected a memory model, got {" in line
+        assert line.endswith(": expected a memory model, got one of memoryless")
 
     def test_a_checkpoint_of_another_architecture(self, finished, tmp_path):
         content = checkpoint.load(finished[0] / "model.pt")
-        content["architecture"]["latent_dim"] = 5
+        networks = next(part for part in content["parts"] if "ConvNetworks" in part["class"])
+        networks["arguments"]["latent_dim"] = 5
         checkpoint.save(tmp_path / "model.pt", content)
         assert "whose tensor" in self.fails("--load=model.pt", cwd=tmp_path)
 

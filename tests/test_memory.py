@@ -97,23 +97,46 @@ def test_reads_are_heads_of_the_entries(lead, dtype, random_images):
         torch.testing.assert_close(*gradients)
 
 
-def test_the_model_picks_up_what_the_guide_left_for_this_x_once(random_images):
+def test_an_encoding_belongs_to_its_networks(random_images):
     networks, other = CountingNetworks(), CountingNetworks()
+    memory, x = Memory(random_images(S), torch.arange(S)), random_images(B)
+    encoded = memory.encode(networks)
+    assert encoded.encode(networks) is encoded
+    assert encoded.encode(other).networks is other
+    assert memory.encode(networks) is not encoded  # parameters may have changed
+    assert encoded.entries is memory.entries
+    assert encoded.labels is memory.labels
+    assert (encoded.size, encoded.batch_size, encoded.entry_shape) == (S, None, (1, 28, 28))
+    assert vars(memory).keys() == vars(Memory(memory.entries)).keys()  # nothing is left on it
+    model, guide = Model(networks), Guide(networks)
+    networks.encoded = 0
+    for arguments, names in (((encoded, x), {}), ((encoded,), {"x": x}), ((), {"memory": encoded, "x": x})):
+        MultiSampleELBO(2)(model, guide)(*arguments, **names)
+    assert networks.encoded == 0
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_the_memory_may_go_by_name_and_programs_may_take_more(by_name, random_images):
+    """What is prepared keeps the way in which it was given."""
+
+    class Shifted(Model):
+        def forward(self, memory, x=None, *, shift=0.0):
+            assert shift == 2.0
+            return super().forward(memory, x)
+
+    class Shifting(Guide):
+        def forward(self, memory, x, *, shift=0.0):
+            assert shift == 2.0
+            super().forward(memory, x)
+
+    networks = CountingNetworks()
+    loss_fn = MultiSampleELBO(2, max_plate_nesting=1)(Shifted(networks), Shifting(networks))
     memory, x = Memory(random_images(S)), random_images(B)
-    left = memory.encode(networks, x)
-    assert memory.encoded(networks, x) is left
-    assert memory.encoded(networks, x) is not left  # once only
-    for by, for_x in ((other, x), (networks, x.clone()), (networks, None)):
-        left = memory.encode(networks, x)
-        assert memory.encoded(by, for_x) is not left
-    with torch.no_grad():
-        left = memory.encode(networks, x)
-    assert memory.encoded(networks, x) is not left
-    left = memory.encode(networks, x)
-    with torch.no_grad():
-        assert memory.encoded(networks, x) is left
-    assert memory.encoded(networks, x) is left  # a look without gradients leaves it for the run with them
-    assert memory.encoded(networks, x) is not left
+    for _ in range(2):
+        networks.encoded = 0
+        loss = loss_fn(memory=memory, x=x, shift=2.0) if by_name else loss_fn(memory, x, shift=2.0)
+    assert networks.encoded == S
+    assert loss.isfinite()
 
 
 def test_two_losses_of_one_memory_have_graphs_of_their_own(random_images):
@@ -163,37 +186,19 @@ def test_two_backward_passes_without_an_update(random_images):
         assert (first == second).all()
 
 
-class TestRepeatedEntries:
-    """Entries that memories of their own have in common are encoded once, with the same features and gradients."""
-
-    @pytest.mark.parametrize(("copies", "encoded"), [(3, 4), (1, 12)])
-    def test_are_encoded_once(self, copies, encoded, random_images):
-        networks = CountingNetworks()
-        different = random_images(12 // copies)
-        order = torch.arange(12).remainder(len(different))[torch.randperm(12)]
-        entries = different[order].reshape(4, 3, 1, 28, 28)
-        features = networks.heads(Memory(entries).encode(networks).features)
-        assert networks.encoded == encoded
-        plain = networks.heads(MLPNetworks.encode(networks, entries.flatten(0, 1)))
-        torch.testing.assert_close(features.stem, plain.stem.reshape(4, 3, -1))
-        (features.stem**3).sum().backward()
-        ours = networks.entry_to_stem.weight.grad.clone()
-        networks.zero_grad()
-        (plain.stem**3).sum().backward()
-        torch.testing.assert_close(networks.entry_to_stem.weight.grad, ours)
-
-    def test_unequal_entries_with_equal_sums_are_told_apart(self, monkeypatch, random_images):
-        networks, memory = CountingNetworks(), Memory(random_images(2, 3))
-        monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.zeros(784))
-        memory.encode(networks)
-        assert networks.encoded == 6
-
-
 def test_copies_and_slices(random_images):
     networks = CountingNetworks()
     memory = Memory(random_images(B, S), torch.arange(S).expand(B, -1))
-    memory.encode(networks, random_images(B))
-    for twin in (copy.deepcopy(memory), pickle.loads(pickle.dumps(memory)), memory.to("cpu")):
+    encoded = memory.encode(networks)
+    for twin in (
+        copy.deepcopy(memory),
+        pickle.loads(pickle.dumps(memory)),
+        memory.to("cpu"),
+        encoded.to("cpu"),
+        copy.copy(encoded),
+        copy.deepcopy(encoded),
+        pickle.loads(pickle.dumps(encoded)),
+    ):
         assert (twin.entries == memory.entries).all()
         assert (twin.labels == memory.labels).all()
     part = memory.datapoints(slice(1, 3))

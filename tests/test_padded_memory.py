@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from vma_pyro import ConvNetworks, Guide, InnerProduct, LargeMemory, LearnedAddress, Memory, MLPNetworks, Model
+from vma_pyro import AddressIndex, ConvNetworks, Guide, InnerProduct, LearnedAddress, Memory, MLPNetworks, Model
 from vma_pyro._system.ranks import Ranks
 from vma_pyro.comparisons import SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.data import Episode
@@ -26,7 +26,7 @@ from vma_pyro.evaluation import (
 )
 from vma_pyro.infer import ESTIMATORS, MultiSampleELBO, make
 from vma_pyro.memory.selected import SelectedMemory
-from vma_pyro.training.processes import share_of
+from vma_pyro.training.processes import take_share
 
 SIZES, S = (1, 2, 4, 6), 6
 
@@ -38,7 +38,8 @@ class WithoutNoise(MLPNetworks):
         super().__init__(2, hidden_dims=(8, 7), key_dim=6)
 
     def posterior(self, query, m):
-        return tuple(t.expand(*t.shape[:-2], len(query.key), -1) for t in self.prior(m))
+        prior = self.prior(m)
+        return prior.expand((*prior.batch_shape[:-1], len(query.key)))
 
     def decode(self, z, m):
         return super().decode(torch.zeros_like(z), m)
@@ -298,12 +299,12 @@ class TestOwnPrograms:
     def test_a_guide_of_ones_own_in_one_line(self):
         class Own(Guide):
             def forward(self, memory, x):
-                memory = Memory.of(memory).encode(self.networks, x)
+                memory = Memory.of(memory).encode(self.networks)
                 query = self.networks.query(x)
                 with pyro.plate("data", len(x), dim=-1):
                     logits = memory.masked(query.key.unsqueeze(1).mul(memory.features.key).sum(-1))
                     m = memory.read(pyro.sample("address", dist.Categorical(logits=logits)))
-                    pyro.sample("z", dist.Normal(*self.networks.posterior(query, m)).to_event(1))
+                    pyro.sample("z", self.networks.posterior(query, m))
 
         model, _, own, padded, x = setting()
         found = address_posterior(Own(model.networks), padded, x)
@@ -338,7 +339,7 @@ class TestAMaskSurvives:
         guide = Guide(WithoutNoise())
         wanted = address_posterior(guide, padded, x)
         twins = [copy.copy(padded), copy.deepcopy(padded), pickle.loads(pickle.dumps(padded)), padded.to("cpu")]
-        twins += [padded.held(), padded.datapoints(slice(0, 4)), padded.encode(guide.networks)]
+        twins += [padded.datapoints(slice(0, 4)), padded.encode(guide.networks)]
         twins += [Episode(padded, x, torch.zeros(4)).to("cpu").memory]
         for twin in twins:
             assert (twin.mask == padded.mask).all()
@@ -348,7 +349,7 @@ class TestAMaskSurvives:
 
     def test_shares_of_processes(self):
         *_, padded, x = setting()
-        share = share_of(Episode(padded, x, torch.zeros(4)), Ranks(rank=1, size=2))
+        share = take_share(Episode(padded, x, torch.zeros(4)), Ranks(rank=1, size=2))
         assert share.memory.num_entries.tolist() == [4, 6]
 
 
@@ -434,7 +435,7 @@ class TestErrors:
         ):
             SelectedMemory(shared, torch.zeros(2, 3, dtype=torch.long))
         with pytest.raises(ValueError, match="^entries: expected a tensor of images .*, got a Memory"):
-            LargeMemory.encode(model, guide, shared)
+            AddressIndex.encode(model, guide, shared)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,10 @@ import torch
 from scripts import call, module
 
 from common import images, plots, results
-from main_job import rehearsal
+from main_job import footprint, rehearsal
 from vma_pyro import Model, models
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import make
-from vma_pyro.training import footprint
 
 CPU = torch.device("cpu")
 TINY = ["--tiny", "--no-memoryless", "--accelerator=cpu"]

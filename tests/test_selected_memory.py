@@ -7,14 +7,17 @@ import torch
 
 from vma_pyro import ConvNetworks, Guide, Memory, MLPNetworks, Model
 from vma_pyro.comparisons import SoftAttentionGuide, SoftAttentionModel
+from vma_pyro.data import Episode
 from vma_pyro.evaluation import (
     classify,
     classify_by_attention,
     classify_by_likelihood,
+    encoded,
     kl_report,
     log_likelihood,
 )
-from vma_pyro.memory.selected import SelectedMemory, bank_of
+from vma_pyro.infer import MultiSampleELBO
+from vma_pyro.memory import SelectedMemory
 
 NETWORKS = {
     "conv": lambda: ConvNetworks(3, width=0.1),
@@ -29,7 +32,7 @@ def setting(kind, *, batch=5, size=6, bank=23):
     labels = torch.arange(3).repeat_interleave(2).expand(batch, -1)
     x = (torch.rand(batch, 1, 28, 28) < 0.3).float()
     networks = NETWORKS[kind]()
-    return networks, SelectedMemory(bank_of(images), rows, labels), Memory(images[rows], labels), x
+    return networks, SelectedMemory(Memory(images), rows, labels), Memory(images[rows], labels), x
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -63,25 +66,74 @@ def test_a_soft_read():
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
-def test_each_entry_of_the_bank_is_encoded_once_for_the_same_networks(monkeypatch):
-    networks, selected, _, x = setting("conv")
-    model, guide = Model(networks), Guide(networks)
+def counting(monkeypatch):
+    """Numbers of entries that are encoded, call by call."""
     encode, seen = ConvNetworks.encode, []
     monkeypatch.setattr(
         ConvNetworks, "encode", lambda self, images: seen.append(len(images)) or encode(self, images)
     )
+    return seen
+
+
+def test_each_entry_selected_is_encoded_once_in_an_evaluation(monkeypatch):
+    networks, selected, _, x = setting("conv")
+    model, guide, seen = Model(networks), Guide(networks), counting(monkeypatch)
     for samples in (3, 5):
+        seen.clear()
         log_likelihood(model, guide, selected, x, num_samples=samples)
-    assert seen == [23]
+        assert seen == [23]  # the bank is smaller than what is selected from it
+    seen.clear()
+    few = selected.datapoints(slice(2))
+    log_likelihood(model, guide, few, x[:2], num_samples=3)
+    assert seen == [len(few.rows.unique())]
+
+
+def test_a_pass_over_episodes_encodes_their_bank_once(monkeypatch):
+    networks, selected, _, x = setting("conv")
+    model, guide, seen = Model(networks), Guide(networks), counting(monkeypatch)
+    labels = torch.zeros(1, dtype=torch.long)
+    parts = [Episode(selected.datapoints(slice(b, b + 1)), x[b : b + 1], labels) for b in range(5)]
+    plain = [log_likelihood(model, guide, e.memory, e.x, num_samples=3) for e in parts]
+    for change in (0.0, 0.1):  # a second pass sees the parameters as they are then
+        with torch.no_grad():
+            for parameter in networks.parameters():
+                parameter.mul_(1 + change)
+        seen.clear()
+        found = [log_likelihood(model, guide, e.memory, e.x, num_samples=3) for e in encoded(guide, parts)]
+        assert seen == [23]
+        if not change:
+            torch.testing.assert_close(torch.cat(found), torch.cat(plain), rtol=1e-5, atol=1e-4)
+        else:
+            assert not torch.allclose(torch.cat(found), torch.cat(plain))
     other = Guide(ConvNetworks(3, width=0.1))
-    assert not torch.equal(classify(other, selected, x), classify(guide, selected, x))
-    assert seen == [23, 23, 23]  # a bank remembers the last networks
+    for e, before in zip(encoded(guide, parts), parts, strict=True):  # others encode for themselves
+        assert torch.equal(classify(other, e.memory, e.x), classify(other, before.memory, before.x))
+
+
+def test_gradients_are_those_of_memories_of_their_own():
+    networks, selected, own, x = setting("mlp")
+    loss_fn = MultiSampleELBO(3)(Model(networks), Guide(networks))
+    found = []
+    for memory in (selected, own):
+        loss_fn.zero_grad()
+        torch.manual_seed(0)
+        loss_fn(memory, x).backward()
+        found.append([p.grad.clone() for p in loss_fn.parameters()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
 def test_in_chunks(monkeypatch):
     networks, selected, own, x = setting("mlp")
-    monkeypatch.setattr("vma_pyro.memory.selected.ENTRIES_PER_CHUNK", 4)
+    monkeypatch.setattr("vma_pyro.memory.encoded.ENTRIES_PER_CHUNK", 4)
     torch.testing.assert_close(classify(Guide(networks), selected, x), classify(Guide(networks), own, x))
+
+
+@pytest.mark.parametrize("rows", [[[0, 23]], [[-1, 2]]])
+def test_rows_outside_of_the_bank_are_refused(rows):
+    images = torch.zeros(23, 1, 28, 28)
+    with pytest.raises(ValueError, match=r"^rows: expected 0 to 22, entries of the bank, got "):
+        SelectedMemory(Memory(images), torch.tensor(rows))
 
 
 def test_an_encoder_of_plain_tensors():

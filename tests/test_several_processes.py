@@ -10,7 +10,7 @@ import torch
 from two_processes import ENTRIES, addressed, episodes, gradients
 
 from vma_pyro._system.ranks import Ranks
-from vma_pyro.training.processes import share_of
+from vma_pyro.training.processes import take_share
 
 HERE = Path(__file__).parent
 
@@ -75,7 +75,7 @@ def test_a_memory_shared_out_answers_as_a_whole_one(found):
 
 def test_images_that_cannot_be_shared_out_equally_are_refused():
     with pytest.raises(ValueError, match=r"^queries: expected a multiple of 4, the number of processes, got 6$"):
-        share_of(episodes(True).sample(), Ranks(0, 4))
+        take_share(episodes(True).sample(), Ranks(0, 4))
 
 
 def test_the_main_job_under_torchrun(tmp_path):

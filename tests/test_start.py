@@ -40,7 +40,7 @@ def first(tmp_path_factory):
     with torch.random.fork_rng():
         pair = models.build(SHAPE)
     facts = {"updates": 60_000, "training_seconds": 5.0}
-    models.save(folder / "model.pt", pair, SHAPE, data="glyphs", training=facts)
+    models.save(folder / "model.pt", pair, data="glyphs", training=facts)
     return folder / "model.pt"
 
 
@@ -56,7 +56,7 @@ def train_on(init, folder, held_out, *, config=STEPS, architecture=SHAPE, only=N
         config=config,
         folder=folder,
         data="glyphs",
-        architecture=architecture,
+        identity=architecture,
         validation=held_out,
         init=init,
         **options,
@@ -82,7 +82,7 @@ def test_the_published_model_is_the_word_for_it():
     from vma_pyro.training.start import start_from
 
     pair = Model(networks), Guide(networks)
-    start_from("pretrained", ELBO(*pair))
+    start_from("pretrained", pair)
     expected = models.as_one(models.load("pretrained")).state_dict()
     found = models.as_one(pair).state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
@@ -124,7 +124,7 @@ REFINED = {**SHAPE, "refinement": 4}
 def test_a_refinement_starts_without_effect(first, held_out, tmp_path):
     networks = ConvNetworks(4, width=0.1, refinement=4)
     refined = Model(networks), Guide(networks)
-    start_from(first, ELBO(*refined))
+    start_from(first, refined)
     plain, e = models.load(first), held_out[0]
     options = {"num_samples": 3}
     assert torch.equal(*(log_likelihood(*pair, e.memory, e.x, **options) for pair in (plain, refined)))
@@ -150,15 +150,22 @@ def test_other_files_are_refused_in_one_line(first, untrained, tmp_path, held_ou
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
-    refused(first, "^checkpoint: expected the architecture of this run", architecture={**SHAPE, "latent_dim": 5})
-    refused(untrained / "memoryless.pt", "^checkpoint: expected the architecture of this run")
+    refused(
+        first,
+        "^checkpoint: expected the architecture of model and guide for ",
+        architecture={**SHAPE, "latent_dim": 5},
+    )
+    refused(untrained / "memoryless.pt", "^checkpoint: expected the architecture of model and guide for ")
     refused(tmp_path / "none.pt", "^checkpoint: expected a file, found none")
     damaged = bytearray(first.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     (tmp_path / "damaged.pt").write_bytes(damaged)
     refused(tmp_path / "damaged.pt", "expected a whole checkpoint, got a damaged file")
     checkpoint.save(tmp_path / "memory.pt", {"large_memory": {}})
-    refused(tmp_path / "memory.pt", "^init: expected a trained model, got .* with format, version, large_memory$")
+    refused(
+        tmp_path / "memory.pt",
+        "^checkpoint .*: expected a trained model, got one with format, version, large_memory$",
+    )
 
 
 def test_a_run_from_weights_is_not_resumed_as_one_without(first, held_out, tmp_path):

@@ -8,7 +8,7 @@ import pyro
 import pytest
 import torch
 
-from vma_pyro import ConvNetworks, Guide, InnerProduct, LargeMemory, LearnedAddress, Memory, MLPNetworks, Model
+from vma_pyro import AddressIndex, ConvNetworks, Guide, InnerProduct, LearnedAddress, Memory, MLPNetworks, Model
 from vma_pyro.comparisons import MemorylessGuide, MemorylessModel, SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.evaluation import classify, kl_report, large_log_likelihood, log_likelihood
 from vma_pyro.infer import MultiSampleELBO, log_weights, make
@@ -148,9 +148,7 @@ def test_parameters_of_half_precision(kind, program, dtype, images):
 def test_a_large_memory_keeps_keys_in_32_bits(images):
     entries, x = images
     model, guide = (part.double() for part in PROGRAMS["memory"](NETWORKS["mlp"]()))
-    large = LargeMemory.encode(model, guide, entries)
-    assert large.keys.dtype == torch.float32
+    index = AddressIndex.encode(model, guide, entries)
+    assert index.kept.keys.dtype == torch.float32
     exact = log_likelihood(model, guide, Memory(entries), x, num_samples=400, address="exact")
-    torch.testing.assert_close(
-        large_log_likelihood(model, guide, large, x, num_samples=400, top=4), exact, rtol=0.01, atol=0
-    )
+    torch.testing.assert_close(large_log_likelihood(index, x, num_samples=400, top=4), exact, rtol=0.01, atol=0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vma_pyro import Guide, Memory, MLPNetworks, Model
+from vma_pyro import BernoulliPixels, Guide, Memory, MLPNetworks, Model
 from vma_pyro.comparisons import SoftAttentionModel
 from vma_pyro.data import Characters, GreyCharacters, LabelledImages, RecallSampler, glyphs, mnist, omniglot
 from vma_pyro.data.records import write_npz
@@ -107,11 +107,11 @@ class Grey(Model):
     def forward(self, memory, x=None, *, num_images=1):
         memory = Memory.of(memory)
         memory.check(x)
-        networks, memory = self.networks, memory.encoded(self.networks, x)
+        networks, memory = self.networks, memory.encode(self.networks)
         with pyro.plate("data", len(x), dim=-1):
             logits = memory.masked(self.address_prior(memory))
             m = memory.read(pyro.sample("address", dist.Categorical(logits=logits)))
-            z = pyro.sample("z", dist.Normal(*networks.prior(m)).to_event(1))
+            z = pyro.sample("z", networks.prior(m))
             return pyro.sample("x", dist.Normal(networks.decode(z, m), 1.0).to_event(3), obs=x)
 
 
@@ -158,12 +158,12 @@ class TestEntriesOfABinaryModel:
     def test_are_looked_at_once(self, entries, x, monkeypatch):
         model, guide = programs()
         seen = []
-        monkeypatch.setattr("vma_pyro.memory.memory.check_binary", lambda name, *_, **__: seen.append(name))
+        monkeypatch.setattr(BernoulliPixels, "check", lambda self, name, images: seen.append(name))
         memory = Memory(entries)
         for _ in range(3):
             MultiSampleELBO(2)(model, guide)(memory, x)
-            MultiSampleELBO(2)(model, guide)(memory.held(), x)
-        assert seen == ["memory.entries"]
+            MultiSampleELBO(2)(model, guide)(memory.encode(model.networks), x)
+        assert [name for name in seen if name != "x"] == ["memory.entries"]
 
 
 class TestTheGuideAlone:

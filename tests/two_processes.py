@@ -8,7 +8,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
-from vma_pyro import Guide, LargeMemory, LearnedAddress, MLPNetworks, Model
+from vma_pyro import AddressIndex, Guide, LearnedAddress, MLPNetworks, Model
 from vma_pyro._system import checkpoint
 from vma_pyro._system.ranks import Ranks
 from vma_pyro._system.record import read_metrics
@@ -16,7 +16,7 @@ from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.evaluation import large_log_likelihood
 from vma_pyro.infer import MultiSampleELBO
 from vma_pyro.training import TrainConfig, fit
-from vma_pyro.training.processes import share_of
+from vma_pyro.training.processes import take_share
 from vma_pyro.training.run import Run
 
 QUERIES, ENTRIES = 6, 23
@@ -76,7 +76,7 @@ def gradients(folder, shared):
     elbo = MultiSampleELBO(3, vectorize_particles=False, max_plate_nesting=1)
     config = TrainConfig(updates=1, accelerator="cpu")
     run = Run(model, Deterministic(guide), elbo, episodes(shared), config, folder / "unused")
-    episode = share_of(run.episodes.sample(), run.ranks)
+    episode = take_share(run.episodes.sample(), run.ranks)
     run.fabric.backward(run.loss_fn(episode.memory, episode.x) / len(episode.x))
     return {name: p.grad for name, p in run.bare.named_parameters()}
 
@@ -113,19 +113,19 @@ def addressed(ranks):
     labels = torch.arange(ENTRIES)
     first = 9 if ranks.size > 1 else ENTRIES  # unequal shares
     mine = slice(0, first) if ranks.rank == 0 else slice(first, None)
-    large = LargeMemory.encode(model, guide, entries[mine], labels[mine], shared_out=True)
-    top = large.top(model, guide, x, 12)
+    index = AddressIndex.encode(model, guide, entries[mine], labels[mine], shared_out=True)
+    top = index.top(x, 12)
     return {
-        "size": large.size,
+        "size": index.size,
         "address": top.address,
         "log_prob": top.log_prob,
-        "labels": large.part(top.address).labels,
-        "entries": large.part(top.address).entries,
-        "log_prior": large.log_prior(top.address),
-        "drawn": large.sample(model, guide, x, 300).address,
-        "drawn_prior": large.sample_prior(300),
-        "bound": large_log_likelihood(model, guide, large, x, num_samples=500, top=ENTRIES),
-        "sampled_bound": large_log_likelihood(model, guide, large, x, num_samples=500),
+        "labels": index.part(top.address).labels,
+        "entries": index.part(top.address).entries,
+        "log_prior": index.log_prior(top.address),
+        "drawn": index.sample(x, 300).address,
+        "drawn_prior": index.sample_prior(300),
+        "bound": large_log_likelihood(index, x, num_samples=500, top=ENTRIES),
+        "sampled_bound": large_log_likelihood(index, x, num_samples=500),
     }
 
 

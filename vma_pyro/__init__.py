@@ -15,25 +15,33 @@ A memory is a tensor of entries; an address is a sample site; everything else fo
 
 from torch import nn
 
-from vma_pyro.guide import CosineSimilarity, Guide, InnerProduct
+from vma_pyro._system.parts import Part
+from vma_pyro.guide import Guide
+from vma_pyro.likelihoods import BernoulliPixels, ContinuousBernoulli, Likelihood
 from vma_pyro.memory import Memory
-from vma_pyro.memory.index import LargeMemory
-from vma_pyro.model import LearnedAddress, Model, UniformAddress
+from vma_pyro.memory.index import AddressIndex
+from vma_pyro.model import Model
 from vma_pyro.networks import ConvNetworks, MLPNetworks, Networks
+from vma_pyro.priors import LearnedAddress, UniformAddress
+from vma_pyro.similarity import CosineSimilarity, InnerProduct
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AddressIndex",
+    "BernoulliPixels",
+    "ContinuousBernoulli",
     "ConvNetworks",
     "CosineSimilarity",
     "Guide",
     "InnerProduct",
-    "LargeMemory",
     "LearnedAddress",
+    "Likelihood",
     "MLPNetworks",
     "Memory",
     "Model",
     "Networks",
+    "Part",
     "UniformAddress",
     "load_pretrained",
 ]

@@ -1,25 +1,31 @@
-"""Models to compare with: the same networks, the likelihood of `Model`, the same call signature (memory, x)."""
+"""Models to compare with: the same networks and likelihoods, the same call signature (memory, x)."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from vma_pyro.guide import CosineSimilarity
-from vma_pyro.memory import Memory
-from vma_pyro.model import Model, check_number
+from vma_pyro.infer.engine.programs import Arguments
+from vma_pyro.memory import Encoded, Memory
 from vma_pyro.networks import Networks, dtype_of
-from vma_pyro.program import Program
+from vma_pyro.program import ImageModel, Program
+from vma_pyro.similarity import CosineSimilarity
 
 
-def blank_memory(networks: Networks, device: torch.device) -> Memory:
-    """One entry without ink: conditioning on it tells the networks nothing."""
-    return Memory(torch.zeros(1, *networks.image_shape, device=device))
+def blank_memory(networks: Networks) -> Memory:
+    """Return one entry without ink: conditioning on it tells the networks nothing."""
+    return Memory(torch.zeros(1, *networks.image_shape, device=next(networks.parameters()).device))
 
 
-class MemorylessModel(Model):
+def blank_entry(memory: Encoded) -> Any:
+    """Read the only entry of an encoded memory, with an address that broadcasts over the plate."""
+    return memory.read(torch.zeros(1, dtype=torch.long, device=memory.device))
+
+
+class MemorylessModel(ImageModel):
     r"""The variational autoencoder :math:`p(x) = \int p(z) \, p(x \mid z) \, dz` on the networks of `Model`.
 
     Every m is the same blank image, so that the prior p(z) and the decoder keep all their layers (and the prior
@@ -27,43 +33,42 @@ class MemorylessModel(Model):
 
     Args:
         networks: as in `Model`; share the object with `MemorylessGuide`.
+        likelihood: as in `Model`.
     """
 
     def forward(self, memory: Memory | Tensor | None, x: Tensor | None = None, *, num_images: int = 1) -> Tensor:
         """As `Model.forward`; the memory is ignored and may be None."""
-        if x is not None:
-            self.check_values(None, x)
-        networks = self.networks
-        device = next(iter(networks.parameters())).device
-        blank = blank_memory(networks, device).encode(networks)
-        batch = check_number(num_images) if x is None else len(x)
-        observed = None if x is None else x.to(blank.dtype)
-        with pyro.plate("data", batch, dim=-1):
-            m = blank.read(torch.zeros(1, dtype=torch.long, device=device))  # broadcasts over the plate
-            z = pyro.sample("z", dist.Normal(*networks.prior(m)).to_event(1))  # p(z)
-            return pyro.sample("x", self.likelihood(networks.decode(z, m)), obs=observed)  # p(x | z)
+        blank, x, data = self.opened(blank_memory(self.networks), x, num_images)
+        with data:
+            m = blank_entry(blank)
+            z = pyro.sample("z", self.networks.prior(m))  # p(z)
+            return pyro.sample("x", self.likelihood(self.networks.decode(z, m)), obs=x)  # p(x | z)
 
 
 class MemorylessGuide(Program):
-    """q(z | x) on the networks of `Guide`."""
+    """q(z | x) on the networks of `Guide`.
+
+    Args:
+        networks: as in `Guide`.
+    """
 
     def __init__(self, networks: Networks) -> None:
         super().__init__()
         self.networks = networks
 
+    def prepare(self, *args: Any, **kwargs: Any) -> Arguments:
+        """Leave the memory as it is: nobody reads it."""
+        return Arguments(args, kwargs)
+
     def forward(self, memory: Memory | Tensor | None, x: Tensor) -> None:
         """Sample `z` for images x [B, 1, 28, 28]; the memory is ignored."""
-        networks = self.networks
-        blank = blank_memory(networks, x.device)
-        blank.check(x)
-        blank = blank.encode(networks)
-        query = networks.query(x)
-        with pyro.plate("data", len(x), dim=-1):
-            m = blank.read(torch.zeros(1, dtype=torch.long, device=x.device))
-            pyro.sample("z", dist.Normal(*networks.posterior(query, m)).to_event(1))  # q(z | x)
+        blank, x, data = self.opened(blank_memory(self.networks), x)
+        query = self.networks.query(x)
+        with data:
+            pyro.sample("z", self.networks.posterior(query, blank_entry(blank)))  # q(z | x)
 
 
-class SoftAttentionModel(Model):
+class SoftAttentionModel(ImageModel):
     r"""Read a weighted mean of all entries instead of one.
 
     .. math:: p(x \mid M) = \int p(z) \, p(x \mid z, \bar m(z)) \, dz, \qquad
@@ -78,10 +83,18 @@ class SoftAttentionModel(Model):
         networks: as in `Model`; share the object with `SoftAttentionGuide`.
         hidden_dim: width of f.
         similarity: s, as in `Guide`.
+        likelihood: as in `Model`.
     """
 
-    def __init__(self, networks: Networks, *, hidden_dim: int = 256, similarity: nn.Module | None = None) -> None:
-        super().__init__(networks)
+    def __init__(
+        self,
+        networks: Networks,
+        *,
+        hidden_dim: int = 256,
+        similarity: nn.Module | None = None,
+        likelihood: nn.Module | None = None,
+    ) -> None:
+        super().__init__(networks, likelihood=likelihood)
         self.to_query = nn.Sequential(
             nn.Linear(networks.latent_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, networks.key_dim)
         )
@@ -89,22 +102,14 @@ class SoftAttentionModel(Model):
 
     def forward(self, memory: Memory | Tensor, x: Tensor | None = None, *, num_images: int = 1) -> Tensor:
         """As `Model.forward`."""
-        memory = Memory.of(memory)
-        if x is not None:
-            memory.check(x)
-        self.check_values(memory, x)
-        batch = memory.batch_size or check_number(num_images) if x is None else len(x)
-        networks = self.networks
-        blank = blank_memory(networks, memory.entries.device).encode(networks)
-        memory = memory.encoded(networks, x)
-        observed = None if x is None else x.to(memory.dtype)
-        with pyro.plate("data", batch, dim=-1):
-            nothing = blank.read(torch.zeros(1, dtype=torch.long, device=memory.entries.device))
-            z = pyro.sample("z", dist.Normal(*networks.prior(nothing)).to_event(1))  # p(z)
+        memory, x, data = self.opened(memory, x, num_images)
+        blank = blank_memory(self.networks).encode(self.networks)
+        with data:
+            z = pyro.sample("z", self.networks.prior(blank_entry(blank)))  # p(z)
             m = memory.read(self.attention(z, memory))
-            return pyro.sample("x", self.likelihood(networks.decode(z, m)), obs=observed)  # p(x | z, m(z))
+            return pyro.sample("x", self.likelihood(self.networks.decode(z, m)), obs=x)  # p(x | z, m(z))
 
-    def attention(self, z: Tensor, memory: Memory) -> Tensor:
+    def attention(self, z: Tensor, memory: Encoded) -> Tensor:
         """pi(z), the weights of the entries of an encoded memory [..., B, S], for z [..., B, Z]; 0 on padding."""
         query = self.to_query(z.to(dtype_of(self.to_query)))
         return memory.masked(self.similarity(query, memory.features.key)).softmax(-1)
@@ -131,16 +136,12 @@ class SoftAttentionGuide(Program):
 
     def forward(self, memory: Memory | Tensor, x: Tensor) -> None:
         """Sample `z` for images x [B, 1, 28, 28]."""
-        memory = Memory.of(memory)
-        memory.check(x)
-        networks = self.networks
-        memory = memory.encode(networks, x)
-        query = networks.query(x)
-        with pyro.plate("data", len(x), dim=-1):
+        memory, x, data = self.opened(memory, x)
+        query = self.networks.query(x)
+        with data:
             if self.target_guided:
                 logits = memory.masked(self.similarity(query.key, memory.features.key))
                 m = memory.read(logits.softmax(-1))
             else:
-                blank = blank_memory(networks, x.device).encode(networks)
-                m = blank.read(torch.zeros(1, dtype=torch.long, device=x.device))
-            pyro.sample("z", dist.Normal(*networks.posterior(query, m)).to_event(1))  # q(z | x, M)
+                m = blank_entry(blank_memory(self.networks).encode(self.networks))
+            pyro.sample("z", self.networks.posterior(query, m))  # q(z | x, M)

@@ -1,7 +1,8 @@
-"""The base of model and guide: a PyroModule that asks for its networks at no cost."""
+"""The bases of model and guide: all of a program but its equations."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pyro
@@ -9,18 +10,76 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from vma_pyro.memory import Memory
+from vma_pyro._system.parts import Part
+from vma_pyro.infer.engine.programs import Arguments
+from vma_pyro.likelihoods import BernoulliPixels, Likelihood
+from vma_pyro.memory import Encoded, Memory
 from vma_pyro.memory.checks import looks_at
+from vma_pyro.networks import Networks
 
 
-class Program(PyroModule):
-    """A PyroModule whose plain torch modules make no param statements while parameters live in modules.
+class Program(Part, PyroModule):
+    """A Pyro program of (memory, x): checks, encoding and the plate of its datapoints.
 
-    Pyro makes one for every parameter of a module whenever a running program asks for it. The store of parameters
-    needs them; with `module_local_params` nothing does, and for our networks they cost a tenth of an update.
-    Effect handlers of `pyro.param` (`poutine.lift`) see them without that setting only. So does `loss_and_grads`
-    of Pyro's own objectives, which leaves out the backward pass where it sees none: use `elbo(model, guide)`.
+    Its plain torch modules make no param statements while parameters live in modules. Pyro makes one for every
+    parameter of a module whenever a running program asks for it. The store of parameters needs them; with
+    `module_local_params` nothing does, and for our networks they cost a tenth of an update. Effect handlers of
+    `pyro.param` (`poutine.lift`) see them without that setting only. So does `loss_and_grads` of Pyro's own
+    objectives, which leaves out the backward pass where it sees none: use `elbo(model, guide)`.
+
+    Attributes:
+        networks: everything neural, by which memories are encoded.
     """
+
+    networks: Networks
+
+    def opened(
+        self, memory: Memory | Tensor, x: Tensor | None = None, num_images: int = 1
+    ) -> tuple[Encoded, Any, Any]:
+        """Check and encode the arguments, and open the plate `data`.
+
+        Args:
+            memory: entries [S, *E] for all datapoints, or [B, S, *E], one memory for each.
+            x: images [B, *E]; None to generate.
+            num_images: B when generating from a shared memory.
+
+        Returns:
+            The encoded memory; x as the likelihood compares it, in 32 bits or more; the plate of the B datapoints,
+            at dimension -1.
+
+        Raises:
+            ValueError: images that do not fit the memory or the likelihood, or none to generate.
+        """
+        memory = Memory.of(memory)
+        self.check_arguments(memory, x)
+        batch = memory.batch_size or check_number(num_images) if x is None else len(x)
+        memory = memory.encode(self.networks)  # itself, where the guide has prepared it
+        return memory, None if x is None else x.to(memory.dtype), pyro.plate("data", batch, dim=-1)
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Arguments:
+        """Encode the memory once for all runs of a model and this guide in an estimate, see `vma_pyro.infer`.
+
+        Args:
+            args, kwargs: what `forward` takes: a memory first, or by name, and perhaps images `x`, which are
+                looked at here. What is no memory is passed on as it is.
+        """
+        given = inspect.signature(self.forward).bind_partial(*args, **kwargs).arguments
+        name, memory = next(iter(given.items()))
+        is_memory = isinstance(memory, Memory) or (isinstance(memory, Tensor) and name == "memory")
+        if not is_memory or not hasattr(self, "networks"):
+            return Arguments(args, kwargs)
+        memory, x = Memory.of(memory), given.get("x")
+        if isinstance(x, Tensor):
+            memory.check(x)
+        encoded = memory.encode(self.networks)
+        if name in kwargs:
+            return Arguments(args, {**kwargs, name: encoded})
+        return Arguments((encoded, *args[1:]), kwargs)
+
+    def check_arguments(self, memory: Memory, x: Tensor | None) -> None:
+        """Refuse images that do not fit the memory. Which values they may have is for the model to say."""
+        if x is not None:
+            memory.check(x)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As `PyroModule`, but under a memory with padding an address that might be padding is refused."""
@@ -37,6 +96,70 @@ class Program(PyroModule):
         if plain and pyro.settings.get("module_local_params"):
             return module
         return super().__getattr__(name)
+
+
+class ImageModel(Program):
+    """A program that ends in images: it has a likelihood.
+
+    A subclass may say p(x | z, m) by a method `likelihood(decoded)` instead, which may call that of the base,
+    `super().likelihood(decoded)`. The argument is then refused, the decoder may have any channels, and
+    `check_values` decides which images it takes: binary ones unless it says otherwise.
+
+    Args:
+        networks: with a decoder.
+        likelihood: a `Likelihood`, from what the decoder gives to p(x | z, m); `BernoulliPixels` by default.
+
+    Raises:
+        TypeError: another kind of likelihood.
+        ValueError: networks whose decoder has not the channels that the likelihood wants; a likelihood where the
+            class has a method of that name.
+    """
+
+    def __init__(self, networks: Networks, *, likelihood: nn.Module | None = None) -> None:
+        super().__init__()
+        chosen = BernoulliPixels() if likelihood is None else likelihood
+        if not isinstance(chosen, Likelihood):
+            raise TypeError(f"likelihood: expected a Likelihood, got {type(chosen).__name__}")
+        by_method = type(self).likelihood is not ImageModel.likelihood
+        if by_method and likelihood is not None:
+            raise ValueError(
+                f"likelihood: expected none, as {type(self).__name__} has a method of that name, got "
+                f"{type(chosen).__name__}"
+            )
+        found = getattr(networks, "channels", 1)
+        if not by_method and found != chosen.channels:
+            raise ValueError(
+                f"networks: expected a decoder with channels={chosen.channels}, as many as "
+                f"{type(chosen).__name__} wants, got {found}"
+            )
+        self.networks = networks
+        self.likelihood = chosen  # type: ignore[misc]  # torch keeps modules apart from attributes
+
+    @property
+    def likelihood(self) -> Any:
+        """p(x | z, m), a distribution of images, of what the decoder gives, [..., B, channels * C, 28, 28]."""
+        return self.__getattr__("likelihood")
+
+    def check_arguments(self, memory: Memory, x: Tensor | None) -> None:
+        """Refuse images that do not fit the memory, or the likelihood."""
+        super().check_arguments(memory, x)
+        if looks_at("values", memory.values):
+            self.check_values(memory, x)
+
+    def check_values(self, memory: Memory, x: Tensor | None) -> None:
+        """Refuse entries and images that the likelihood cannot score; called on a CPU only."""
+        likelihood: Any = self._modules["likelihood"]
+        memory.check_values(likelihood)
+        if x is not None:
+            likelihood.check("x", x)
+            likelihood.warn("x", x)
+
+
+def check_number(num_images: int) -> int:
+    """Refuse to generate nothing."""
+    if num_images < 1:
+        raise ValueError(f"num_images: expected at least 1, got {num_images}")
+    return num_images
 
 
 class _NoPadding(Messenger):

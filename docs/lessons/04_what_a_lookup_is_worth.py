@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from pictures import keep, rows_of
 
-from vma_pyro import LargeMemory, Memory, load_pretrained
+from vma_pyro import AddressIndex, Memory, load_pretrained
 from vma_pyro.data import EpisodeSampler, NestedEpisodes, glyphs
 from vma_pyro.evaluation import kl_report, log_likelihood
 
@@ -121,15 +121,15 @@ keep(figure, "04_sizes")
 #
 # ## Twelve thousand entries
 #
-# `LargeMemory` keeps a key for each entry, so that the posterior over all of them is one matrix product. The
+# `AddressIndex` keeps a key for each entry, so that the posterior over all of them is one matrix product. The
 # target's own image is left out.
 
 # %%
 entries = torch.from_numpy(characters.images).float().unsqueeze(2)  # [600, 20, 1, 28, 28]
 chosen = torch.arange(0, len(characters), 100)  # 6 characters
 targets, rest = entries[chosen, 0], entries[:, 1:].flatten(0, 1)  # 11,400 entries
-large = LargeMemory.encode(model, guide, rest)
-top = large.top(model, guide, targets, k=6)
+index = AddressIndex.encode(model, guide, rest)
+top = index.top(targets, k=6)
 same = top.address // 19 == chosen.unsqueeze(1)
 print("entries of the target's own character among the first six:", same.sum(1).tolist())
 print("probability of the first:", top.log_prob[:, 0].exp().numpy().round(3))

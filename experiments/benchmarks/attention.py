@@ -15,7 +15,7 @@ import torch
 from figures import BenchmarkConfig, write
 from matplotlib.figure import Figure
 from torch import nn
-from update import captured_updates, episodes, updates_with
+from update import captured, episodes, updates
 
 from common import plots
 from common.results import Picture
@@ -26,6 +26,7 @@ from vma_pyro.comparisons import SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.data import Episode
 from vma_pyro.infer import MultiSampleELBO, fit_slope
 from vma_pyro.training import device_of_name
+from vma_pyro.training.loss import Loss
 
 K = 4  # particles
 
@@ -46,7 +47,7 @@ class AttentionConfig(BenchmarkConfig):
     """Where to run."""
 
 
-def updates(kind: str, config: AttentionConfig, rounds: list[Episode]) -> Callable[[], None]:
+def build_update(kind: str, config: AttentionConfig, rounds: list[Episode]) -> Callable[[], None]:
     """One parameter update per call."""
     torch.manual_seed(0)
     networks = ConvNetworks(width=config.width).to(rounds[0].x.device)
@@ -55,7 +56,7 @@ def updates(kind: str, config: AttentionConfig, rounds: list[Episode]) -> Callab
     guide: nn.Module = Guide(networks) if kind == "hard" else SoftAttentionGuide(networks, target_guided=guided)
     device = rounds[0].x.device
     loss_fn = MultiSampleELBO(K, max_plate_nesting=1)(model, guide).to(device)
-    return (captured_updates if device.type == "cpu" else updates_with)(loss_fn, rounds)
+    return updates(captured(loss_fn) if device.type == "cpu" else Loss(loss_fn), rounds)
 
 
 KINDS = ("hard", "soft", "soft, target-guided")
@@ -65,7 +66,9 @@ def measure(config: AttentionConfig) -> list[dict[str, Any]]:
     """Seconds of each at each |M|, and soft over hard."""
     device = device_of_name(config.accelerator)
     rounds = {size: episodes(size, config.queries, device) for size in config.memories}
-    turns = {f"{kind} {size}": updates(kind, config, rounds[size]) for kind in KINDS for size in config.memories}
+    turns = {
+        f"{kind} {size}": build_update(kind, config, rounds[size]) for kind in KINDS for size in config.memories
+    }
     seconds = take_turns(turns, repetitions=config.repetitions, device=device, label="all sizes")
     rows = []
     for size in config.memories:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from pyro.infer.elbo import ELBO
-from reference import DefaultLayout, Reencoding, vimco_loss
-from torch import Tensor, nn
-from update import captured_updates, updates
+from reference import ByHand, DefaultLayout, Reencoding
+from torch import nn
+from update import captured, updates
 
 from vma_pyro import ConvNetworks, Guide, Model
 from vma_pyro.data import Episode
 from vma_pyro.infer import EnumeratedELBO, GraphELBO, MultiSampleELBO
+from vma_pyro.training.loss import Loss
 
 OURS, EVERY, HAND = "ours", "ours, Python in every update", "by hand"
 OWN, REENCODING = "ours, a memory per query", "re-encoding every read"
@@ -26,24 +26,23 @@ class Contender(NamedTuple):
     """One way to make an update.
 
     Attributes:
-        loss: from an episode to minus the bound, summed over images.
+        loss: of (memory, x), with the parameters that Adam moves.
         networks: whose gradients are compared.
-        parameters: what Adam moves.
         own_memory: whether every image has a memory of its own.
-        captured: what is recorded and replayed, or None.
     """
 
-    loss: Callable[[Episode], Tensor]
+    loss: Loss
     networks: ConvNetworks
-    parameters: list[nn.Parameter]
     own_memory: bool = False
-    captured: nn.Module | None = None
+
+    @property
+    def loss_fn(self) -> nn.Module:
+        """Minus the bound, summed over images."""
+        return self.loss.loss_fn
 
     def updates(self, rounds: Sequence[Episode]) -> Callable[[], None]:
         """One parameter update per call."""
-        if self.captured is not None:
-            return captured_updates(self.captured, rounds)
-        return updates(self.loss, self.parameters, rounds)
+        return updates(self.loss, rounds)
 
 
 def contenders(width: float, device: torch.device) -> dict[str, Callable[[], Contender]]:
@@ -53,34 +52,21 @@ def contenders(width: float, device: torch.device) -> dict[str, Callable[[], Con
         torch.manual_seed(0)
         return kind(width=width).to(device)
 
-    def ours(elbo: ELBO, own_memory: bool = False, captured: bool = False) -> Contender:
+    def ours(elbo: ELBO, own_memory: bool = False, kind: Callable[[nn.Module], Loss] = Loss) -> Contender:
         nets = networks()
-        loss_fn = elbo(Model(nets), Guide(nets).to(device))
-        parameters = list(loss_fn.parameters())
-        return Contender(
-            lambda e: loss_fn(e.memory, e.x), nets, parameters, own_memory, loss_fn if captured else None
-        )
+        return Contender(kind(elbo(Model(nets), Guide(nets).to(device))), nets, own_memory)
 
     def by_hand() -> Contender:
-        nets, log_scale = networks(), nn.Parameter(torch.tensor(math.log(10.0), device=device))
-        return Contender(
-            lambda e: vimco_loss(nets, log_scale, e.memory.entries, e.x, num_particles=K),
-            nets,
-            [*nets.parameters(), log_scale],
-        )
+        nets = networks()
+        return Contender(Loss(ByHand(nets, num_particles=K).to(device)), nets)
 
     def reencoding(kind: type[ConvNetworks] = ConvNetworks) -> Contender:
-        public = Reencoding(networks(kind), networks(kind)).to(device)
-        return Contender(
-            lambda e: public(e.memory.entries, e.x, num_particles=K),
-            public.networks,
-            list(public.parameters()),
-            own_memory=True,
-        )
+        public = Reencoding(networks(kind), networks(kind), num_particles=K).to(device)
+        return Contender(Loss(public), public.networks, own_memory=True)
 
     bound = MultiSampleELBO(K, max_plate_nesting=1)
     return {
-        OURS: lambda: ours(bound, captured=device.type == "cpu"),
+        OURS: lambda: ours(bound, kind=captured if device.type == "cpu" else Loss),
         EVERY: lambda: ours(bound),
         HAND: by_hand,
         OWN: lambda: ours(bound, own_memory=True),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from figures import BenchmarkConfig, write
-from update import episodes, updates_with
+from update import episodes, updates
 
 from common.timing import Spread, milliseconds, ratio, take_turns
 from vma_pyro import ConvNetworks, Guide, Model, cli
@@ -17,6 +17,7 @@ from vma_pyro.data import Episode
 from vma_pyro.infer import ESTIMATORS, make
 from vma_pyro.infer.comparison.compare import evaluations_of
 from vma_pyro.training import device_of_name
+from vma_pyro.training.loss import Loss
 
 JUDGE = "vimco"
 
@@ -44,7 +45,7 @@ def build_update(name: str, config: EstimatorsConfig, rounds: list[Episode]) -> 
     networks = ConvNetworks(width=config.width).to(device)
     model, guide = Model(networks), Guide(networks).to(device)
     cost = evaluations_of(make(name, config.particles), model, guide, (rounds[0].memory, rounds[0].x))
-    return updates_with(make(name, config.particles)(model, guide).to(device), rounds), cost
+    return updates(Loss(make(name, config.particles)(model, guide).to(device)), rounds), cost
 
 
 def main(config: EstimatorsConfig) -> None:

@@ -16,15 +16,15 @@ import torch
 from figures import BenchmarkConfig, write
 from machine import peak_so_far
 from matplotlib.figure import Figure
-from update import captured_updates, episodes
+from update import captured, episodes, updates
 
 from common import plots
 from common.results import Picture
 from common.timing import Spread, milliseconds, take_turns
-from vma_pyro import ConvNetworks, Guide, LargeMemory, Model, cli
+from vma_pyro import AddressIndex, ConvNetworks, Guide, Model, cli
 from vma_pyro._system.markdown import table
 from vma_pyro.data import glyphs
-from vma_pyro.evaluation import generate, large_log_likelihood
+from vma_pyro.evaluation import large_log_likelihood, sample_images
 from vma_pyro.infer import MultiSampleELBO, fit_slope
 
 FIXED = 32  # |M| at which a query costs what does not depend on |M|
@@ -58,7 +58,7 @@ def programs(config: MemoryConfig) -> tuple[Model, Guide]:
 def build_update(config: MemoryConfig, size: int) -> Callable[[], None]:
     """One parameter update per call, under |M| = size."""
     loss_fn = MultiSampleELBO(4, max_plate_nesting=1)(*programs(config))
-    return captured_updates(loss_fn, episodes(size, config.queries, torch.device("cpu")))
+    return updates(captured(loss_fn), episodes(size, config.queries, torch.device("cpu")))
 
 
 def jittered(size: int) -> torch.Tensor:
@@ -80,35 +80,33 @@ def addressing(config: MemoryConfig) -> list[dict[str, Any]]:
     rows = []
     for dtype in config.key_dtype:
         start = time.perf_counter()
-        whole = LargeMemory.encode(model, guide, entries, key_dtype=getattr(torch, dtype), show_progress=True)
+        whole = AddressIndex.encode(model, guide, entries, key_dtype=getattr(torch, dtype), show_progress=True)
         encoding = (time.perf_counter() - start) / len(entries)
         for size in (FIXED, *config.addressed):
             # Keys of the whole, cut to size: what a query costs does not depend on their values.
-            parts = (whole.entries[:size], None, whole.keys[:size], whole.centre, whole.prior[:size])
-            memory = LargeMemory(*parts, whole.fingerprint)
+            kept = whole.kept
+            cut = {name: getattr(kept, name)[:size] for name in ("entries", "keys", "prior")}
+            index = AddressIndex(model, guide, replace(kept, **cut))
             rows.append(
-                {"keys": dtype, "memory": size, "encoding_seconds": encoding * size}
-                | asked(memory, model, guide, x, config)
+                {"keys": dtype, "memory": size, "encoding_seconds": encoding * size} | asked(index, x, config)
             )
     return rows
 
 
-def asked(
-    memory: LargeMemory, model: Model, guide: Guide, x: torch.Tensor, config: MemoryConfig
-) -> dict[str, Any]:
+def asked(index: AddressIndex, x: torch.Tensor, config: MemoryConfig) -> dict[str, Any]:
     """Milliseconds of each kind of query."""
-    k = min(32, memory.size)
+    k = min(32, index.size)
     turns: dict[str, Callable[[], object]] = {
-        "posterior of one query": lambda: memory.posterior(model, guide, x[:1]),
-        "top 32 of one query": lambda: memory.top(model, guide, x[:1], k),
-        f"top 32 of {len(x)} queries": lambda: memory.top(model, guide, x, k),
-        "32 samples of one query": lambda: memory.sample(model, guide, x[:1], 32),
+        "posterior of one query": lambda: index.posterior(x[:1]),
+        "top 32 of one query": lambda: index.top(x[:1], k),
+        f"top 32 of {len(x)} queries": lambda: index.top(x, k),
+        "32 samples of one query": lambda: index.sample(x[:1], 32),
         "bound of one image, top 32, 10 samples": lambda: large_log_likelihood(
-            model, guide, memory, x[:1], num_samples=10, top=k
+            index, x[:1], num_samples=10, top=k
         ),
-        "8 new images": lambda: generate(model, guide, memory, 8),
+        "8 new images": lambda: sample_images(index, 8),
     }
-    seconds = take_turns(turns, repetitions=config.repetitions, label=f"|M| = {memory.size}")
+    seconds = take_turns(turns, repetitions=config.repetitions, label=f"|M| = {index.size}")
     return {
         "milliseconds": {name: milliseconds(seconds[name]) for name in turns},
         "peak_gib_so_far": peak_so_far(),

@@ -1,6 +1,6 @@
 """What the program is compared with: the same mathematics in plain PyTorch, without Pyro.
 
-`vimco_loss` is the fastest way known to us to write the update by hand: each entry is encoded once, and what
+`ByHand` is the fastest way known to us to write the update by hand: each entry is encoded once, and what
 depends on the entry alone is read rather than computed again. `Reencoding` works as the public PyTorch
 re-implementation of the paper does: every query has a memory of its own, an encoder of its own finds the keys, and
 every entry that is read is encoded again. It is measured with our networks and with `DefaultLayout`, which leaves
@@ -10,14 +10,16 @@ images in torch's default layout as that implementation does.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vma_pyro import ConvNetworks
-from vma_pyro.memory.memory import map_tensors
-from vma_pyro.networks import Entry
+from vma_pyro.memory import Memory
+from vma_pyro.memory.reading import map_tensors
+from vma_pyro.networks import Entry, Query, loc_and_scale
 
 
 class DefaultLayout(ConvNetworks):
@@ -27,11 +29,13 @@ class DefaultLayout(ConvNetworks):
         super().__init__(width=width)
         self.to(memory_format=torch.contiguous_format)
 
-    def _climb(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def climb(self, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return the maps of layers 4 and 2, and the top of the pyramid."""
         maps = [images]
-        for layer in self.pyramid:
+        layers: Any = self.pyramid
+        for layer in layers:
             maps.append(F.relu_(layer(maps[-1])))
-        return maps[2], maps[4], maps[6].flatten(1)
+        return (maps[4].permute(0, 2, 3, 1), maps[2].permute(0, 2, 3, 1)), maps[6].flatten(1)
 
     def decode(self, z: Tensor, m: Entry) -> Tensor:
         """Logits, for as many z as entries."""
@@ -43,18 +47,28 @@ class DefaultLayout(ConvNetworks):
         return self.to_logits(h).reshape(*z.shape[:-1], *self.image_shape)
 
 
-def vimco_loss(
-    networks: ConvNetworks, log_scale: Tensor, entries: Tensor, x: Tensor, *, num_particles: int
-) -> Tensor:
+class ByHand(nn.Module):
     """Minus the multi-sample bound, summed over images; its gradient is VIMCO's.
 
     Args:
         networks: shared by both sides.
-        log_scale: of the cosine between keys.
-        entries: the memory [S, 1, 28, 28].
-        x: images [B, 1, 28, 28].
         num_particles: K.
     """
+
+    def __init__(self, networks: ConvNetworks, *, num_particles: int) -> None:
+        super().__init__()
+        self.networks, self.num_particles = networks, num_particles
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, memory: Memory, x: Tensor) -> Tensor:
+        """The loss of images [B, 1, 28, 28], with one memory for all of them."""
+        return vimco_loss(self.networks, self.log_scale, memory.entries, x, num_particles=self.num_particles)
+
+
+def vimco_loss(
+    networks: ConvNetworks, log_scale: Tensor, entries: Tensor, x: Tensor, *, num_particles: int
+) -> Tensor:
+    """The loss of `ByHand`, with the logarithm of the scale of the cosine between keys."""
     K, B = num_particles, len(x)
     encoded, query = networks.encode(entries), networks.query(x)
     centre = encoded.key.mean(0, keepdim=True)
@@ -62,10 +76,10 @@ def vimco_loss(
     log_q = (log_scale.exp() * (F.normalize(query.key - centre, dim=-1) @ keys.T)).log_softmax(-1)  # [B, S]
     a = torch.multinomial(log_q.detach().exp().expand(K, B, -1).flatten(0, 1), 1).view(K, B)
     m = read(networks.heads(encoded), a)
-    loc, scale = networks.posterior(query, m)
+    loc, scale = posterior(networks, query, m)
     noise = torch.randn_like(loc)
     z = loc + scale * noise
-    prior_loc, prior_scale = networks.prior(m)
+    prior_loc, prior_scale = loc_and_scale(m.prior)
     log_q_z = (-0.5 * ((z - loc) / scale) ** 2 - scale.log()).sum(-1)
     log_p_z = (-0.5 * ((z - prior_loc) / prior_scale) ** 2 - prior_scale.log()).sum(-1)
     logits = networks.decode(z, m)
@@ -87,6 +101,11 @@ def vimco(log_w: Tensor, log_q_a: Tensor) -> Tensor:
     return -(bound.detach().sum() + surrogate - surrogate.detach())
 
 
+def posterior(networks: ConvNetworks, query: Query, m: Entry) -> tuple[Tensor, Tensor]:
+    """Location and scale of q(z | x, m), each [..., Z]."""
+    return loc_and_scale(networks.hidden_to_posterior(F.relu(query.hidden + m.hidden)))
+
+
 def read(memory: Entry, a: Tensor) -> Entry:
     """Heads of the entries at addresses a [K, B]."""
     flat = a.flatten()
@@ -103,20 +122,21 @@ class Reencoding(nn.Module):
     Args:
         networks: as ours.
         key_networks: the second encoder, of keys alone.
+        num_particles: K.
     """
 
-    def __init__(self, networks: ConvNetworks, key_networks: ConvNetworks) -> None:
+    def __init__(self, networks: ConvNetworks, key_networks: ConvNetworks, *, num_particles: int) -> None:
         super().__init__()
-        self.networks, self.key_networks = networks, key_networks
+        self.networks, self.key_networks, self.num_particles = networks, key_networks, num_particles
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
-    def forward(self, entries: Tensor, x: Tensor, *, num_particles: int) -> Tensor:
-        """Minus the bound, summed over images; entries [B, S, 1, 28, 28]."""
-        networks, keys = self.networks, self.key_networks
+    def forward(self, memory: Memory, x: Tensor) -> Tensor:
+        """Minus the bound, summed over images that have a memory each."""
+        networks, keys, entries = self.networks, self.key_networks, memory.entries
         B, S = entries.shape[:2]
-        K = num_particles
+        K = self.num_particles
         entry_key, query_key = (
-            keys.to_key(keys._climb(images)[2]) for images in (entries.flatten(0, 1), x)
+            keys.to_key(keys.climb(images)[1]) for images in (entries.flatten(0, 1), x)
         )  # nothing but keys
         entry_key = entry_key.view(B, S, -1)
         similarity = F.cosine_similarity(query_key[:, None], entry_key, dim=-1)
@@ -126,9 +146,9 @@ class Reencoding(nn.Module):
         flat = networks.heads(networks.encode(images.flatten(0, 1)))  # every read is encoded again
         m = map_tensors(lambda f: f.reshape(K, B, *f.shape[1:]), flat)
         query = networks.query(x)
-        loc, scale = networks.posterior(query, m)
+        loc, scale = posterior(networks, query, m)
         z = loc + scale * torch.randn_like(loc)
-        prior_loc, prior_scale = networks.prior(m)
+        prior_loc, prior_scale = loc_and_scale(m.prior)
         log_q_z = (-0.5 * ((z - loc) / scale) ** 2 - scale.log()).sum(-1)
         log_p_z = (-0.5 * ((z - prior_loc) / prior_scale) ** 2 - prior_scale.log()).sum(-1)
         logits = networks.decode(z, m)

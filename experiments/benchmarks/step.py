@@ -48,7 +48,7 @@ def difference(ours: Contender, theirs: Contender, episode: Episode) -> dict[str
     bounds, gradients = [], []
     for who in (ours, theirs):
         torch.manual_seed(7)
-        loss = who.loss(episode)
+        loss = who.loss_fn(episode.memory, episode.x)
         loss.backward()
         bounds.append(loss.detach().double())
         gradients.append(
@@ -65,9 +65,9 @@ def difference(ours: Contender, theirs: Contender, episode: Episode) -> dict[str
 
 def operations(who: Contender, episode: Episode) -> tuple[float, float]:
     """Floating-point operations forward, and of the whole update."""
-    who.loss(episode)  # at the first one an objective has a look at its programs
+    who.loss_fn(episode.memory, episode.x)  # at the first one an objective has a look at its programs
     with FlopCounterMode(display=False) as forward:
-        loss = who.loss(episode)
+        loss = who.loss_fn(episode.memory, episode.x)
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     return forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vma_pyro.data import Episode, EpisodeSampler, glyphs
 from vma_pyro.training.captured import Captured
+from vma_pyro.training.loss import Loss
 
 SHOTS = 4
 
@@ -31,50 +32,32 @@ def episodes(size: int, queries: int, device: torch.device, *, own_memory: bool 
     return [sampler.sample().to(device) for _ in range(4)]
 
 
-def updates(
-    loss: Callable[[Episode], Tensor], parameters: Iterable[nn.Parameter], rounds: Sequence[Episode]
-) -> Callable[[], None]:
+def updates(loss: Loss, rounds: Sequence[Episode]) -> Callable[[], None]:
     """One update of Adam per call.
 
     Args:
-        loss: from an episode to minus the bound, summed over images.
-        parameters: what is updated.
+        loss: with the parameters that are updated.
         rounds: the episodes, one after the other, again and again.
     """
-    optimizer = torch.optim.Adam(parameters, 1e-4, fused=True)
+    optimizer = torch.optim.Adam(loss.loss_fn.parameters(), 1e-4, fused=True)
     endless = itertools.cycle(rounds)
 
     def update() -> None:
         episode = next(endless)
-        optimizer.zero_grad()
-        (loss(episode) / len(episode.x)).backward()
+        loss.gradient(episode.memory, episode.x)
         optimizer.step()
 
     return update
 
 
-def captured_updates(loss_fn: nn.Module, rounds: Sequence[Episode]) -> Callable[[], None]:
-    """The same as `fit` makes them on a CPU: recorded at the first call, then replayed.
+def captured(loss_fn: nn.Module) -> Loss:
+    """The loss as `fit` takes it on a CPU, but recorded at the first call; what cannot be recorded is refused.
 
     Raises:
-        ValueError: they cannot be recorded.
+        ValueError: at the first update: it cannot be recorded.
     """
 
     def refuse(why: str) -> None:
         raise ValueError(why)
 
-    captured = Captured(loss_fn, note=refuse, wait=0)
-    optimizer = torch.optim.Adam(loss_fn.parameters(), 1e-4, fused=True)
-    endless = itertools.cycle(rounds)
-
-    def update() -> None:
-        episode = next(endless)
-        captured(episode.memory, episode.x)
-        optimizer.step()
-
-    return update
-
-
-def updates_with(loss_fn: nn.Module, rounds: Sequence[Episode]) -> Callable[[], None]:
-    """One update per call of what a Pyro objective of (memory, x) trains."""
-    return updates(lambda e: loss_fn(e.memory, e.x), loss_fn.parameters(), rounds)
+    return Captured(loss_fn, note=refuse, wait=0)

@@ -17,6 +17,7 @@ from vma_pyro.evaluation import (
     classify,
     classify_by_attention,
     classify_by_likelihood,
+    encoded,
     kl_report,
     log_likelihood,
 )
@@ -102,7 +103,7 @@ def nll_of_each(
         address: see `log_likelihood`.
     """
     bounds = []
-    for episode in episodes:
+    for episode in encoded(pair[1], episodes, device=device):
         e = episode.to(device)
         each = number if address == "sampled" else max(1, number // e.memory.size)
         bounds.append(log_likelihood(*pair, e.memory, e.x, num_samples=each, address=address))
@@ -129,7 +130,7 @@ def accuracy(
     model, guide = pair
     options: dict[str, Any] = {"num_samples": num_samples}
     right = []
-    for episode in episodes:
+    for episode in encoded(guide, episodes, device=device):
         e = episode.to(device)
         if by == "guide":
             probs = classify(guide, e.memory, e.x)
@@ -154,7 +155,7 @@ def split(
         device: where model and guide live.
     """
     reports = []
-    for episode in episodes:
+    for episode in encoded(pair[1], episodes, device=device):
         e = episode.to(device)
         reports.append(kl_report(*pair, e.memory, e.x, labels=e.labels, num_samples=num_samples))
     return {name: Mean.pooled([getattr(report, name) for report in reports])._asdict() for name in names}

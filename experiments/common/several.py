@@ -137,8 +137,7 @@ def train_or_load(
         pair,
         training_episodes(config, data, classes=classes, shots=shots),
         validation=validation_episodes(config, data, classes=classes, shots=shots),
-        identity={"augment": config.augment, "classes": classes, "shots": shots},
-        architecture=architecture,
+        identity={"augment": config.augment, "classes": classes, "shots": shots} | architecture,
     )
     return pair, facts
 
@@ -152,7 +151,6 @@ def train_one(
     validation: Sequence[Episode],
     identity: dict[str, Any],
     data: str | None = None,
-    architecture: dict[str, Any] | None = None,
     label: str | None = None,
 ) -> dict[str, Any]:
     """Train one of the models in `models/NAME` of the run's folder, or give it the weights that it has in another.
@@ -161,7 +159,7 @@ def train_one(
         config: what all of them share.
         name: of this one.
         pair: model and guide.
-        episodes, validation, identity, architecture: see `train_pair`.
+        episodes, validation, identity: see `train_pair`.
         data: name of the data set; default: the experiment's.
         label: in front of the progress line; default: the name.
 
@@ -180,7 +178,6 @@ def train_one(
         config=config.train,
         folder=config.out / "models" / name,
         data=data or config.data,
-        architecture=architecture,
         validation=validation,
         identity=shared | identity,
         resume=config.resume,

@@ -31,7 +31,6 @@ def train_pair(
     config: TrainConfig,
     folder: str | Path,
     data: str,
-    architecture: dict[str, Any] | None = None,
     validation: Sequence[Episode] = (),
     identity: dict[str, Any] | None = None,
     init: str | Path | None = None,
@@ -45,9 +44,7 @@ def train_pair(
         pair: model and guide, with the weights that they start from.
         elbo, episodes, config, folder, validation, init, resume, tensorboard, label: see `fit`.
         data: name of the data set.
-        architecture: plain values from which `models.build` makes the same pair; without them there is no
-            `model.pt`, and `models.read_weights` takes the weights from `checkpoint.pt`.
-        identity: further plain values that a resumed run must share.
+        identity: further plain values that a resumed run must share, and that the file tells of the training.
 
     Returns:
         Facts about the training: updates, seconds, validation NLL in nats per image.
@@ -64,8 +61,7 @@ def train_pair(
         config=config,
         folder=folder,
         validation=validation,
-        architecture=architecture,
-        identity=chosen | (architecture or {}),
+        identity=chosen,
         init=init,
         resume=resume,
         tensorboard=tensorboard,
@@ -78,9 +74,9 @@ def train_pair(
             sys.exit(128 + result.interrupted)
         raise Stopped(result.interrupted, result.updates)
     facts = _facts(result)
-    if architecture is not None and ranks.rank == 0:
+    if ranks.rank == 0:
         told = (identity or {}) | facts | {"command": command()}
-        models.save(Path(folder) / "model.pt", pair, architecture, data=data, training=told)
+        models.save(Path(folder) / "model.pt", pair, data=data, training=told)
     return facts
 
 

@@ -46,6 +46,9 @@ class FewShotConfig:
     load: Path | None = None
     """Report and generate from this checkpoint, or the one that the word pretrained stands for, without
     training."""
+    code: str | None = None
+    """A Python file or module of your own, whose classes the checkpoint to load may name. It is run: give only
+    code that you trust."""
     init: Path | None = None
     """Train on from the weights of this checkpoint, or of the one that the word pretrained stands for: a new cycle
     of the learning rate, a new optimizer."""

@@ -14,11 +14,11 @@ import torch
 from pyro.infer.elbo import ELBO
 
 from common.protocols import first_of
+from main_job.footprint import COPIES, available, bytes_of_update
 from main_job.scores import SHOTS, Amounts, FewShotScores, shared_episode
 from vma_pyro import models
 from vma_pyro.data import Characters, Episode
-from vma_pyro.training.faults import check_params, fault_of
-from vma_pyro.training.footprint import COPIES, available, bytes_of_update
+from vma_pyro.training.faults import check_params, find_fault
 
 GB = 1e9
 
@@ -138,5 +138,5 @@ def check_scores(
         return
     e = shared_episode(characters, amounts).to(device)
     parameters = [p for p in models.as_one(pair).parameters() if p.requires_grad]
-    fault = fault_of(*pair, e.memory, e.x, parameters=parameters, noise=None)
+    fault = find_fault(*pair, e.memory, e.x, parameters=parameters, noise=None)
     raise FloatingPointError(fault or "site 'x': expected a log probability, got NaN or infinity")

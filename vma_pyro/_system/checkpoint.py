@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vma_pyro._system.atomic import write_atomically
 
@@ -80,6 +80,10 @@ def load(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     return content
 
 
+def _shape(value: Any) -> Any:
+    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
 def _seal(buffer: io.BytesIO) -> None:
     """Append a checksum of the whole archive as its comment, which readers of archives leave alone."""
     comment_length = 2 * hashlib.sha256().digest_size + len(MARK)
@@ -90,7 +94,7 @@ def _seal(buffer: io.BytesIO) -> None:
 
 
 def _damage(file: BinaryIO) -> str:
-    """What does not agree with its checksum; empty for a whole file."""
+    """Name what does not agree with its checksum; empty for a whole file."""
     seal_length = 2 * hashlib.sha256().digest_size + len(MARK)
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - seal_length))
@@ -125,7 +129,7 @@ def restore(module: nn.Module, state: dict[str, Any], *, name: str) -> None:
     """
     own = module.state_dict()
     for key in own.keys() | state.keys():
-        expected, got = (list(s[key].shape) if key in s else "none" for s in (own, state))
+        expected, got = (_shape(s[key]) if key in s else "none" for s in (own, state))
         if expected != got:
             raise ValueError(
                 f"checkpoint: expected the architecture of {name}, whose tensor '{key}' has shape {expected}, "

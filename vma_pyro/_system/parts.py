@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+MOST_LEVELS = 20  # of containers in containers among arguments
 
 
 class Part(nn.Module):
@@ -16,16 +20,25 @@ class Part(nn.Module):
     A subclass need do nothing for it: its `__init__` is wrapped, and the outermost one counts.
 
     Attributes:
-        made_with: the arguments by name, as they stand in the signature of the class.
+        made_with: the arguments by name, as they stand in the signature of the class; tensors and containers as
+            they were then, whatever becomes of them in training.
     """
 
     made_with: dict[str, Any]
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Have the constructor of a subclass note what it is given."""
+        """Have the constructor of a subclass note what it is given, even where the subclass only inherits it."""
         super().__init_subclass__(**options)
-        if "__init__" in cls.__dict__:
+        if not hasattr(cls.__init__, "notes_arguments"):
             cls.__init__ = _noting(cls.__init__)  # type: ignore[method-assign]
+
+
+def module_of(thing: Any) -> str:
+    """The name of the module of a class or function; a script that runs goes by its file."""
+    module: str = thing.__module__
+    if module == "__main__" and getattr(sys.modules[module], "__file__", None):
+        return Path(str(sys.modules[module].__file__)).stem
+    return module
 
 
 def _noting(init: Callable[..., None]) -> Callable[..., None]:
@@ -44,7 +57,21 @@ def _noting(init: Callable[..., None]) -> Callable[..., None]:
             bound.apply_defaults()
             _, *rest = bound.arguments.items()  # without self
             # Past `__setattr__`, which takes modules for submodules and wants `nn.Module.__init__` first.
-            self.__dict__["made_with"] = dict(rest)
+            self.__dict__["made_with"] = {name: _as_it_is(value) for name, value in rest}
         init(self, *args, **kwargs)
 
+    __init__.notes_arguments = True  # type: ignore[attr-defined]
     return __init__
+
+
+def _as_it_is(value: Any, levels: int = MOST_LEVELS) -> Any:
+    """A copy of what may change later: of containers, and of tensors, which may become parameters."""
+    if levels == 0:  # a list may hold itself
+        return value
+    if type(value) is Tensor:
+        return value.detach().clone()
+    if type(value) in (list, tuple):
+        return type(value)(_as_it_is(item, levels - 1) for item in value)
+    if type(value) is dict:
+        return {key: _as_it_is(item, levels - 1) for key, item in value.items()}
+    return value

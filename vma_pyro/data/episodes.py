@@ -12,6 +12,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from vma_pyro.data.records import Characters
 from vma_pyro.data.workers import Stream
 from vma_pyro.memory import Memory
+from vma_pyro.memory.selected import SelectedMemory
 
 Augmentation = Literal["rotations", "rotations+flips"]
 
@@ -145,13 +146,16 @@ class EpisodeSampler(Stream):
     def _per_query(self, chosen: Tensor, order: Tensor, labels: Tensor) -> Episode:
         """Of classes [b, c], orders of their examples [b, c, examples] and places of the queries' classes [b]."""
         b, c, s = self.queries, self.classes, self.shots
-        memory = self.images[chosen[:, :, None], order[:, :, :s]].flatten(1, 2)  # [b, c s, 28, 28]
+        rows = (chosen[:, :, None] * order.shape[2] + order[:, :, :s]).flatten(1, 2)  # [b, c s]
         each = torch.arange(b)
         # Targets come from the other end of the order: under one seed the memories of more shots contain those
         # of fewer, and all numbers of shots have the same targets.
         x = self.images[chosen[each, labels], order[each, labels, -1]]
         memory_labels = torch.arange(c).repeat_interleave(s).expand(b, -1)
-        return Episode(Memory(as_images(memory), memory_labels), as_images(x), labels)
+        # Memories of the same few classes have entries in common: each is there, and encoded, once.
+        used, rows = rows.unique(return_inverse=True)
+        memory = SelectedMemory(Memory(as_images(self.images.flatten(0, 1)[used])), rows, memory_labels)
+        return Episode(memory, as_images(x), labels)
 
     def _random_orders(self, rows: int) -> Tensor:
         """Independent random orders of the examples [rows, examples]."""

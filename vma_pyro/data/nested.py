@@ -12,7 +12,7 @@ from vma_pyro.data.episodes import Episode, as_images
 from vma_pyro.data.records import Characters
 from vma_pyro.data.workers import of_this_worker
 from vma_pyro.memory import Memory
-from vma_pyro.memory.selected import SelectedMemory, bank_of
+from vma_pyro.memory.selected import SelectedMemory
 
 MOST_ENTRIES = 80_000  # of the memories of one part
 
@@ -145,7 +145,7 @@ class NestedEpisodes:
         flat = self.images.flatten(0, 1)
         if self._number(first) * size <= len(flat):
             return lambda rows, labels: Memory(as_images(flat[rows]), labels)
-        bank = bank_of(as_images(flat))
+        bank = Memory(as_images(flat))
         return lambda rows, labels: SelectedMemory(bank, rows, labels)
 
     def _number(self, first: int | None) -> int:

@@ -20,12 +20,15 @@ class DemoConfig:
 
     load: Path = models.PRETRAINED
     """A model: `pretrained`, or a checkpoint of your own."""
+    code: str | None = None
+    """A Python file or module of your own, whose classes the checkpoint may name. It is run: give only code that
+    you trust."""
     data: Literal["glyphs", "omniglot"] = "glyphs"
     """Where the tiles come from: made by a program, or Omniglot's evaluation alphabets as well."""
     data_dir: Path | None = None
     """Folder of Omniglot; it is downloaded if missing."""
     port: int = 8000
-    """Of 127.0.0.1; 0 takes a free one."""
+    """Port of 127.0.0.1; 0 takes a free one."""
 
 
 def main(config: DemoConfig) -> None:
@@ -40,7 +43,7 @@ def main(config: DemoConfig) -> None:
         ) from error
     if not 0 <= config.port < 2**16:
         raise ValueError(f"port: expected 0 to 65535, got {config.port}")
-    pair = models.load(config.load, program="memory")
+    pair = models.load(config.load, program="memory", classes=models.classes_in(config.code))
     app = create_app(Engine(*pair), banks(config), about=about(config.load))
     try:
         listening = socket.create_server(("127.0.0.1", config.port))

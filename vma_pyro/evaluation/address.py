@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from vma_pyro.evaluation.checks import BATCH_PLATES, check_plate
 from vma_pyro.evaluation.chunks import sample_chunks
 from vma_pyro.evaluation.divergence import (
     EXACT,
@@ -21,10 +22,8 @@ from vma_pyro.evaluation.divergence import (
     table_of,
 )
 from vma_pyro.evaluation.draws import (
-    BATCH_PLATES,
     Draws,
     before,
-    check_plate,
     draw,
     draw_guide,
     plate_dims,

@@ -12,6 +12,7 @@ from torch import Tensor
 from vma_pyro.infer import log_weights, log_weights_given
 from vma_pyro.memory import Memory
 from vma_pyro.memory.checks import check_finite
+from vma_pyro.program import Program
 
 # Decoder evaluations per chunk: bounds the memory of an evaluation at a few hundred MB for the paper's networks.
 READS_PER_CHUNK = 2048
@@ -40,8 +41,11 @@ def weight_chunks(
             yield log_weights_given(given, model, guide, (memory, x), num_particles=k, max_plate_nesting=nesting)
 
 
-def datapoint_chunks(memory: Any, x: Tensor, *, reads_per_image: int) -> Iterator[tuple[Tensor, Any]]:
-    """Images and their memories, so that one chunk makes at most about READS_PER_CHUNK decoder evaluations."""
+def datapoint_chunks(guide: Any, memory: Any, x: Tensor, *, reads_per_image: int) -> Iterator[tuple[Tensor, Any]]:
+    """Images and their memories, so that one chunk makes at most about READS_PER_CHUNK decoder evaluations.
+
+    Parameters do not change during an evaluation: each entry is encoded once, not once per chunk of samples.
+    """
     rows = max(1, READS_PER_CHUNK // reads_per_image)
     own = not is_shared(memory, x)
     if own:
@@ -49,14 +53,23 @@ def datapoint_chunks(memory: Any, x: Tensor, *, reads_per_image: int) -> Iterato
         size = memory.size if isinstance(memory, Memory) else memory.shape[1]
         rows = max(1, min(rows, READS_PER_CHUNK // size))
     rows = min(rows, MAX_IMAGES_PER_CHUNK)
-    # Parameters do not change during an evaluation: encode each memory once, not once per chunk of samples.
-    held = memory.held() if isinstance(memory, Memory) and not own else memory
+    if not own:
+        memory = encoded_by(guide, memory, x)
     for start in range(0, len(x), rows):
         part = slice(start, start + rows)
-        if own:
-            yield x[part], memory.datapoints(part).held() if isinstance(memory, Memory) else memory[part]
+        if not own:
+            yield x[part], memory
+        elif isinstance(memory, Memory):
+            yield x[part], encoded_by(guide, memory.datapoints(part), x[part])
         else:
-            yield x[part], held
+            yield x[part], memory[part]
+
+
+def encoded_by(guide: Any, memory: Any, *x: Tensor) -> Any:
+    """Have a guide of this package encode a memory (for datapoints x); other programs do so for themselves."""
+    if isinstance(memory, Memory) and isinstance(guide, Program):
+        return guide.prepare(memory, *x).args[0]
+    return memory
 
 
 def is_shared(memory: Any, x: Tensor) -> bool:
@@ -88,7 +101,7 @@ def check(memory: Any, x: Tensor) -> None:
         raise ValueError(f"x: expected at least one image, got shape {list(x.shape)}")
     check_finite("x", x.cpu())  # on a GPU one wait per evaluation is no matter
     if not is_shared(memory, x):
-        batch = len(memory.entries if isinstance(memory, Memory) else memory)
+        batch = memory.batch_size if isinstance(memory, Memory) else len(memory)
         if batch != len(x):
             raise ValueError(f"x: expected {batch} images, one per memory, got {len(x)}")
 

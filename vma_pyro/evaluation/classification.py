@@ -42,7 +42,7 @@ def address_posterior(
     check(memory, x)
     probs = []
     with undisturbed(guide, seed=seed):
-        for part, part_memory in datapoint_chunks(memory, x, reads_per_image=1):
+        for part, part_memory in datapoint_chunks(guide, memory, x, reads_per_image=1):
             probs.append(posterior_of_address(guide, part_memory, part, num_samples=num_samples))
     return torch.cat(probs)
 
@@ -115,7 +115,7 @@ def classify_by_likelihood(
     found = []
     with undisturbed(model, guide, seed=seed):
         nesting = 0
-        for part, part_memory in datapoint_chunks(memory, x, reads_per_image=size):
+        for part, part_memory in datapoint_chunks(guide, memory, x, reads_per_image=size):
             nesting = nesting or nesting_of(model, guide, part_memory, part)
             total = in_double(torch.full((size, len(part)), -math.inf, device=x.device))
             rows = 0  # the chunks of one draw follow the addresses
@@ -160,7 +160,7 @@ def classify_by_attention(
     check(memory, x)
     found = []
     with undisturbed(model, guide, seed=seed):
-        for part, part_memory in datapoint_chunks(memory, x, reads_per_image=num_samples):
+        for part, part_memory in datapoint_chunks(guide, memory, x, reads_per_image=num_samples):
             with pyro.plate("samples", num_samples, dim=-2):
                 z = run(guide, (part_memory, part), {}).nodes["z"]["value"]
             found.append(model.attention(z, part_memory.encode(model.networks)).mean(0))

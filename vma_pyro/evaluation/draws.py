@@ -9,16 +9,13 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import Categorical
 
+from vma_pyro.evaluation.checks import BATCH_PLATES, check_pair, check_plate, weigh
 from vma_pyro.evaluation.estimates import undisturbed
-from vma_pyro.infer.engine.checks import check_nesting, check_same_latents, same_scale
-from vma_pyro.infer.engine.masks import check_same_power, without_mask
+from vma_pyro.infer.engine.checks import check_nesting, same_scale
 from vma_pyro.infer.engine.plates import PARTICLES, Layout, Site, particle_plate, sample_sites
 from vma_pyro.infer.engine.plates import PyroProgram as Program
 from vma_pyro.infer.engine.running import run
-
-BATCH_PLATES = ("data",)
 
 
 class Draws(NamedTuple):
@@ -98,7 +95,7 @@ def draw(
         replayed = poutine.replay(model, trace=_without_given(guide_trace))
         model_trace = prune_subsample_sites(_side_by_side(plate, replayed, memory, x)[0])
         guide_trace = prune_subsample_sites(guide_trace)
-        _check_pair(model_trace, guide_trace)
+        check_pair(model_trace, guide_trace)
     layout = Layout(BATCH_PLATES, nesting, len(enumerated))
     scale: float | None = None
     for trace in (guide_trace, model_trace):
@@ -107,7 +104,7 @@ def draw(
             check_plate(site, len(x))
             scale = same_scale(site, layout.subsampling_scale(site), scale)
         if not enumerated:
-            _weigh(trace)
+            weigh(trace)
     return Draws(guide_trace, model_trace, layout, own_dims)
 
 
@@ -139,8 +136,8 @@ def nesting_of(model: Callable[..., Any], guide: Callable[..., Any], memory: Any
     with undisturbed(seed=0), poutine.block():
         guide_trace, model_trace = _one_run(model, guide, memory, x)
     # Without draws, none of them passes for a dimension that no plate declares.
-    _weigh(guide_trace)
-    _weigh(model_trace)
+    weigh(guide_trace)
+    weigh(model_trace)
     return plate_dims(guide_trace, model_trace)
 
 
@@ -157,7 +154,7 @@ def _one_run(
     replayed = poutine.replay(model, trace=_without_given(guide_trace))
     model_trace = _side_by_side(lambda program: program, replayed, memory, x)[0]
     guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
-    _check_pair(model_trace, guide_trace)
+    check_pair(model_trace, guide_trace)
     return guide_trace, model_trace
 
 
@@ -176,16 +173,6 @@ def before(trace: poutine.Trace, name: str) -> set[str]:
 def plates_of(site: Site) -> dict[str, int]:
     """The plates of a site, but for that of the draws, and their dimensions."""
     return {f.name: f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES}
-
-
-def check_plate(site: Site, datapoints: int) -> None:
-    """One element of the plate `data` for each datapoint."""
-    for frame in site["cond_indep_stack"]:
-        if frame.name in BATCH_PLATES and frame.size != datapoints:
-            raise ValueError(
-                f"x: expected {frame.size} datapoints, as plate '{frame.name}' of site '{site['name']}' has, "
-                f"got {datapoints}"
-            )
 
 
 def _side_by_side(
@@ -209,30 +196,6 @@ def _side_by_side(
         ) from None
 
 
-def _weigh(trace: poutine.Trace) -> None:
-    """Log probabilities, of the shape that the plates say."""
-    try:
-        trace.compute_log_prob()
-    except ValueError as error:  # Pyro adds the values, and the shapes of all sites
-        what, why = (str(part or "").partition("\n")[0] for part in (error, error.__cause__))
-        raise ValueError(f"{what} {why}") from None
-    for site in sample_sites(trace):
-        _check_shape(site)
-
-
-def _check_shape(site: Site) -> None:
-    """Every dimension of a log probability is that of a plate."""
-    sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
-    expected = [sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0)]
-    actual = list(site["log_prob"].shape)
-    rank = max(len(expected), len(actual))
-    if [1] * (rank - len(actual)) + actual != [1] * (rank - len(expected)) + expected:
-        raise ValueError(
-            f"site '{site['name']}': expected a log probability of shape {expected}, the draws and plates of the "
-            f"site, got {actual}; declare what is more with to_event or a plate"
-        )
-
-
 class _OwnDims(Messenger):
     """Inside the plate of the draws: remembers the distributions as they are without it."""
 
@@ -251,23 +214,3 @@ def _without_given(guide_trace: poutine.Trace) -> poutine.Trace:
         if site["type"] == "sample" and not site["is_observed"]:
             drawn.add_node(name, **site.copy())
     return drawn
-
-
-def _check_pair(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
-    """Model and guide draw the same sites, but for the base of an autoguide's values."""
-    check_same_latents(model_trace, guide_trace)
-    check_same_power(model_trace, guide_trace)
-    for site in sample_sites(guide_trace):
-        if site["is_observed"] or site["name"] not in model_trace:
-            continue
-        own, most = (_number_of_values(trace.nodes[site["name"]]) for trace in (guide_trace, model_trace))
-        if own and most and own > most:
-            raise ValueError(
-                f"site '{site['name']}': expected at most {most} values in the guide as in the model, got {own}"
-            )
-
-
-def _number_of_values(site: Site) -> int | None:
-    """Of a categorical site."""
-    fn = without_mask(site["fn"])
-    return fn.logits.shape[-1] if isinstance(fn, Categorical) else None

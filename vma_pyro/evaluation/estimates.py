@@ -85,7 +85,7 @@ class TwoPhase(NamedTuple):
         return {"cheap": self.cheap.tolist(), "costly": self.costly.tolist()}
 
     def estimate(self) -> Mean:
-        """Of the mean of the costly figure."""
+        """Estimate the mean of the costly figure over all images."""
         everywhere, n = len(self.cheap), len(self.costly)
         difference = in_double(self.costly - self.cheap[:n])
         mean = in_double(self.cheap).mean() + difference.mean()
@@ -95,7 +95,7 @@ class TwoPhase(NamedTuple):
         return Mean(mean.item(), math.sqrt(variance.item()), everywhere)
 
     def gain(self) -> Mean:
-        """Of how much the cheap figure is above the costly one, over the images that have both."""
+        """Estimate how much the cheap figure is above the costly one, over the images that have both."""
         return Mean.of(self.cheap[: len(self.costly)] - self.costly)
 
     def minus(self, other: TwoPhase) -> TwoPhase:

@@ -125,28 +125,41 @@ def kl_report(
             _check_one_per_image(name, value, len(x))
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-    parts, log_ws = [], []
     with undisturbed(model, guide, seed=seed):
-        nesting = 0
-        for part, part_memory in datapoint_chunks(memory, x, reads_per_image=num_samples):
-            nesting = nesting or nesting_of(model, guide, part_memory, part)
-            programs = (model, guide, part_memory, part)
-            parts.append(split_in_chunks(*programs, num_samples=num_samples, nesting=nesting))
-            chunks = weight_chunks(*programs, num_samples, 1, "sampled", nesting=nesting)
-            log_ws.append(torch.cat(list(chunks)))
-    split = joined(parts)
-    log_w = in_double(torch.cat(log_ws, dim=1))  # [K, B]
-    q = split.address_probs
+        parts, log_w = _parts_and_weights(model, guide, memory, x, num_samples)
+    report = _report(parts, log_w, memory, x, labels)
+    return report if memoryless_nll is None else report.gained_over(memoryless_nll)
+
+
+def _parts_and_weights(
+    model: Callable[..., Any], guide: Callable[..., Any], memory: Any, x: Tensor, num_samples: int
+) -> tuple[BoundParts, Float[Tensor, "K B"]]:
+    """Take the bound of all images apart, and draw log weights of their own, some images at a time."""
+    parts, log_ws = [], []
+    nesting = 0
+    for part, part_memory in datapoint_chunks(guide, memory, x, reads_per_image=num_samples):
+        nesting = nesting or nesting_of(model, guide, part_memory, part)
+        programs = (model, guide, part_memory, part)
+        parts.append(split_in_chunks(*programs, num_samples=num_samples, nesting=nesting))
+        chunks = weight_chunks(*programs, num_samples, 1, "sampled", nesting=nesting)
+        log_ws.append(torch.cat(list(chunks)))
+    return joined(parts), in_double(torch.cat(log_ws, dim=1))
+
+
+def _report(
+    parts: BoundParts, log_w: Float[Tensor, "K B"], memory: Any, x: Tensor, labels: Tensor | None
+) -> KLReport:
+    q, num_samples = parts.address_probs, len(log_w)
     nll = math.log(num_samples) - log_w.logsumexp(0)
     log_sizes = _log_sizes(memory, q)
-    shares = split.kl_address / torch.where(log_sizes > 0, log_sizes, 1.0).to(split.kl_address)
-    report = KLReport(
+    shares = parts.kl_address / torch.where(log_sizes > 0, log_sizes, 1.0).to(parts.kl_address)
+    return KLReport(
         nll=Mean.of(nll),
-        reconstruction=Mean.of(-split.reconstruction),
-        kl_address=Mean.of(split.kl_address),
-        kl_address_bits=Mean.of(split.kl_address / math.log(2)),
+        reconstruction=Mean.of(-parts.reconstruction),
+        kl_address=Mean.of(parts.kl_address),
+        kl_address_bits=Mean.of(parts.kl_address / math.log(2)),
         kl_address_share=Mean.of(shares),
-        kl_z=Mean.of(split.kl_z),
+        kl_z=Mean.of(parts.kl_z),
         mutual_information=_mutual_information(q) if is_shared(memory, x) else None,
         perplexity=Mean.of(torch.special.entr(q).sum(-1).exp()),
         right_class=None if labels is None else _share_of_class(q, memory, labels),
@@ -156,11 +169,10 @@ def kl_report(
         log_memory=(log_sizes[0] + (log_sizes - log_sizes[0]).mean()).item(),
         samples=num_samples,
         nll_of_images=nll,
-        reconstructions={name: Mean.of(-value) for name, value in split.observed.items()},
-        kl={name: Mean.of(value) for name, value in split.kl.items()},
-        how=split.how,
+        reconstructions={name: Mean.of(-value) for name, value in parts.observed.items()},
+        kl={name: Mean.of(value) for name, value in parts.kl.items()},
+        how=parts.how,
     )
-    return report if memoryless_nll is None else report.gained_over(memoryless_nll)
 
 
 def _check_one_per_image(name: str, values: Tensor, images: int) -> None:

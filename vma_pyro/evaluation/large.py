@@ -1,4 +1,4 @@
-"""Bounds and new images from a memory of a million entries."""
+"""Bounds and new images from an index of a million entries."""
 
 from __future__ import annotations
 
@@ -12,26 +12,23 @@ from vma_pyro._system.double import in_double
 from vma_pyro.evaluation.chunks import READS_PER_CHUNK, check
 from vma_pyro.evaluation.estimates import log_sum, undisturbed
 from vma_pyro.evaluation.likelihood import log_likelihood
-from vma_pyro.guide import Guide
 from vma_pyro.infer import log_weights_given
 from vma_pyro.memory import Memory
-from vma_pyro.memory.index import Addresses, LargeMemory
-from vma_pyro.model import Model
+from vma_pyro.memory.addresses import Addresses
+from vma_pyro.memory.index import AddressIndex
 
 IMAGES_PER_CHUNK = 64
 
 
 def large_log_likelihood(
-    model: Model,
-    guide: Guide,
-    memory: LargeMemory,
+    index: AddressIndex,
     x: Tensor,
     *,
     num_samples: int = 1000,
     top: int | None = None,
     seed: int = 0,
 ) -> Float[Tensor, " B"]:
-    r"""A lower bound of log p(x | M) per image, for a memory of any size.
+    r"""A lower bound of log p(x | M) per image, for an index of any size.
 
     Sampled (the default): addresses drawn from q(a | x, M) among all entries, each with a z of its own,
 
@@ -45,8 +42,7 @@ def large_log_likelihood(
               p(a \mid M) \frac{p(x, z_{na} \mid m_a)}{q(z_{na} \mid x, m_a)}.
 
     Args:
-        model, guide: those that made the memory's keys.
-        memory: the entries.
+        index: of the entries, with the model and guide that made it.
         x: images [B, 1, 28, 28].
         num_samples: N.
         top: k, or None to sample addresses.
@@ -61,54 +57,58 @@ def large_log_likelihood(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-    check(memory, x)
+    check(None, x)
+    model, guide = index.model, index.guide
     bounds = []
     with undisturbed(model, guide, seed=seed):
         # A part of the memory for each image: keep their entries within bounds as well.
         for images in x.split(max(1, min(IMAGES_PER_CHUNK, READS_PER_CHUNK // (top or 1)))):
             if top is None:
-                found = memory.sample(model, guide, images, num_samples)
-                bounds.append(_sampled(model, guide, memory, images, found))
+                found = index.sample(images, num_samples)
+                bounds.append(_sampled(index, images, found))
                 continue
-            address = memory.top(model, guide, images, top).address
-            part = memory.part(address).to(x.device)
+            address = index.top(images, top).address
+            part = index.part(address).to(x.device)
             bound = log_likelihood(model, guide, part, images, num_samples=num_samples, address="exact", seed=seed)
-            bounds.append(bound + in_double(_share(memory, address, x.device)))
+            bounds.append(bound + in_double(_share(index, address, x.device)))
     return torch.cat(bounds)
 
 
-def generate(
-    model: Model, guide: Guide, memory: LargeMemory, num_images: int, *, seed: int = 0
+def sample_images(
+    index: AddressIndex, num_images: int, *, seed: int = 0
 ) -> tuple[Float[Tensor, "N C height width"], Memory]:
-    """New images from the memory: an address from p(a | M), then an image from its entry alone.
+    """Draw new images: an address from p(a | M), then an image from its entry alone.
 
     Args:
-        model, guide: those that made the memory's keys.
-        memory: the entries.
+        index: of the entries, with the model that draws.
         num_images: N.
         seed: of the draws.
 
     Returns:
         The images [N, 1, 28, 28], and the entries read, one memory [N, 1, 1, 28, 28].
+
+    Raises:
+        ValueError: N below 1; other parameters than those that made the keys.
     """
-    with undisturbed(model, guide, seed=seed):
-        part = memory.part(memory.sample_prior(num_images)[:, None])
+    model = index.model
+    with undisturbed(model, index.guide, seed=seed):
+        part = index.part(index.sample_prior(num_images)[:, None])
         return model(part.to(next(model.parameters()).device)), part
 
 
-def _sampled(model: Model, guide: Guide, memory: LargeMemory, x: Tensor, found: Addresses) -> Float[Tensor, " B"]:
+def _sampled(index: AddressIndex, x: Tensor, found: Addresses) -> Float[Tensor, " B"]:
     bounds = []
     step = max(1, READS_PER_CHUNK // len(x))
     for address, log_q in zip(found.address.split(step, 1), found.log_prob.split(step, 1), strict=True):
-        part = memory.part(address).to(x.device)
+        part = index.part(address).to(x.device)
         each = {"address": torch.arange(address.shape[1], device=x.device)}
         # p(x, z, a | part) / q(z | x, m_a) for every address of the part, once: [k, 1, B].
-        log_w = log_weights_given(each, model, guide, (part, x), num_particles=1).squeeze(1)
-        log_w = log_w + _share(memory, address, x.device) - log_q.T.to(x.device)
+        log_w = log_weights_given(each, index.model, index.guide, (part, x), num_particles=1).squeeze(1)
+        log_w = log_w + _share(index, address, x.device) - log_q.T.to(x.device)
         bounds.append(log_w)
     return log_sum(bounds) - math.log(found.address.shape[1])
 
 
-def _share(memory: LargeMemory, address: Tensor, device: torch.device) -> Float[Tensor, " B"]:
+def _share(index: AddressIndex, address: Tensor, device: torch.device) -> Float[Tensor, " B"]:
     """log p(a | M) - log p(a | part), the same for all addresses a of a part: its share of the prior."""
-    return memory.log_prior(address).logsumexp(1).to(device)
+    return index.log_prior(address).logsumexp(1).to(device)

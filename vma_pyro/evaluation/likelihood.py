@@ -59,7 +59,7 @@ def log_likelihood(
     with undisturbed(model, guide, seed=seed):
         size = _address_size(guide, memory, x) if address == "exact" else 1
         bounds, nesting = [], 0
-        for part, part_memory in datapoint_chunks(memory, x, reads_per_image=size):
+        for part, part_memory in datapoint_chunks(guide, memory, x, reads_per_image=size):
             nesting = nesting or nesting_of(model, guide, part_memory, part)
             chunks = weight_chunks(model, guide, part_memory, part, num_samples, size, address, nesting=nesting)
             bounds.append(log_sum(chunks) - math.log(num_samples))
@@ -67,7 +67,7 @@ def log_likelihood(
 
 
 def _address_size(guide: Callable[..., Any], memory: Any, x: Tensor) -> int:
-    image, its_memory = next(datapoint_chunks(memory, x, reads_per_image=READS_PER_CHUNK))
+    image, its_memory = next(datapoint_chunks(guide, memory, x, reads_per_image=READS_PER_CHUNK))
     trace = run(guide, (its_memory, image), {})
     if "address" not in trace.nodes:
         raise ValueError(f"address: expected a site 'address' in the guide, found {list(trace.stochastic_nodes)}")

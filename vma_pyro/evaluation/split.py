@@ -12,7 +12,7 @@ from pyro.distributions import Unit
 from torch import Tensor
 
 from vma_pyro.evaluation.address import ADDRESS, Lookup, address_probs, given_address, kl_of_lookup, lookup_of
-from vma_pyro.evaluation.chunks import sample_chunks
+from vma_pyro.evaluation.chunks import encoded_by, sample_chunks
 from vma_pyro.evaluation.divergence import EXACT, MEAN, SAMPLED, kl_of_site
 from vma_pyro.evaluation.draws import Draws, draw, nesting_of
 from vma_pyro.infer.engine.plates import sample_sites
@@ -73,6 +73,7 @@ def split_bound(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    memory = encoded_by(guide, memory, x)
     nesting = None if num_samples == 1 else nesting_of(model, guide, memory, x)
     return split_once(model, guide, memory, x, num_samples=num_samples, nesting=nesting)
 

@@ -51,8 +51,10 @@ def check_finite(name: str, values: Tensor) -> None:
             raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite of {values.numel()}")
 
 
-def check_labels(name: str, labels: Tensor, mask: Tensor | None) -> None:
-    """Refuse labels below 0 of what is not masked: they stand for padding, which would be taken for entries."""
+def check_labels(name: str, labels: Tensor, lead: torch.Size, mask: Tensor | None) -> None:
+    """Refuse labels of another shape, or below 0 where nothing is masked: padding would be taken for entries."""
+    if labels.shape != lead:
+        raise ValueError(f"{name}: expected shape {list(lead)}, one label per entry, got {list(labels.shape)}")
     if looks_at("labels", labels):
         counted = labels if mask is None else labels[mask]
         if bool((counted < 0).any()):
@@ -77,7 +79,13 @@ def check_binary(name: str, images: Tensor, *, advice: str = "", inversion: bool
     if not torch.equal(images * images, images):  # of all ways to ask the fastest
         low, high = images.min().item(), images.max().item()
         raise ValueError(f"{name}: expected binary values 0 and 1, got values from {low:g} to {high:g}{advice}")
-    ink = _mean(images) if inversion else 0.0
+    if inversion:
+        check_ink(name, images)
+
+
+def check_ink(name: str, images: Tensor) -> None:
+    """Warn of images most of which is ink, as if ink and paper had changed places."""
+    ink = _mean(images) if looks_at("ink", images) else 0.0
     if ink > MOST_INK:
         # Rounded, so that Python shows the warning once and not with another number at every update.
         warnings.warn(
@@ -85,6 +93,14 @@ def check_binary(name: str, images: Tensor, *, advice: str = "", inversion: bool
             f"give 1 - {name.split('.')[-1]} if ink is 0 there",
             stacklevel=2,
         )
+
+
+def check_shares(name: str, images: Tensor) -> None:
+    """Refuse images with values that are no shares of ink, with their range."""
+    if looks_at("shares", images):
+        low, high = (value.item() for value in images.detach().aminmax())
+        if low < 0 or high > 1:
+            raise ValueError(f"{name}: expected values from 0 to 1, got values from {low:g} to {high:g}")
 
 
 def _mean(images: Tensor) -> float:

@@ -17,17 +17,23 @@ if TYPE_CHECKING:  # the programs are above; here they are only known by their p
 
 
 def fingerprint_of(model: Model, guide: Guide) -> str:
-    """Of all that decides on keys and prior."""
-    digest = hashlib.sha256()
-    for of, module in _modules(model, guide).items():
-        plain = {
-            k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str) and k != "training"
-        }
-        digest.update(f"{of} {type(module).__qualname__} {sorted(plain.items())}".encode())
+    """Digest all that decides on keys and prior."""
+    digest = hashlib.sha256("".join(kinds_of(model, guide)).encode())
     for name, value in _parameters(model, guide).items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def kinds_of(model: Model, guide: Guide) -> list[str]:
+    """Describe the modules that the fingerprint covers, but for their tensors: class and plain attributes."""
+    found = []
+    for of, module in _modules(model, guide).items():
+        plain = {
+            k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str) and k != "training"
+        }
+        found.append(f"{of} {type(module).__qualname__} {sorted(plain.items())}")
+    return found
 
 
 def sums_of(model: Model, guide: Guide) -> Float[Tensor, " N"]:

@@ -8,17 +8,14 @@ from vma_pyro._system.allocator import keep_freed_memory
 from vma_pyro.training.config import TrainConfig, device_of, device_of_name, learning_rate
 from vma_pyro.training.loop import FitResult, fit
 from vma_pyro.training.processes import check_shares
-from vma_pyro.training.provenance import check_weights, provenance_of
 
 __all__ = [
     "FitResult",
     "TrainConfig",
     "check_shares",
-    "check_weights",
     "device_of",
     "device_of_name",
     "fit",
     "keep_freed_memory",
     "learning_rate",
-    "provenance_of",
 ]

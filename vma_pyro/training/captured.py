@@ -18,7 +18,9 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vma_pyro.memory import Memory
-from vma_pyro.memory.checks import check_binary, unchecked
+from vma_pyro.memory.checks import unchecked
+from vma_pyro.program import ImageModel
+from vma_pyro.training.loss import Loss
 
 TOLERANCE = 1e-6  # of loss and gradient, relative; they are expected to be equal
 WAIT = 200  # updates before one is recorded, which takes seconds
@@ -48,7 +50,7 @@ FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
 
 
 class Gradient(NamedTuple):
-    """What an update needs.
+    """Holds what an update needs.
 
     Attributes:
         loss: minus the bound, mean over images.
@@ -59,8 +61,8 @@ class Gradient(NamedTuple):
     of: Sequence[Tensor | None]
 
 
-class Captured:
-    """A loss of (memory, x) per image with its gradient: replayed where possible, run as usual elsewhere.
+class Captured(Loss):
+    """A loss whose program is recorded once and replayed where possible, and run as usual elsewhere.
 
     Possible on a CPU with one memory for all images (otherwise Python is a small part), for programs that do not
     look at the values of tensors and have no buffers. Numbers among the attributes of modules (a temperature) may
@@ -78,7 +80,7 @@ class Captured:
     def __init__(
         self, loss_fn: nn.Module, *, note: Callable[[str], object] = print, wait: int | None = None
     ) -> None:
-        self.loss_fn, self.note = loss_fn, note
+        super().__init__(loss_fn, note=note)
         self.wait = WAIT if wait is None else wait
         self.parameters = {name: p for name, p in loss_fn.named_parameters() if p.requires_grad}
         self.possible = True
@@ -89,14 +91,10 @@ class Captured:
         self._graphs: dict[Any, GraphModule] = {}
         self._checks: set[str] = set()  # that the program makes of values
 
-    def __call__(self, memory: Memory, x: Tensor) -> Tensor:
-        """The loss (without a graph); its gradient replaces that in the parameters.
-
-        Raises:
-            ValueError: images that do not fit the memory, or are not binary; what the program itself raises.
-        """
+    def gradient(self, memory: Memory, x: Tensor) -> Tensor:
+        """As `Loss.gradient`."""
         self.wait -= 1
-        on_cpu = memory.entries.device.type == x.device.type == "cpu"
+        on_cpu = memory.device.type == x.device.type == "cpu"
         replay = self.possible and self.wait < 0 and memory.is_shared and on_cpu
         found = self._replayed(memory, x) if replay else self._run(memory, x)
         for parameter, gradient in zip(self.parameters.values(), found.of, strict=True):
@@ -115,10 +113,10 @@ class Captured:
             except Exception as error:  # whatever a program may raise; it is run as usual, and raises it there
                 return self._give_up(self._run(memory, x), f"the program cannot be recorded: {_reason(error)}")
         memory.check(x)  # recorded programs make no checks
-        if "binary" in self._checks:
-            check_binary("x", x)
-        if "binary entries" in self._checks:
-            memory.check_binary()
+        if "values" in self._checks:
+            for program in self.loss_fn.modules():
+                if isinstance(program, ImageModel):
+                    program.check_values(memory, x)
         self.replays += 1
         before = torch.get_rng_state()
         with torch.no_grad():
@@ -131,7 +129,7 @@ class Captured:
         return found
 
     def _numbers(self) -> list[Any]:
-        """Of the modules: whatever a program may compute with that is no tensor."""
+        """Collect from the modules what a program may compute with that is no tensor."""
         return [v for part in self._parts for v in part.values() if isinstance(v, bool | int | float | str)]
 
     def _give_up(self, found: Gradient, why: str) -> Gradient:
@@ -141,7 +139,7 @@ class Captured:
         return found
 
     def _record(self, memory: Memory, x: Tensor) -> GraphModule:
-        """The operations of one call, with parameters and data as inputs; leaves the noise as it was."""
+        """Record the operations of one call, with parameters and data as inputs; leaves the noise as it was."""
         if any(True for _ in self.loss_fn.buffers()):
             raise ValueError("it has buffers, which it may change")
 
@@ -155,18 +153,18 @@ class Captured:
 
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), unchecked() as left_out:
             graph = make_fx(gradient)(self.parameters, memory.entries, memory.labels, memory.mask, x)
-        self._checks = left_out  # no binary images in a model of grey ones
+        self._checks = left_out  # some programs make none
         return _shortened(graph)
 
     def _run(self, memory: Memory, x: Tensor) -> Gradient:
-        """The program itself."""
+        """Run the program itself."""
         loss = self.loss_fn(memory, x) / len(x)
         gradient = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
         return Gradient(loss.detach(), gradient)
 
 
 def _shortened(graph: GraphModule) -> GraphModule:
-    """The same operations with less Python around them."""
+    """Leave the same operations with less Python around them."""
     for node in list(graph.graph.nodes):
         if node.target is aten.alias.default:  # what `detach` leaves; the same tensor
             node.replace_all_uses_with(node.args[0])

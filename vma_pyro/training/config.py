@@ -28,7 +28,7 @@ class TrainConfig:
     session_minutes: float | None = None
     """Leave with a checkpoint after so many minutes in this process; go on with resume."""
     learning_rate: float = 1.5e-3
-    """Of Adam, after a linear warm-up; falls along a half cosine to `final_rate` of it."""
+    """Adam's, after a linear warm-up; it falls along a half cosine to `final_rate` of it."""
     final_rate: float = 0.02
     """Share of the learning rate that is left at the end."""
     warmup_updates: int = 200
@@ -36,7 +36,7 @@ class TrainConfig:
     clip_norm: float = 100.0
     """Largest norm of the gradient of the mean bound per image; the start of training needs it."""
     ema_decay: float = 0.998
-    """Of the exponential moving average of the weights, which is what validation and evaluation see."""
+    """Decay of the moving average of the weights, which is what validation and evaluation see."""
     log_every: int = 50
     """Updates between lines of metrics.jsonl."""
     validate_every: int = 500
@@ -51,12 +51,12 @@ class TrainConfig:
     """Where to train: cpu, cuda (an NVIDIA GPU), mps (an Apple GPU), or auto, the first of cuda, mps and cpu there
     is."""
     precision: str = "32-true"
-    """Of the arithmetic: 32-true, or bf16-mixed (weights and likelihoods stay in 32 bits)."""
+    """Arithmetic: 32-true, or bf16-mixed (weights and likelihoods stay in 32 bits)."""
     capture: bool = True
     """Record an update once and replay it without Python, bit for bit the same, where that is possible: on a CPU,
     in one process, with one memory for all images."""
     seed: int = 0
-    """Of the noise in training."""
+    """Seed of the noise in training."""
 
     def __post_init__(self) -> None:
         """Refuse nonsensical steps."""

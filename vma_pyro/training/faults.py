@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.distributions.utils import lazy_property
 
 from vma_pyro.evaluation import undisturbed
+from vma_pyro.infer.engine.distributions import innermost
 
 TRIES = 5  # the noise that led to it is lost on a GPU
 
 
-def fault_of(
+def find_fault(
     model: Any, guide: Any, memory: Any, x: Tensor, *, parameters: Sequence[nn.Parameter], noise: Tensor | None
 ) -> str | None:
-    """The first site whose parameters, log probability or gradient is no number, in one line; None: there is none.
+    """Find the first site whose parameters, log probability or gradient is no number, in one line; else None.
 
     Args:
         model, guide: programs of (memory, x).
@@ -137,15 +138,8 @@ class Watch(Messenger):
         return f"site '{msg['name']}'"
 
 
-def innermost(fn: Any) -> Any:
-    """The distribution within those that only wrap one."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn
-
-
 def parameters_of(fn: Any) -> list[tuple[str, Tensor]]:
-    """What a distribution was made of."""
+    """List what a distribution was made of."""
     fn = innermost(fn)
     # Some are computed from others when asked for: only those that are there.
     given = [

@@ -1,4 +1,4 @@
-"""`fit`: the training loop."""
+"""The training loop, `fit`: a run from its start or its checkpoint to its end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,9 @@ from vma_pyro._system.record import Recorder
 from vma_pyro.data import Episode
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.training.config import TrainConfig, identity_of, learning_rate
-from vma_pyro.training.processes import share_of
+from vma_pyro.training.processes import take_share
 from vma_pyro.training.run import Run
+from vma_pyro.training.saved import restore, save, try_to_save
 from vma_pyro.training.start import start_from
 from vma_pyro.training.stopping import Stop, stop_signals
 
@@ -60,7 +61,6 @@ def fit(
     config: TrainConfig,
     folder: str | Path,
     validation: Sequence[Episode] = (),
-    architecture: dict[str, Any] | None = None,
     identity: dict[str, Any] | None = None,
     init: str | Path | None = None,
     resume: bool = False,
@@ -80,7 +80,6 @@ def fit(
         config: how to train.
         folder: of the run; is made, and held until the end: no other process can train in it meanwhile.
         validation: episodes of held-out classes for early stopping; none: the last weights are kept.
-        architecture: plain values from which the networks can be rebuilt; kept in the checkpoint.
         identity: further plain values that a resumed run must share (data, objective, ...).
         init: start from the weights of this trained model (or checkpoint, or the word "pretrained") instead of
             fresh ones, with a new optimizer and a learning rate from its start; the result is never worse on
@@ -92,7 +91,7 @@ def fit(
 
     Raises:
         ValueError: no budget, a folder that holds another run, a resumed run of another configuration or
-            architecture, or a damaged checkpoint.
+            programs, or a damaged checkpoint.
         BlockingIOError: another process trains in the folder.
         OSError: the folder cannot be written; the final checkpoint cannot.
         FloatingPointError: the bound or a parameter is no longer a finite number.
@@ -102,12 +101,9 @@ def fit(
     ranks, folder = Ranks.start(), Path(folder)
     with holding(folder, argument="folder") if ranks.rank == 0 else nullcontext():
         folder.mkdir(parents=True, exist_ok=True)
-        run = _run(model, guide, elbo, episodes, config, folder / "checkpoint.pt", init=init, resume=resume)
-        run.architecture = architecture or {}
-        run.identity = identity_of(config) | (identity or {}) | ({} if init is None else {"init": str(init)})
-        if run.path.exists():
-            run.restore()
-        run.check_together()
+        identity = identity_of(config) | (identity or {}) | ({} if init is None else {"init": str(init)})
+        path = folder / "checkpoint.pt"
+        run = _begin(model, guide, elbo, episodes, config, path, identity=identity, init=init, resume=resume)
         recorder = Recorder(
             folder if ranks.rank == 0 else None,
             resume_at=run.update,
@@ -116,24 +112,13 @@ def fit(
             label=label,
             show=show_progress and ranks.rank == 0,
         )
-        try:
+        with closing(recorder):
             stopped = _until_done(run, validation, recorder)
-        finally:
-            recorder.close()
     run.load_best()
-    return FitResult(
-        run.update,
-        run.seconds,
-        run.best_nll,
-        stopped,
-        run.budget_changes,
-        run.cycles,
-        run.nll_before,
-        stopped_early=run.stale >= config.patience and run.progress() < 1,
-    )
+    return _result(run, stopped)
 
 
-def _run(
+def _begin(
     model: nn.Module,
     guide: nn.Module,
     elbo: ELBO,
@@ -141,21 +126,40 @@ def _run(
     config: TrainConfig,
     path: Path,
     *,
+    identity: dict[str, Any],
     init: str | Path | None,
     resume: bool,
 ) -> Run:
-    """A run at its start, from the weights in `init` if there is no checkpoint to go on from."""
+    """Begin a run where its checkpoint left it, or at its start, then from the weights in `init`."""
     if path.exists() and not resume:
         raise ValueError(f"folder: expected one without a run, found {path}; resume it or choose another folder")
     keep_freed_memory()
-    cycles = start_from(init, elbo(model, guide)) if init is not None and not path.exists() else []
+    cycles = start_from(init, (model, guide)) if init is not None and not path.exists() else []
     run = Run(model, guide, elbo, episodes, config, path)
-    run.cycles = cycles
+    run.cycles, run.identity = cycles, identity
+    if path.exists():
+        restore(run)
+    run.check_together()
     return run
 
 
+def _result(run: Run, stopped: int) -> FitResult:
+    """Tell how a run has ended."""
+    early = run.stale >= run.config.patience and run.progress() < 1
+    return FitResult(
+        updates=run.update,
+        seconds=run.seconds,
+        validation_nll=run.best_nll,
+        interrupted=stopped,
+        budget_changes=run.budget_changes,
+        cycles=run.cycles,
+        validation_nll_before=run.nll_before,
+        stopped_early=early,
+    )
+
+
 def _until_done(run: Run, validation: Sequence[Episode], recorder: Recorder) -> int:
-    """Train, and save: the signal that ended it, or 0."""
+    """Train and save; give the signal that ended it, or 0."""
     with stop_signals() as stop:
         try:
             _train(run, validation, recorder, stop)
@@ -169,16 +173,15 @@ def _until_done(run: Run, validation: Sequence[Episode], recorder: Recorder) -> 
     run.finished = not stop.signal
     if run.finished and run.best is None:
         run.keep()
-    run.save()
+    save(run)
     run.ranks.wait()  # none may leave, and end the job, before the first has written
     return stop.signal
 
 
 def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: Stop) -> None:
-    """The loop itself."""
+    """Make updates, with all that is due between them, until the run ends."""
     config, fabric = run.config, run.fabric
-    if run.captured is not None:
-        run.captured.note = recorder.note
+    run.loss.note = recorder.note
     session_start = tick = time.monotonic()
     last_save = run.seconds
     stopped = int(run.agree(stop.signal))
@@ -189,7 +192,7 @@ def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: St
     while not (run.finished or stopped or run.progress() >= 1 or run.stale >= config.patience):
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(config, run.update, run.progress())
-        episode = share_of(run.episodes.sample(), run.ranks).to(fabric.device)
+        episode = take_share(run.episodes.sample(), run.ranks).to(fabric.device)
         if not checked:
             run.check_params(episode)
             checked = True
@@ -214,7 +217,7 @@ def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: St
             nll = run.validate(validation)
             recorder.write(run.update, validation_nll=nll, best_validation_nll=run.best_nll, seconds=run.seconds)
         if run.seconds - last_save > config.checkpoint_seconds:
-            run.try_to_save(recorder)
+            try_to_save(run, recorder)
             last_save = run.seconds
         session = run.seconds - run.seconds_before
         if config.session_minutes is not None and session > 60 * config.session_minutes:

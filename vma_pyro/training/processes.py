@@ -16,8 +16,8 @@ from vma_pyro.data import Episode
 from vma_pyro.training.config import TrainConfig, device_of
 
 
-def fabric_of(config: TrainConfig, ranks: Ranks) -> Any:
-    """Lightning Fabric for this process alone, or for all that `torchrun` has started."""
+def start_fabric(config: TrainConfig, ranks: Ranks) -> Any:
+    """Start Lightning Fabric for this process alone, or for all that `torchrun` has started."""
     from lightning_fabric import Fabric  # seconds to import
     from lightning_fabric.strategies import DDPStrategy
 
@@ -36,8 +36,8 @@ def fabric_of(config: TrainConfig, ranks: Ranks) -> Any:
     return fabric
 
 
-def share_of(episode: Episode, ranks: Ranks) -> Episode:
-    """This process's images of an episode, and their memories.
+def take_share(episode: Episode, ranks: Ranks) -> Episode:
+    """Take this process's images of an episode, and their memories.
 
     Raises:
         ValueError: images that cannot be shared out equally.
@@ -50,7 +50,7 @@ def share_of(episode: Episode, ranks: Ranks) -> Episode:
 
 
 def check_shares(queries: int, ranks: Ranks) -> int:
-    """Images of each process.
+    """Count the images of each process.
 
     Raises:
         ValueError: they cannot be shared out equally.
@@ -62,6 +62,6 @@ def check_shares(queries: int, ranks: Ranks) -> int:
 
 
 def mean_over(ranks: Ranks, total: torch.Tensor, count: int) -> float:
-    """The mean of values of which each process has some."""
+    """Take the mean of values of which each process has some."""
     both = ranks.sum(torch.stack([total.cpu().double(), torch.tensor(float(count), dtype=torch.float64)]))
     return (both[0] / both[1]).item()

@@ -1,4 +1,4 @@
-"""The state of a training run, and its checkpoint."""
+"""The state of a training run, and what is done with it in every update."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from vma_pyro._system import checkpoint
 from vma_pyro._system.double import widest_float
 from vma_pyro._system.ranks import Ranks
-from vma_pyro._system.record import Recorder
 from vma_pyro.data import Episode
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import log_likelihood, split_bound, undisturbed
 from vma_pyro.training.captured import Captured
-from vma_pyro.training.config import BUDGET, TrainConfig, check_identity, differences
-from vma_pyro.training.faults import check_params, fault_of
-from vma_pyro.training.processes import fabric_of, mean_over
-from vma_pyro.training.provenance import check_sources, check_weights, provenance_of, sources_of, with_weights
+from vma_pyro.training.config import TrainConfig
+from vma_pyro.training.faults import check_params, find_fault
+from vma_pyro.training.loss import Loss
+from vma_pyro.training.processes import mean_over, start_fabric
 
 SOUND = 1e4  # largest weight of a network that has not been torn apart by its steps
 
@@ -43,7 +41,7 @@ class Run:
     ) -> None:
         self.config, self.episodes, self.path = config, episodes, path
         self.ranks = Ranks.start()
-        self.fabric = fabric_of(config, self.ranks)
+        self.fabric = start_fabric(config, self.ranks)
         torch.manual_seed(config.seed + self.ranks.rank)  # noise of its own for each process
         self.bare = elbo(model, guide).to(self.fabric.device)
         trained = [p for p in self.bare.parameters() if p.requires_grad]
@@ -53,9 +51,8 @@ class Run:
         self.average = AveragedModel(self.bare, multi_avg_fn=_average(config.ema_decay))
         self.loss_fn, self.optimizer = self.fabric.setup(self.bare, optimizer)
         captures = config.capture and self.ranks.size == 1 and config.precision == "32-true"
-        self.captured = Captured(self.bare) if captures else None
+        self.loss: Loss = Captured(self.bare) if captures else Loss(self.loss_fn, backward=self.fabric.backward)
         self.identity: dict[str, Any] = {}
-        self.architecture: dict[str, Any] = {}
         self.update = self.stale = self.bound_count = 0
         self.seconds = self.seconds_before = 0.0
         self.best: dict[str, Tensor] | None = None
@@ -70,13 +67,13 @@ class Run:
         self.bound_sum = torch.zeros((), dtype=widest_float(device), device=device)
 
     def diverged(self, what: str, got: object) -> FloatingPointError:
-        """The error of a run that cannot go on: the fault of a site, or of steps that are too large."""
+        """Make the error of a run that cannot go on: the fault of a site, or of steps that are too large."""
         largest = max(float(p.detach().abs().max()) for p in self.bare.parameters())
         if largest < SOUND and self.episode is not None:
             trained = [p for p in self.bare.parameters() if p.requires_grad]
             model, guide = self.bare.model, self.bare.guide
             memory, x = self.episode.memory, self.episode.x
-            fault = fault_of(model, guide, memory, x, parameters=trained, noise=self.noise)
+            fault = find_fault(model, guide, memory, x, parameters=trained, noise=self.noise)
             if fault is not None:
                 return FloatingPointError(f"{fault}, at update {self.update} with weights up to {largest:.2g}")
         return FloatingPointError(
@@ -90,16 +87,11 @@ class Run:
         check_params(self.bare.model, self.bare.guide, memory, episode.x, parameters=self.bare.parameters())
 
     def gradient(self, episode: Episode) -> Tensor:
-        """The loss per image; leaves its gradient in the parameters."""
+        """Compute the loss per image; leaves its gradient in the parameters."""
         self.episode = episode
         if self.fabric.device.type == "cpu":
             self.noise = torch.get_rng_state()
-        if self.captured is not None:
-            return self.captured(episode.memory, episode.x)
-        loss = self.loss_fn(episode.memory, episode.x) / len(episode.x)
-        self.optimizer.zero_grad()
-        self.fabric.backward(loss)
-        return loss.detach()
+        return self.loss.gradient(episode.memory, episode.x)
 
     def check_gradient(self, loss: Tensor, norm: Tensor) -> None:
         """Refuse a loss or a gradient that is not finite before it reaches the weights.
@@ -113,19 +105,19 @@ class Run:
                 raise self.diverged("bounds", -loss.item())
 
     def progress(self) -> float:
-        """Share of the budget that is used, 0 to 1."""
+        """Compute the share of the budget that is used, 0 to 1."""
         by_updates = self.update / self.config.updates if self.config.updates else 0.0
         by_time = self.seconds / (60 * self.config.minutes) if self.config.minutes else 0.0
         return min(1.0, max(by_updates, by_time))
 
     def agree(self, value: float) -> float:
-        """The first process's value, in all of them."""
+        """Give all processes the value of the first."""
         if self.ranks.size == 1:
             return value
         return self.ranks.first(torch.tensor(value, dtype=torch.float64)).item()
 
     def figures(self, episode: Episode, norm: Tensor) -> dict[str, float]:
-        """The bound since the last line, and the KL of each latent site in the last episode, `kl_<site>`."""
+        """Compute the bound since the last line, and the KL of each site in the last episode, `kl_<site>`."""
         bound = mean_over(self.ranks, self.bound_sum, self.bound_count)
         if not math.isfinite(bound):
             raise self.diverged("bounds", bound)
@@ -142,7 +134,7 @@ class Run:
         }
 
     def validate(self, validation: Sequence[Episode]) -> float:
-        """NLL of held-out classes under the averaged weights; keeps these if it is the best so far."""
+        """Compute the NLL of held-out classes with the averaged weights; keeps these if it is the best so far."""
         average: Any = self.average.module
         total, count = torch.zeros((), dtype=torch.float64), 0
         for episode in validation[self.ranks.rank :: self.ranks.size]:
@@ -171,87 +163,6 @@ class Run:
         """Put the remembered weights into model and guide, on the CPU or wherever they are."""
         self.bare.load_state_dict(self.best if self.best is not None else self.average.module.state_dict())
 
-    def save(self) -> None:
-        """Write the checkpoint; never over a good one with weights that are lost."""
-        if not all(bool(p.isfinite().all()) for p in self.bare.parameters()):
-            raise self.diverged("weights", "NaN or infinity")
-        gather = self.ranks.gather
-        noise = torch.stack(gather(torch.get_rng_state()))  # of all processes
-        bounds = torch.stack(gather(self.bound_sum.cpu().double()))
-        cuda = None
-        if self.fabric.device.type == "cuda":
-            cuda = torch.stack(gather(torch.cuda.get_rng_state(self.fabric.device)))
-        if self.ranks.rank > 0:
-            return
-        weights = self.best if self.best is not None else self.average.module.state_dict()
-        programs = with_weights(self.bare, weights)
-        content = {
-            "architecture": self.architecture,
-            "weights": weights,
-            "program": provenance_of(programs.model, programs.guide),
-            "identity": self.identity,
-            "cycles": self.cycles,
-            "module": self.bare.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "episodes": self.episodes.state_dict(),
-            "rng": {"cpu": noise, "cuda": cuda},
-            "progress": {
-                "update": self.update,
-                "seconds": self.seconds,
-                "finished": self.finished,
-                "has_best": self.best is not None,
-                "best_nll": self.best_nll,
-                "nll_before": self.nll_before,
-                "stale": self.stale,
-                "budget_changes": self.budget_changes,
-                "bound_sum": bounds,
-                "bound_count": self.bound_count,
-            },
-        }
-        checkpoint.save(self.path, content)
-
-    def try_to_save(self, recorder: Recorder) -> None:
-        """Write the checkpoint, but let a full disk end neither the run nor the previous checkpoint."""
-        try:
-            self.save()
-        except OSError as error:
-            recorder.note(f"warning: checkpoint not written ({error}); the previous one is kept")
-
-    def restore(self) -> None:
-        """Go on from the checkpoint.
-
-        Raises:
-            ValueError: written under another configuration, or damaged.
-        """
-        content = checkpoint.load(self.path)
-        if "progress" not in content:
-            raise ValueError(f"checkpoint {self.path}: expected one of a training run, got weights only")
-        check_identity(content["identity"], self.identity, new_budget=self.config.new_budget)
-        program = content.get("program")  # checkpoints of before have none
-        if program is not None:
-            check_sources(program["sources"], sources_of(self.bare.model, self.bare.guide))
-        checkpoint.restore(self.bare, content["module"], name="this run")
-        programs = with_weights(self.bare, content["weights"])
-        check_weights(program, programs.model, programs.guide, file=str(self.path))
-        self.average.load_state_dict(content["average"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.episodes.load_state_dict(content["episodes"])
-        self.restore_noise(content["rng"], content["progress"]["update"])
-        progress = content["progress"]
-        self.update, self.stale = progress["update"], progress["stale"]
-        self.seconds = self.seconds_before = progress["seconds"]
-        self.best = content["weights"] if progress["has_best"] else None
-        self.best_nll, self.finished = progress["best_nll"], progress["finished"]
-        bound = _own(torch.atleast_1d(torch.as_tensor(progress["bound_sum"])), self.ranks.rank)
-        self.bound_sum.fill_(0.0 if bound is None else bound)
-        self.bound_count = progress["bound_count"]
-        self.budget_changes = progress.get("budget_changes", [])  # checkpoints of before have none
-        self.cycles, self.nll_before = content.get("cycles", []), progress.get("nll_before", math.nan)
-        if set(differences(content["identity"], self.identity)) & set(BUDGET):
-            self.budget_changes = [*self.budget_changes, self.update]
-            self.finished, self.stale = False, 0
-
     def check_together(self) -> None:
         """Refuse processes that would go on from different updates.
 
@@ -264,25 +175,9 @@ class Run:
                 f"folder: expected one that all processes share, got checkpoints of updates {updates} by process"
             )
 
-    def restore_noise(self, saved: dict[str, Any], update: int) -> None:
-        """Go on with the process's own random stream; one that the saved run did not have begins a new one."""
-        torch.manual_seed(hash((self.config.seed, self.ranks.rank, update)) % 2**63)
-        own = _own(torch.atleast_2d(saved["cpu"]), self.ranks.rank)
-        if own is not None:
-            torch.set_rng_state(own)
-        own = None if saved["cuda"] is None else _own(torch.atleast_2d(saved["cuda"]), self.ranks.rank)
-        if own is not None and self.fabric.device.type == "cuda":
-            torch.cuda.set_rng_state(own, self.fabric.device)
-
-
-def _own(saved: Tensor, rank: int) -> Tensor | None:
-    """This process's row of what all have saved; None if there were fewer of them."""
-    # A copy: the setters of random states read a view from the start of what it views.
-    return saved[rank].clone() if rank < len(saved) else None
-
 
 def _average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Exponential moving average with a warm-up: early on it forgets the initial weights faster."""
+    """Average weights with a warm-up: early on they forget the initial ones faster."""
 
     @torch.no_grad()
     def update(averaged: Any, current: Any, count: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Stop:
-    """Set by a signal, read by the loop."""
+    """Says whether to stop: it is set by a signal, and read by the loop."""
 
     signal: int = 0
 

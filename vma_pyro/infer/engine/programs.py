@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -17,14 +17,21 @@ from vma_pyro.infer.engine.plates import PyroProgram
 Handler = Callable[[PyroProgram], PyroProgram]
 
 
+class Arguments(NamedTuple):
+    """Arguments of both programs, for a method `prepare` that keeps those given by name."""
+
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Programs:
     """Two programs that are run on the same arguments.
 
     A guide may have a method `prepare`. At the start of an estimate `prepare(*args, **kwargs)` is called once, and
-    returns the positional arguments of all runs of both programs. It computes what is costly and the same in every
-    run, with gradients where the estimate takes them. What it returns must not depend on observed data, other than
-    by passing them on: a dream of wake-sleep replaces them.
+    returns the positional arguments of all runs of both programs (or `Arguments`, where some go by name). It
+    computes what is costly and the same in every run, with gradients where the estimate takes them. What it
+    returns must not depend on observed data, other than by passing them on: a dream of wake-sleep replaces them.
     """
 
     model: PyroProgram
@@ -41,7 +48,9 @@ class Programs:
         prepare = _preparation(self.guide)
         if prepare is None:
             return replace(self, given=given)
-        return replace(self, args=prepare(*self.args, **self.kwargs), kwargs={}, given=given)
+        found = prepare(*self.args, **self.kwargs)
+        args, kwargs = found if isinstance(found, Arguments) else (found, {})
+        return replace(self, args=args, kwargs=kwargs, given=given)
 
     @property
     def as_given(self) -> tuple[Sequence[Any], Mapping[str, Any]]:

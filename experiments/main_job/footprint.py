@@ -30,7 +30,7 @@ def bytes_of_update(
     queries: int,
     device: torch.device,
 ) -> float:
-    """About how many bytes one update needs: constant + images (per image + particles per particle).
+    """Estimate the bytes that one update needs: constant + images (per image + particles per particle).
 
     Args:
         model, guide: on the device.
@@ -58,7 +58,7 @@ def bytes_of_update(
 
 
 def peak_bytes(loss_fn: nn.Module, episode: Episode) -> int:
-    """The most that tensors hold at once during a forward pass; the backward pass is only made to see it run."""
+    """Measure the most that tensors hold at once in a forward pass; the backward pass is only seen to run."""
     # Of a small one the backward pass would hide it: the gradients of the weights are the most of that.
     with torch.random.fork_rng(), Storages() as storages:
         loss = loss_fn(episode.memory, episode.x)
@@ -80,7 +80,7 @@ class Storages(TorchDispatchMode):
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The operation itself, and what it has made."""
+        """Run the operation itself, and count what it has made."""
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
@@ -100,7 +100,7 @@ class Storages(TorchDispatchMode):
 
 
 def available(device: torch.device) -> float:
-    """Bytes that can still be had: of the GPU, or of the machine within the limits on this process."""
+    """Count the bytes that can still be had: of the GPU, or of the machine within the limits on this process."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     found = [_of_machine(), *_of_groups(), _of_process()]
@@ -115,7 +115,7 @@ def _of_machine() -> float:
 
 
 def _of_groups() -> list[float]:
-    """Within the limits of the control groups that the process is in, of either version."""
+    """Count the bytes within the limits of the process's control groups, of either version."""
     found = []
     for line in _lines(Path("/proc/self/cgroup")):
         _, kinds, path = line.split(":", 2)

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vma_pyro._system.parts import Part
 
-class Refinement(nn.Module):
+
+class Refinement(Part):
     """Corrections to location and log scale of q(z | x, m), from x, m and E[x | m, z] at the location.
 
     Three convolutional stages at 28, 14 and 7 pixels. The last layer starts at zero, so that trained networks
@@ -56,7 +58,7 @@ class Refinement(nn.Module):
         m: Float[Tensor, "*any C height width"],
         mean: Float[Tensor, "*batch C height width"],
     ) -> tuple[Float[Tensor, "*batch Z"], Float[Tensor, "*batch Z"]]:
-        """What is added to location and log scale, each [..., B, Z]; the images broadcast against each other."""
+        """Return what is added to location and log scale, each [..., B, Z]; the images broadcast."""
         dtype = self.to_hidden.weight.dtype
         images = torch.cat([image.expand_as(mean).to(dtype) for image in (x, m, mean)], -3)
         h = images.flatten(0, -4).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,103 @@
+"""Networks: what is shared, what is overridden, and the distributions that they return."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn.module import to_pyro_module_
+from torch import nn
+
+from vma_pyro import ConvNetworks, Guide, Memory, MLPNetworks, Model, Networks
+from vma_pyro.evaluation import kl_report, log_likelihood
+from vma_pyro.infer import MultiSampleELBO
+from vma_pyro.networks import Features, PyramidNetworks
+
+B, S, Z = 3, 5, 4
+NETWORKS = {
+    "conv": lambda: ConvNetworks(Z, width=0.1, key_dim=8, hidden_dim=8),
+    "conv, refined": lambda: ConvNetworks(Z, width=0.1, key_dim=8, hidden_dim=8, refinement=2),
+    "mlp": lambda: MLPNetworks(Z, hidden_dims=(8, 7), key_dim=6),
+    "mlp, copies": lambda: MLPNetworks(Z, hidden_dims=(8, 7), key_dim=6, copies=True),
+}
+every_kind = pytest.mark.parametrize("kind", NETWORKS)
+
+
+@every_kind
+def test_shapes_of_what_is_returned(kind, random_images):
+    networks = NETWORKS[kind]()
+    assert isinstance(networks, Networks)
+    assert (networks.channels, networks.output_shape) == (1, (1, 28, 28))
+    features, query = networks.encode(random_images(S)), networks.query(random_images(B))
+    m = networks.heads(features)
+    assert features.key.shape == (S, networks.key_dim)
+    assert query.key.shape == (B, networks.key_dim)
+    prior = networks.prior(m)
+    assert (prior.batch_shape, prior.event_shape) == ((S,), (Z,))
+    posterior = networks.posterior(query, Memory(random_images(S)).encode(networks).read(torch.zeros(2, B).long()))
+    assert (posterior.batch_shape, posterior.event_shape) == ((2, B), (Z,))
+    assert networks.decode(torch.randn(S, Z), m).shape == (S, 1, 28, 28)
+
+
+class FullCovariance(MLPNetworks):
+    """q(z | x, m) with a covariance: one method."""
+
+    def __init__(self):
+        super().__init__(Z, hidden_dims=(8, 7), key_dim=6)
+        self.to_tril = nn.Linear(7, Z * Z)
+
+    def posterior(self, query, m):
+        hidden = (query.hidden + m.hidden).relu()
+        diagonal = super().posterior(query, m).base_dist
+        below = self.to_tril(hidden).unflatten(-1, (Z, Z)).tril(-1)
+        return dist.MultivariateNormal(diagonal.loc, scale_tril=below + torch.diag_embed(diagonal.scale))
+
+
+class Flow(MLPNetworks):
+    """q(z | x, m) through a learned map: one method."""
+
+    def __init__(self):
+        super().__init__(Z, hidden_dims=(8, 7), key_dim=6)
+        self.flow = dist.transforms.planar(Z)
+
+    def posterior(self, query, m):
+        return dist.TransformedDistribution(super().posterior(query, m), [self.flow])
+
+
+@pytest.mark.parametrize("kind", [FullCovariance, Flow])
+def test_another_family_of_z_is_an_override_of_one_method(kind, random_images):
+    networks = kind()
+    model, guide = Model(networks), Guide(networks)
+    memory, x = Memory(random_images(S)), random_images(B)
+    MultiSampleELBO(3)(model, guide)(memory, x).backward()
+    own = networks.to_tril if kind is FullCovariance else networks.flow
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in own.parameters())
+    assert log_likelihood(model, guide, memory, x, num_samples=3).isfinite().all()
+    report = kl_report(model, guide, memory, x, num_samples=3)
+    assert report.kl_z.mean > 0
+
+
+def test_the_prior_by_hand(random_images):
+    networks = NETWORKS["mlp"]()
+    m = networks.heads(networks.encode(random_images(S)))
+    loc, raw = m.prior.chunk(2, -1)
+    expected = dist.Normal(loc, (1 + (raw + 0.5413).exp()).log() + 1e-3).to_event(1)
+    z = torch.randn(S, Z)
+    torch.testing.assert_close(networks.prior(m).log_prob(z), expected.log_prob(z))
+
+
+@every_kind
+def test_networks_can_be_made_a_pyro_module(kind, random_images):
+    """For random weights (Pyro's Bayesian networks)."""
+    networks = NETWORKS[kind]()
+    to_pyro_module_(networks)
+    assert Model(networks)(Memory(random_images(S)), num_images=B).shape == (B, 1, 28, 28)
+
+
+def test_what_a_subclass_has_to_add():
+    networks = PyramidNetworks(
+        nn.Identity(), top=3, latent_dim=2, key_dim=2, hidden_dim=2, image_shape=(1, 2, 2), channels=1
+    )
+    with pytest.raises(NotImplementedError, match="^PyramidNetworks.climb: "):
+        networks.encode(torch.zeros(1, 1, 2, 2))
+    m = networks.heads(Features(torch.zeros(1, 2), torch.zeros(1, 3)))
+    with pytest.raises(NotImplementedError, match="^PyramidNetworks.decode: "):
+        networks.decode(torch.zeros(1, 2), m)

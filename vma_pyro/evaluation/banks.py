@@ -1,0 +1,39 @@
+"""Evaluating many memories of entries of one bank: the bank is encoded once in a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from vma_pyro.data import Episode
+from vma_pyro.evaluation.chunks import encoded_by
+from vma_pyro.evaluation.estimates import undisturbed
+from vma_pyro.memory import Memory
+from vma_pyro.memory.selected import SelectedMemory
+
+
+def encoded(guide: Any, episodes: Iterable[Episode], *, device: Any = None) -> Iterator[Episode]:
+    """Pass on episodes whose memories are selected from a bank with that bank encoded, once for all of them.
+
+    Use it for one pass, during which no parameter changes, over a stream such as `vma_pyro.data.NestedEpisodes`,
+    where a test image sits in thousands of memories.
+
+    Args:
+        guide: whose networks encode.
+        episodes: with a `memory` each; other memories are passed on as they are.
+        device: of the guide, where the banks are moved before; None: they are there.
+    """
+    bank: Memory | None = None
+    encoding: Memory | None = None
+    for episode in episodes:
+        memory = episode.memory
+        if isinstance(memory, SelectedMemory):
+            if encoding is None or memory.bank is not bank:
+                bank = memory.bank
+                with undisturbed(guide, seed=0):
+                    encoding = encoded_by(guide, bank if device is None else bank.to(device))
+            rows, labels = memory.rows, memory.labels
+            if device is not None:
+                rows, labels = rows.to(device), None if labels is None else labels.to(device)
+            episode = episode._replace(memory=SelectedMemory(encoding, rows, labels))
+        yield episode

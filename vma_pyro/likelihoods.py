@@ -1,0 +1,92 @@
+"""Likelihoods p(x | z, m): modules from what the decoder gives to a distribution of images.
+
+A likelihood knows which images it can score, and how many numbers per pixel and colour it wants. For one of your
+own subclass `Likelihood`, with parameters if you like::
+
+    class Laplace(Likelihood):
+        def forward(self, decoded):
+            return dist.Laplace(decoded.sigmoid(), 0.1).to_event(3)
+"""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from vma_pyro._system.parts import Part
+from vma_pyro.memory.checks import check_binary, check_ink, check_shares
+from vma_pyro.networks.interface import Distribution
+
+
+class Likelihood(Part):
+    """p(x | z, m), a distribution of images, from what the decoder makes of z and m.
+
+    This one is the base of the others, and takes all finite images.
+
+    Attributes:
+        channels: numbers per pixel and colour from the decoder. With C colours its first C channels are the logits
+            of the mean of x, which a `Refinement` looks at.
+    """
+
+    channels: int = 1
+
+    def forward(self, decoded: Float[Tensor, "*batch C height width"]) -> Distribution:
+        """Return a distribution of images.
+
+        Args:
+            decoded: [..., B, channels * C, height, width], from the decoder.
+
+        Returns:
+            A distribution with batch shape [..., B] and event shape [C, height, width].
+        """
+        raise NotImplementedError(f"{type(self).__name__}.forward: expected a distribution of images, got none")
+
+    def check(self, name: str, images: Tensor) -> None:
+        """Refuse images or entries that this cannot score, [..., C, height, width]; called on a CPU only.
+
+        Raises:
+            ValueError: with the name, what is expected and what was given.
+        """
+
+    def warn(self, name: str, images: Tensor) -> None:
+        """Name what it can score, but may be meant otherwise."""
+
+
+class BernoulliPixels(Likelihood):
+    r"""Binary pixels, independent given z and m, as in the paper.
+
+    .. math:: p(x \mid z, m) = \prod_i \mathrm{Bernoulli}(x_i; \sigma(d_i(z, m)))
+    """
+
+    def forward(self, decoded: Float[Tensor, "*batch C height width"]) -> Distribution:
+        """See `Likelihood.forward`."""
+        return dist.Bernoulli(logits=decoded).to_event(3)
+
+    def check(self, name: str, images: Tensor) -> None:
+        """Refuse values other than 0 and 1."""
+        advice = "; binarise, use a model with another likelihood, or say learned=True if they are learned"
+        check_binary(name, images, advice="" if name == "x" else advice, inversion=False)
+
+    def warn(self, name: str, images: Tensor) -> None:
+        """Name images most of which is ink, as if ink and paper had changed places."""
+        check_ink(name, images)
+
+
+class ContinuousBernoulli(Likelihood):
+    r"""Grey pixels from 0 to 1, independent given z and m (Loaiza-Ganem and Cunningham 2019).
+
+    .. math:: p(x \mid z, m) = \prod_i C(\lambda_i) \, \lambda_i^{x_i} (1 - \lambda_i)^{1 - x_i}, \qquad
+              \lambda = \sigma(d(z, m))
+
+    The usual cross-entropy, with the constant C that makes a density of it. Its NLL may be below 0. The mean of x
+    is not :math:`\lambda` but goes up and down with it.
+    """
+
+    def forward(self, decoded: Float[Tensor, "*batch C height width"]) -> Distribution:
+        """See `Likelihood.forward`."""
+        return dist.ContinuousBernoulli(logits=decoded).to_event(3)
+
+    def check(self, name: str, images: Tensor) -> None:
+        """Refuse values outside 0 to 1."""
+        check_shares(name, images)
