@@ -26,7 +26,7 @@ from vma_pyro._system.atomic import write_text
 from vma_pyro.infer import ESTIMATORS, compare, make
 from vma_pyro.infer.comparison.compare import evaluations_of, matched
 from vma_pyro.infer.comparison.sites import find_sites
-from vma_pyro.infer.engine.nesting import PlateNesting
+from vma_pyro.infer.engine.first_look import PlateNesting
 from vma_pyro.infer.engine.programs import Programs
 
 
@@ -116,10 +116,8 @@ def choose_estimators(
         try:
             # Whatever a program does not support shows in one draw.
             elbo = build(name, max(2, config.evaluations))
-            evaluations_of(elbo, model, guide, args, batch_plates=config.batch_plates)
-            found |= matched(
-                [name], build, config.evaluations, model, guide, args, batch_plates=config.batch_plates
-            )
+            evaluations_of(elbo, model, guide, args)
+            found |= matched([name], build, config.evaluations, model, guide, args)
         except (ValueError, RuntimeError, NotImplementedError, IndexError, TypeError) as error:
             left_out[name] = str(error).splitlines()[0]
     if not found:

@@ -23,14 +23,18 @@ from programs import SUBSAMPLING, Discrete, Mixed, S, log_normal, rows
 from vma_pyro.infer import (
     ESTIMATORS,
     CriticELBO,
+    DistinctELBO,
     EnumeratedReference,
     Estimator,
     MultiSampleELBO,
+    SumAndSampleELBO,
+    UnorderedSetELBO,
     WakeWake,
 )
 from vma_pyro.infer.engine import pathwise
+from vma_pyro.infer.engine.estimator import Objective
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.estimators import baselines, distinct_values
+from vma_pyro.infer.estimators import baselines, subset
 from vma_pyro.infer.estimators.k_sample_bound import KSampleBound
 from vma_pyro.infer.estimators.pyro_elbos import PyroELBO
 from vma_pyro.infer.estimators.subset import SubsetELBO
@@ -63,7 +67,8 @@ def test_every_estimator_is_registered():
     names = [m.name for m in pkgutil.walk_packages(vma_pyro.infer.__path__, "vma_pyro.infer.")]
     modules = [importlib.import_module(name) for name in names]
     kinds = {c for m in modules for _, c in inspect.getmembers(m, inspect.isclass) if c.__module__ == m.__name__}
-    objectives = {c for c in kinds if issubclass(c, ELBO)} - {Estimator, SubsetELBO, KSampleBound, PyroELBO}
+    bases = {Objective, Estimator, SubsetELBO, KSampleBound, PyroELBO}
+    objectives = {c for c in kinds if issubclass(c, ELBO)} - bases
     # A critic needs a network, and is tested below; the reference is the judge.
     assert objectives - {CriticELBO, EnumeratedReference} == {type(elbo) for elbo in built}
     functions = {f for _, f in inspect.getmembers(baselines, inspect.isfunction) if hasattr(f, "min_particles")}
@@ -74,6 +79,11 @@ def test_every_estimator_is_registered():
     }
     rules = {r for _, r in inspect.getmembers(pathwise) if isinstance(r, pathwise.PathwiseRule)}
     assert rules == {elbo.pathwise for elbo in built if isinstance(elbo, KSampleBound)}
+
+
+@pytest.mark.parametrize("kind", [DistinctELBO, SumAndSampleELBO, UnorderedSetELBO])
+def test_a_subset_has_two_values_by_default(kind):
+    assert kind().num_particles == kind.min_particles == 2
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -138,7 +148,7 @@ def expected_gradient(elbo, program, kind, draw_kind, draws, monkeypatch):
     p, kinds = rows(program.values, count), torch.full((count,), kind)
     guide = program.guide
     if draw_kind in ("one", "set"):
-        monkeypatch.setattr(distinct_values, "draw_distinct", lambda log_probs, k: outcome)
+        monkeypatch.setattr(subset, "draw_distinct", lambda log_probs, k: outcome)
     elif draw_kind == "all":
         repeats = getattr(elbo, "draws_per_score", 1)
         guide = program.replayed_guide(outcome.repeat_interleave(repeats, 0))

@@ -13,7 +13,16 @@ from pyro.infer import SVI, config_enumerate
 from torch import nn
 
 from programs import Mixed, rows
-from vma_pyro.infer import ESTIMATORS, MultiSampleELBO, log_weights, loo, reinforce, vimco, vimco_geometric
+from vma_pyro.infer import (
+    ESTIMATORS,
+    MultiSampleELBO,
+    draw_particles,
+    log_weights,
+    loo,
+    reinforce,
+    vimco,
+    vimco_geometric,
+)
 
 B, C = 5, 3
 
@@ -300,6 +309,26 @@ def test_a_scale_around_the_program_stays_inside_the_bound():
     weights = log_weights(two_plates, two_plates_guide, (x,), num_particles=2, max_plate_nesting=2)
     expected = ((0.5 * weights).logsumexp(0) - math.log(2)).sum().item()
     assert scaled == pytest.approx(-expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"vectorize": False}, {"batch_plates": ()}])
+@pytest.mark.parametrize("nesting", [{}, {"max_plate_nesting": 1}])
+def test_log_weights_are_those_of_a_draw(options, nesting):
+    def model(x):
+        with pyro.plate("data", B):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", B):
+            pyro.sample("z", dist.Normal(0.5 * x, 1.0))
+
+    found = []
+    for draw in (log_weights, draw_particles):
+        torch.manual_seed(0)
+        found.append(draw(model, guide, (torch.arange(B) * 0.1,), num_particles=3, **options, **nesting))
+    assert found[0].equal(found[1].log_weights)
+    assert found[0].shape == (3, 1 if options.get("batch_plates") == () else B)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

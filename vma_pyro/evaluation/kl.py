@@ -15,6 +15,7 @@ from vma_pyro.evaluation.chunks import check, datapoint_chunks, is_shared, label
 from vma_pyro.evaluation.draws import nesting_of
 from vma_pyro.evaluation.estimates import Mean, undisturbed
 from vma_pyro.evaluation.split import NO_SITES, BoundParts, joined, split_bound, split_in_chunks
+from vma_pyro.infer.engine.weights import effective_samples
 
 __all__ = ["BoundParts", "KLReport", "kl_report", "split_bound"]
 
@@ -162,7 +163,7 @@ def _report(
         mutual_information=_mutual_information(q) if is_shared(memory, x) else None,
         perplexity=Mean.of(torch.special.entr(q).sum(-1).exp()),
         right_class=None if labels is None else _share_of_class(q, memory, labels),
-        effective_samples=Mean.of((2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()),
+        effective_samples=Mean.of(effective_samples(log_w)),
         information_gained=None,
         # As a mean of differences, which leaves equal sizes as they are to the last digit.
         log_memory=(log_sizes[0] + (log_sizes - log_sizes[0]).mean()).item(),

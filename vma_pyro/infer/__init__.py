@@ -41,14 +41,14 @@ ValueError: num_particles: expected at least 2 for baseline 'mean_of_the_others'
 """
 
 from vma_pyro.infer.comparison.compare import compare, evaluations_of, matched
-from vma_pyro.infer.comparison.groups import parameter_groups
 from vma_pyro.infer.comparison.reference import EnumeratedReference
+from vma_pyro.infer.comparison.subject import parameter_groups
 from vma_pyro.infer.comparison.table import Comparison, Row, fit_slope
 from vma_pyro.infer.engine.estimator import Estimate, Estimator
+from vma_pyro.infer.engine.handlers import CommonNoise
 from vma_pyro.infer.engine.log_weights import draw_particles, log_weights, log_weights_given
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.pathwise import PathwiseRule, dreg, iwae, stl
-from vma_pyro.infer.engine.sharing import CommonNoise
 from vma_pyro.infer.estimators.baselines import (
     OVIS,
     OVISMonteCarlo,

@@ -13,9 +13,8 @@ from pyro.infer.elbo import ELBO
 from tqdm import tqdm
 
 from vma_pyro.infer.comparison.evaluations import count_evaluations
-from vma_pyro.infer.comparison.groups import Groups
 from vma_pyro.infer.comparison.measurement import Measurement
-from vma_pyro.infer.comparison.subject import Subject
+from vma_pyro.infer.comparison.subject import Groups, Subject
 from vma_pyro.infer.comparison.table import Comparison, Row
 from vma_pyro.infer.engine.plates import PyroProgram
 from vma_pyro.infer.engine.programs import Programs
@@ -37,7 +36,7 @@ def compare(
     seed: int = 0,
     show_progress: bool = True,
 ) -> Comparison:
-    """Draw each estimator's gradient many times on the same data, and hold it to a reference.
+    """Draw each estimator's gradient many times on the same data, and compare it with a reference.
 
     The reference is the gradient of the estimator's own objective, found by something else than the estimator.
     By default it is the best that the programs allow; each row says which, and how well it is known:
@@ -49,24 +48,20 @@ def compare(
     3. a long run of `loo` or `RLOO` for the K-sample bound and the single-sample one;
     4. a longer run of the estimator itself, which can only tell whether it repeats itself.
 
-    A biased estimator of another objective is held to the K-sample bound: its z-score tells how far it is.
+    A biased estimator of another objective is compared with the K-sample bound: its z-score tells how far it is.
 
     Args:
         model, guide: any Pyro programs: modules, or functions with `pyro.param`.
-        args, kwargs: their arguments: the data.
-        estimators: by name; see `make` and `matched`.
-        draws: gradients of each.
-        reference: None (the best), "enumeration" (1 or 2), "long run" (3 or 4), or an objective, to whose gradient
-            all are held.
-        reference_draws: gradients of the reference; 4 times `draws` by default.
+        args, kwargs: their arguments, the data.
+        estimators: objectives by name; see `make` and `matched`.
+        draws: number of gradients of each.
+        reference: None (the best), "enumeration" (1 or 2), "long run" (3 or 4), or an objective that judges all.
+        reference_draws: number of gradients of the reference; 4 times `draws` by default.
         groups: parameters by name of group; `parameter_groups` by default.
-        batch_plates: plates whose elements are the datapoints; that of the estimators.
+        batch_plates: plates whose elements are the datapoints, those of the estimators.
         warm_up: draws on which learned baselines are trained first.
-        seed: of all draws.
+        seed: the seed of all draws.
         show_progress: whether to draw a progress bar.
-
-    Returns:
-        The table.
 
     Raises:
         ValueError: fewer than 2 draws, no estimators, no parameters; estimators with other batch plates; a
@@ -82,11 +77,8 @@ def compare(
             raise ValueError(
                 f"batch_plates: expected {list(own)}, as estimator {name!r} has, got {list(batch_plates)}"
             )
-    subject = Subject(Programs(model, guide, args, kwargs or {}), batch_plates)
-    groups = groups or subject.groups()
-    if not any(groups.values()):
-        raise ValueError("groups: expected parameters that require a gradient, found none")
-    measurement = Measurement(subject, groups, draws, reference_draws or 4 * draws, seed, reference)
+    subject = Subject(Programs(model, guide, args, kwargs or {}), batch_plates, groups)
+    measurement = Measurement(subject, draws, reference_draws or 4 * draws, seed, reference)
     rows: list[Row] = []
     with torch.random.fork_rng(), tqdm(estimators.items(), disable=not show_progress, unit="estimator") as bar:
         for name, elbo in bar:
@@ -103,26 +95,25 @@ def matched(
     guide: PyroProgram,
     args: Sequence[Any] = (),
     kwargs: dict[str, Any] | None = None,
-    *,
-    batch_plates: Sequence[str] = ("data",),
 ) -> dict[str, ELBO]:
-    """Estimators with as many particles as make at most so many runs of the model per datapoint.
+    """Make estimators with as many particles as cost at most so many runs of the model per datapoint.
 
     Args:
-        names: of estimators.
+        names: names of estimators.
         make: from a name and K to an objective.
-        evaluations: the budget. An estimator that cannot do with it keeps its least K.
-        model, guide, args, kwargs, batch_plates: as for `compare`.
+        evaluations: the budget. An estimator that needs more keeps its least K.
+        model, guide, args, kwargs: as for `compare`.
     """
     programs = Programs(model, guide, args, kwargs or {})
     return {name: _largest(functools.partial(make, name), evaluations, programs) for name in names}
 
 
 def _largest(make: Callable[[int], ELBO], evaluations: int, programs: Programs) -> ELBO:
-    """The estimator with the most particles that the budget allows, or with the fewest that it accepts."""
+    """Make the estimator with the most particles that the budget allows, or with the fewest that it accepts."""
 
-    def cost_of(elbo: ELBO) -> float:
-        return count_evaluations(copy.deepcopy(elbo), programs)  # a learned baseline learns from a draw
+    def priced(k: int) -> tuple[ELBO, float, int]:
+        elbo = make(k)
+        return elbo, count_evaluations(copy.deepcopy(elbo), programs), k  # a learned baseline learns from a draw
 
     found: ELBO | None = None
     cost, k = math.inf, evaluations + 1
@@ -130,22 +121,19 @@ def _largest(make: Callable[[int], ELBO], evaluations: int, programs: Programs) 
     while cost > evaluations and k > 1:
         k -= 1
         try:
-            elbo = make(k)
-            found, cost = elbo, cost_of(elbo)
+            found, cost, k = priced(k)
         except ValueError as error:  # more than the site has values, or less than the estimator needs
             reason = error
     if found is None:
         raise reason
     while 0 < cost < evaluations:  # a particle may cost less than a run of the model
-        more = max(k + 1, int(k * evaluations / cost))
         try:
-            larger = make(more)
-            its_cost = cost_of(larger)
+            larger = priced(max(k + 1, int(k * evaluations / cost)))
         except ValueError:
             break
-        if its_cost > evaluations + 1e-9 or its_cost == cost:  # it takes all values once, whatever K
+        if larger[1] > evaluations + 1e-9 or larger[1] == cost:  # it takes all values once, whatever K
             break
-        found, cost, k = larger, its_cost, more
+        found, cost, k = larger
     return found
 
 
@@ -155,8 +143,6 @@ def evaluations_of(
     guide: PyroProgram,
     args: Sequence[Any] = (),
     kwargs: dict[str, Any] | None = None,
-    *,
-    batch_plates: Sequence[str] = ("data",),
 ) -> float:
-    """Runs of the model's observed sites per datapoint that one gradient takes, counted in one gradient."""
+    """Count the runs of the model per datapoint that one gradient takes."""
     return count_evaluations(elbo, Programs(model, guide, args, kwargs or {}))

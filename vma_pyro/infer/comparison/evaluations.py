@@ -1,4 +1,4 @@
-"""What an estimator costs, in runs of the model."""
+"""The cost of an estimator, in runs of the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vma_pyro.infer.engine.programs import Programs
 
 
 def count_evaluations(elbo: Any, programs: Programs) -> float:
-    """Runs of the model's observed sites per datapoint, counted in one gradient, backward pass included."""
+    """Count runs of the model's observed sites per datapoint in one gradient, backward pass included."""
     counter = _Counter()
     counted = replace(programs, model=counter(programs.model))
     with torch.random.fork_rng():
@@ -34,17 +34,16 @@ class _Counter(Messenger):
     """Counts how often each observed site of a model is scored per datapoint.
 
     A run without a graph is a third of one, as a backward pass takes twice the operations of a forward pass. So is
-    one that is repeated in the backward pass: its own backward pass was counted with the first.
+    a run that the backward pass repeats: its own backward pass was counted with the first.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.per_site: dict[str, float] = {}
         self._share = 1.0
 
     @contextmanager
     def repeating(self) -> Iterator[None]:
-        """A context in which runs are repeated ones."""
+        """Count runs as repeated ones in this context."""
         self._share = 1 / 3
         try:
             yield
@@ -60,7 +59,7 @@ class _Counter(Messenger):
 
 
 def _leaves(loss: Tensor) -> list[Tensor]:
-    """All tensors that a loss is differentiable in."""
+    """Find all tensors that a loss is differentiable in."""
     seen: set[Any] = set()
     waiting: list[Any] = [loss.grad_fn]
     found: dict[int, Tensor] = {}

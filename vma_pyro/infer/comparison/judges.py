@@ -1,4 +1,4 @@
-"""What an estimator's gradient is held to: the best reference that a program allows, or the one asked for."""
+"""The judge of an estimator's gradient: the best reference that a program allows, or the one asked for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vma_pyro.infer.comparison.reference import SUMMED, EnumeratedReference
 from vma_pyro.infer.comparison.subject import Subject
 from vma_pyro.infer.engine.estimator import Estimator
 from vma_pyro.infer.engine.pathwise import iwae
+from vma_pyro.infer.engine.running import PROGRAM_ERRORS
 from vma_pyro.infer.estimators.baselines import baseline_name, loo, reinforce, vimco
 from vma_pyro.infer.estimators.k_sample_bound import KSampleBound
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
@@ -19,66 +20,48 @@ from vma_pyro.infer.estimators.rloo import RLOO
 
 MOST_RUNS = 20_000  # of the programs, where each value takes one
 ASKED = ("enumeration", "long run")
-REFUSALS = (ValueError, RuntimeError, NotImplementedError, IndexError, TypeError)
 
 
 class Judge(NamedTuple):
-    """An objective that gives a reference gradient.
-
-    Attributes:
-        elbo: the objective.
-        how: for the table.
-        objective: what it is the gradient of.
-        is_exact: whether every draw is the same.
-        is_own: whether it is the estimator itself.
-    """
+    """An objective that gives a reference gradient."""
 
     elbo: Any
-    how: str
-    objective: str
-    is_exact: bool = False
-    is_own: bool = False
+    how: str  # for the table
+    objective: str  # what it is the gradient of
+    is_exact: bool = False  # whether every draw is the same
+    is_own: bool = False  # whether it is the estimator itself
 
 
 class Judges:
     """Finds a judge for each estimator.
 
     The first of these that runs: all values at once, the programs once for each value, a long run of another
-    estimator of the same objective, a longer run of the estimator itself. What claims no objective of its own
-    (biased, and not of the K-sample or the single-sample bound) is held to the K-sample bound.
-
-    Args:
-        subject: the programs and their data.
-        asked: "enumeration", "long run", an objective, or None: the best.
-        draws: of a reference that is sampled.
+    estimator of the same objective, a longer run of the estimator itself. A biased estimator of another objective
+    than the K-sample or the single-sample bound is compared with the K-sample bound. `asked` is "enumeration",
+    "long run", an objective, or None (the best); a sampled reference takes `draws` gradients.
     """
 
     def __init__(self, subject: Subject, asked: str | ELBO | None, draws: int) -> None:
         if not (asked is None or asked in ASKED or isinstance(asked, ELBO)):
             raise ValueError(f"reference: expected None, 'enumeration', 'long run' or an objective, got {asked!r}")
         self.subject, self.asked, self.draws = subject, asked, draws
-        self.sites = subject.sites()
+        self.sites = subject.sites
         self._known: dict[Any, Judge] = {}
 
-    def of(self, elbo: Any) -> Judge:
-        """The judge of one estimator.
-
-        Raises:
-            ValueError: the reference that was asked for cannot be had.
-        """
+    def find(self, elbo: Any) -> Judge:
+        """Find the judge of one estimator; refuse a reference that was asked for and cannot be had."""
         if isinstance(self.asked, ELBO):
-            judge = Judge(self.asked, f"a long run of {_named(self.asked)}", objective_of(self.asked))
-            reason = self._refused(judge)
-            if reason:
+            judge = Judge(self.asked, f"a long run of {_describe(self.asked)}", objective_of(self.asked))
+            if reason := self._refused(judge):
                 raise ValueError(f"reference: expected an objective that runs on these programs, got {reason}")
             return judge
         key = _kind(elbo)
         if key not in self._known:
-            self._known[key] = self._find(elbo)
+            self._known[key] = self._first_that_runs(elbo)
         judge = self._known[key]
         return judge._replace(elbo=elbo) if judge.is_own else judge
 
-    def _find(self, elbo: Any) -> Judge:
+    def _first_that_runs(self, elbo: Any) -> Judge:
         judged = judged_objective(elbo)
         reasons: list[str] = []
         if self.asked != "long run":
@@ -100,29 +83,30 @@ class Judges:
         return Judge(elbo, "a longer run of itself" + why, objective_of(elbo), is_own=True)
 
     def _enumerated(self, elbo: Any, objective: str, reasons: list[str]) -> Iterator[Judge]:
-        """All values at once, then value by value; why there is none goes to the reasons."""
+        """Enumerate all values at once, then value by value; add why there is none to the reasons."""
         if objective not in SUMMED:
             reasons.append(f"the objective {objective!r} is no finite sum")
             return
         K = 1 if objective == "elbo" else elbo.num_particles
-        outcomes = K if objective.startswith("iwae") else 1
-        options: dict[str, Any] = {**self.subject.plate_options, "vectorize_particles": _vectorizes(elbo)}
-        if objective not in ("iwae", "elbo"):  # whose particles may share their noise
-            options["noise"] = getattr(elbo, "noise", "independent")
-        names = [site.name for site in self.sites.discrete]
-        if objective == "exact":
-            names = list(getattr(elbo, "sites", names))
         exact = not self.sites.is_random_otherwise
         try:
+            outcomes = K if objective.startswith("iwae") else 1
             why_not = self.sites.why_not_enumerated(outcomes, self.subject.datapoints)
-        except REFUSALS as error:
-            why_not = one_line(error)
+        except PROGRAM_ERRORS as error:
+            why_not = first_line(error)
         if why_not:
             reasons.append(why_not)
             return
+        options = self._options(elbo) | {
+            "sites": [site.name for site in self.sites.discrete],
+            "objective": objective,
+        }
+        if objective not in ("iwae", "elbo"):  # whose particles may share their noise
+            options["noise"] = getattr(elbo, "noise", "independent")
+        if objective == "exact":
+            options["sites"] = list(getattr(elbo, "sites", options["sites"]))
         if objective == "iwae-coupled":
             options["draws_per_score"] = getattr(elbo, "draws_per_score", 1)
-        options |= {"sites": names, "objective": objective}
         how = "exact, by enumeration" if exact else "discrete sites enumerated"
         if options["vectorize_particles"]:
             yield Judge(EnumeratedReference(K, **options), how, objective, exact)
@@ -134,9 +118,13 @@ class Judges:
             return
         yield Judge(EnumeratedReference(K, by_value=True, **options), f"{how}, value by value", objective, exact)
 
+    def _options(self, elbo: Any) -> dict[str, Any]:
+        """Give a judge the plates of the programs, and let it run particles as the estimator does."""
+        return self.subject.plate_options | {"vectorize_particles": _vectorizes(elbo)}
+
     def _sampled(self, elbo: Any, objective: str) -> Iterator[Judge]:
-        """Another estimator of the same objective."""
-        options: dict[str, Any] = {**self.subject.plate_options, "vectorize_particles": _vectorizes(elbo)}
+        """Sample another estimator of the same objective."""
+        options = self._options(elbo)
         if objective == "elbo" and not isinstance(elbo, RLOO):
             yield Judge(RLOO(8, **options), "a long run of rloo, K = 8", objective)
         if objective == "iwae":
@@ -149,36 +137,34 @@ class Judges:
                 yield Judge(judge, f"a long run of {baseline_name(baseline)}, K = {K}", objective)
 
     def _refused(self, judge: Judge) -> str:
-        """Why a judge does not run on these programs, or ""."""
+        """Tell why a judge does not run on these programs, or ""."""
         try:
             with torch.random.fork_rng():
                 gradients = self.subject.gradients(judge.elbo)
-        except REFUSALS as error:
-            return one_line(error)
+        except PROGRAM_ERRORS as error:
+            return first_line(error)
         return "" if all(g.isfinite().all() for g in gradients) else "a gradient that is not finite"
 
 
 def judged_objective(elbo: Any) -> str:
-    """The objective whose gradient an estimator is held to."""
+    """Name the objective with whose gradient an estimator is compared."""
     objective = objective_of(elbo)
-    if objective in ("iwae", "elbo") or getattr(elbo, "unbiased", True):
-        return objective
-    return "iwae"
+    return objective if objective == "elbo" or getattr(elbo, "unbiased", True) else "iwae"
 
 
 def objective_of(elbo: Any) -> str:
-    """What an objective says it estimates; Pyro's own say nothing, and are single-sample bounds."""
+    """Name the objective; Pyro's own estimators name none, and are of the single-sample bound."""
     return getattr(elbo, "objective", "elbo")
 
 
-def one_line(error: Exception) -> str:
-    """The first line of an error."""
+def first_line(error: Exception) -> str:
+    """Take the first line of an error."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
 
 
 def _kind(elbo: Any) -> Any:
-    """What two estimators have the same judge by."""
+    """Make the key of estimators that have the same judge."""
     own = [getattr(elbo, name, None) for name in ("noise", "draws_per_score", "sites")]
     plain = type(elbo) is MultiSampleELBO and elbo.pathwise == iwae
     itself = isinstance(elbo, RLOO) or (plain and elbo.baseline in (loo, reinforce))
@@ -191,7 +177,7 @@ def _vectorizes(elbo: Any) -> bool:
     return getattr(elbo, "vectorize_particles", True) if isinstance(elbo, Estimator) else True
 
 
-def _named(elbo: Any) -> str:
+def _describe(elbo: Any) -> str:
     what = type(elbo).__name__
     if isinstance(elbo, KSampleBound):
         what += f" ({baseline_name(elbo.baseline)}, {elbo.pathwise.name})"

@@ -1,4 +1,4 @@
-"""Drawing gradients, and holding them to a reference."""
+"""Drawing gradients, and comparing them with a reference."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 from vma_pyro.infer.comparison.evaluations import count_evaluations
-from vma_pyro.infer.comparison.groups import Groups
-from vma_pyro.infer.comparison.judges import REFUSALS, Judge, Judges, objective_of
+from vma_pyro.infer.comparison.judges import Judge, Judges, objective_of
 from vma_pyro.infer.comparison.moments import Moments
 from vma_pyro.infer.comparison.subject import Subject
 from vma_pyro.infer.comparison.table import Row
 from vma_pyro.infer.engine.estimator import Estimator
+from vma_pyro.infer.engine.running import PROGRAM_ERRORS
 from vma_pyro.infer.engine.weights import effective_samples
 
 RANDOM_DIRECTIONS = 16
@@ -26,44 +26,29 @@ WEIGHT_DRAWS = 100  # for the effective sample size: at most
 
 
 class Reference(NamedTuple):
-    """A reference gradient by group of parameters.
-
-    Attributes:
-        judge: whose it is.
-        gradients: G.
-        directions: of length one, that of G and random ones [D, parameters].
-        errors: squared standard errors of G along them [D].
-        relative_errors: standard error of G as a whole over |G|; 0 where it is exact.
-    """
+    """A reference gradient G by group of parameters."""
 
     judge: Judge
     gradients: dict[str, Tensor]
-    directions: dict[str, Tensor]
-    errors: dict[str, Tensor]
-    relative_errors: dict[str, float]
+    directions: dict[str, Tensor]  # of length one, that of G and random ones [D, parameters]
+    errors: dict[str, Tensor]  # squared standard errors of G along them [D]
+    relative_errors: dict[str, float]  # standard error of G as a whole over |G|; 0 where it is exact
 
 
 class Measurement:
     """Draws gradients; references are found once for each objective and K."""
 
     def __init__(
-        self,
-        subject: Subject,
-        groups: Groups,
-        draws: int,
-        reference_draws: int,
-        seed: int,
-        reference: str | ELBO | None = None,
+        self, subject: Subject, draws: int, reference_draws: int, seed: int, reference: str | ELBO | None
     ) -> None:
-        self.subject, self.groups, self.draws, self.seed = subject, groups, draws, seed
-        self.reference_draws = reference_draws
-        subject.measure(groups)
+        self.subject, self.groups, self.seed = subject, subject.groups, seed
+        self.draws, self.reference_draws = draws, reference_draws
         self.judges = Judges(subject, copy.deepcopy(reference), reference_draws)
         self._references: dict[int, Reference] = {}
         self._effective: dict[tuple[int, bool], float] = {}
 
     def measure(self, name: str, elbo: Any, warm_up: int) -> list[Row]:
-        """One row per group."""
+        """Measure one estimator; returns one row per group."""
         elbo = copy.deepcopy(elbo)  # what it learns here stays here
         self._train_learned_parts(elbo, warm_up)
         reference = self._reference(elbo)
@@ -71,71 +56,70 @@ class Measurement:
         moments = {g: Moments(len(reference.gradients[g]), reference.directions[g]) for g in self.groups}
         milliseconds = self._draw_all(elbo, self.draws, moments)
         evaluations = count_evaluations(elbo, self.subject.programs)
-        same = _same_objective(elbo, reference.judge)
-        of_all_groups: dict[str, Any] = {
-            "estimator": name,
-            "num_particles": elbo.num_particles,
-            "objective": objective_of(elbo),
-            "claims_unbiased": getattr(elbo, "unbiased", True),
-            "effective_samples": self._effective_samples(elbo),
-            "evaluations": evaluations,
-            "milliseconds": milliseconds,
-            "draws": self.draws,
-            "reference": reference.judge.how,
-        }
+        effective = self._effective_samples(elbo)
+        judge = reference.judge
+        same = objective_of(elbo) == judge.objective and (
+            judge.objective == "elbo" or elbo.num_particles == judge.elbo.num_particles
+        )
         rows = []
         for group in self.groups:
-            quality = self._quality(moments[group], reference, group, same_objective=same)
-            variance_time = quality["relative_variance"] * milliseconds
-            rows.append(Row(group=group, variance_time=variance_time, **quality, **of_all_groups))
+            quality = self._quality(moments[group], reference, group, same)
+            rows.append(
+                Row(
+                    estimator=name,
+                    group=group,
+                    num_particles=elbo.num_particles,
+                    objective=objective_of(elbo),
+                    claims_unbiased=getattr(elbo, "unbiased", True),
+                    effective_samples=effective,
+                    evaluations=evaluations,
+                    milliseconds=milliseconds,
+                    variance_time=quality["relative_variance"] * milliseconds,
+                    draws=self.draws,
+                    reference=judge.how,
+                    **quality,
+                )
+            )
         return rows
 
     def _quality(
-        self, moments: Moments, reference: Reference, group: str, *, same_objective: bool
-    ) -> dict[str, Any]:
-        """What `Row` says of a group's gradient."""
+        self, moments: Moments, reference: Reference, group: str, same_objective: bool
+    ) -> dict[str, float]:
+        """Compute what `Row` says of a group's gradient."""
         G, error = reference.gradients[group], reference.relative_errors[group]
         square = G.square().sum().item()
         variance = moments.variance()
-        # The mean of n draws has the variance's n-th part in its squared length.
+        # The squared length of a mean of n draws has the n-th part of the variance in it.
         signal = max(0.0, moments.mean.square().sum().item() - variance / moments.count)
-        # What is held to the gradient of another objective has another length: compare it with itself.
+        # The gradient of another objective than the reference's has another length: compare it with itself.
         length = square if same_objective else signal
         if variance < 1e-18 * max(square, signal):  # rounding
             variance = 0.0
-        bias_z = relative = snr = directional = cosine = math.nan
+        quality = dict.fromkeys(("bias_z", "relative_variance", "snr", "directional_snr", "cosine"), math.nan)
         if square > 0 or not moments.is_zero():
-            bias_z = _bias_z(moments, reference, group, self._rounding(reference))
+            quality["bias_z"] = _bias_z(moments, reference, group, self._rounding(reference))
         if not moments.is_zero():
-            relative = variance / length if length > 0 else math.nan
-            snr = math.sqrt(signal / variance) if variance > 0 else math.inf
+            quality["relative_variance"] = variance / length if length > 0 else math.nan
+            quality["snr"] = math.sqrt(signal / variance) if variance > 0 else math.inf
             if square > 0:
-                directional = moments.directional_snr(error)
-                cosine = torch.nn.functional.cosine_similarity(moments.mean, G, dim=0).item()
-        return {
-            "bias_z": bias_z,
-            "relative_variance": relative,
-            "snr": snr,
-            "directional_snr": directional,
-            "cosine": cosine,
-            "reference_error": error,
-        }
+                quality["directional_snr"] = moments.directional_snr(error)
+                quality["cosine"] = torch.nn.functional.cosine_similarity(moments.mean, G, dim=0).item()
+        return quality | {"reference_error": error}
 
     def _draw_all(self, elbo: Any, draws: int, moments: Mapping[str, Moments]) -> float:
-        """Gradients into moments; returns the median time in milliseconds."""
+        """Add gradients to the moments; returns the median time in milliseconds."""
         seconds = []
         for _ in range(draws):
             start = time.perf_counter()
-            gradients = self.subject.gradients(elbo)
+            remaining = iter(self.subject.gradients(elbo))
             seconds.append(time.perf_counter() - start)
-            remaining = iter(gradients)
             for name, group in self.groups.items():
                 parts = [next(remaining).flatten() for _ in group]
                 moments[name].add(torch.cat(parts).cpu().double())
         return 1000 * sorted(seconds)[draws // 2]
 
     def _effective_samples(self, elbo: Any) -> float:
-        """Mean over as many draws as there are gradients, up to 100; estimators with the same K share it."""
+        """Average the ESS over as many draws as there are gradients, up to 100, once for each K."""
         K, vectorize = elbo.num_particles, getattr(elbo, "vectorize_particles", True)
         if K == 1 or objective_of(elbo) == "exact":
             return math.nan
@@ -143,17 +127,15 @@ class Measurement:
         if key not in self._effective:
             torch.manual_seed(self.seed + 2)
             try:
-                weights = (
-                    self.subject.weights(K, vectorize=vectorize) for _ in range(min(self.draws, WEIGHT_DRAWS))
-                )
-                found = torch.stack([effective_samples(log_w) for log_w in weights])
-                self._effective[key] = found.nanmean().item()
-            except REFUSALS:  # programs that only Pyro's own can run
+                draws = range(min(self.draws, WEIGHT_DRAWS))
+                found = [effective_samples(self.subject.weights(K, vectorize=vectorize)) for _ in draws]
+                self._effective[key] = torch.stack(found).nanmean().item()
+            except PROGRAM_ERRORS:  # programs that only Pyro's own can run
                 self._effective[key] = math.nan
         return self._effective[key]
 
     def _reference(self, elbo: Any) -> Reference:
-        judge = self.judges.of(elbo)
+        judge = self.judges.find(elbo)
         if judge.is_own:
             return self._find_reference(judge)
         if id(judge.elbo) not in self._references:
@@ -161,7 +143,7 @@ class Measurement:
         return self._references[id(judge.elbo)]
 
     def _rounding(self, reference: Reference) -> float:
-        """What two exact gradients may differ by, in the precision of the parameters."""
+        """Tell by how much two exact gradients may differ, in the precision of the parameters."""
         length = max(G.square().sum().item() for G in reference.gradients.values()) ** 0.5
         eps = max(torch.finfo(p.dtype).eps for group in self.groups.values() for p in group)
         return max(1e-9, 100 * eps) * max(length, 1e-150)
@@ -188,7 +170,7 @@ class Measurement:
         return torch.nn.functional.normalize(directions, dim=1)
 
     def _train_learned_parts(self, elbo: Any, warm_up: int) -> None:
-        """Baselines and critics learn on the same data before they are measured, and then stay as they are."""
+        """Train baselines and critics on the same data; while they are measured they stay as they are."""
         parts = elbo.learned_parts() if isinstance(elbo, Estimator) else {}
         if not parts:
             return
@@ -206,17 +188,10 @@ class Measurement:
 
 
 def _bias_z(moments: Moments, reference: Reference, group: str, rounding: float) -> float:
-    """The largest |z-score| of mean g - G along the directions; 0 where they differ by rounding alone."""
+    """Find the largest |z-score| of mean g - G along the directions; 0 where they differ by rounding alone."""
     G = reference.gradients[group]
     mean, error = moments.projections()
     difference = mean - reference.directions[group] @ G
     spread = (error + reference.errors[group]).sqrt()
     z = torch.where(difference.abs() <= rounding, 0.0, difference.abs() / spread.clamp(min=1e-300))
     return z.max().item()
-
-
-def _same_objective(elbo: Any, judge: Judge) -> bool:
-    """Whether the reference is the gradient of the estimator's own objective."""
-    if objective_of(elbo) != judge.objective:
-        return False
-    return judge.objective == "elbo" or elbo.num_particles == judge.elbo.num_particles

@@ -20,7 +20,7 @@ class Moments:
         self.lengths: list[float] = []  # squared
 
     def add(self, g: Tensor) -> None:
-        """One more gradient."""
+        """Add one gradient."""
         self.count += 1
         difference = g - self.mean
         self.mean += difference / self.count
@@ -30,30 +30,29 @@ class Moments:
             self.lengths.append(g.square().sum().item())
 
     def variance(self) -> float:
-        """The variance, summed over components."""
+        """Compute the variance, summed over components."""
         return self.squares.sum().item() / (self.count - 1)
 
     def projections(self) -> tuple[Tensor, Tensor]:
-        """Mean along each direction, and its squared standard error."""
+        """Compute the mean along each direction, and its squared standard error."""
         along = torch.stack(self.along)
         return along.mean(0), along.var(0) / self.count
 
     def relative_error(self) -> float:
-        """Standard error of the mean over its length; NaN where the mean is nothing."""
+        """Compute the standard error of the mean over its length; NaN where the mean is nothing."""
         length = self.mean.square().sum().item()
         return math.sqrt(self.variance() / self.count / length) if length > 0 else math.nan
 
     def is_zero(self) -> bool:
-        """Whether all gradients were exactly zero: nothing here is trained."""
+        """Tell whether all gradients were exactly zero: nothing here is trained."""
         return not self.mean.any() and not self.squares.any()
 
     def directional_snr(self, reference_error: float) -> float:
-        """sqrt(E g_par^2 / E g_perp^2), parts along and across the first direction.
+        """Compute sqrt(E g_par^2 / E g_perp^2), parts along and across the first direction.
 
-        A mean over draws of the ratio |g_par| / |g_perp| is ruled by the few draws whose part across is nearly
-        nothing; the two mean squares are each without bias. A reference that was sampled points a little aside,
-        which puts part of the square along into the square across: to first order the square along times the
-        reference's squared relative error, which is taken out again.
+        The two mean squares are each without bias; the mean of |g_par| / |g_perp| would be ruled by the few draws
+        with hardly a part across. A sampled reference points a little aside, which puts part of the square along
+        into the square across: to first order its squared relative error, which is taken out again.
         """
         if len(self.mean) < 2:
             return math.nan

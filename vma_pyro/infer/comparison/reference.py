@@ -1,4 +1,4 @@
-"""Reference objectives: the discrete sites summed exactly where that can be done."""
+"""Reference objectives, with the discrete sites summed exactly."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vma_pyro.infer.engine.distributions import whole_support
-from vma_pyro.infer.engine.enumeration import EnumerateValues
 from vma_pyro.infer.engine.estimator import Estimate, Estimator
+from vma_pyro.infer.engine.handlers import CommonNoise, EnumerateValues, decide, is_open
 from vma_pyro.infer.engine.log_weights import draw
-from vma_pyro.infer.engine.messages import decide, is_open
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.engine.sharing import CommonNoise
 
 SUMMED = ("iwae", "iwae-coupled", "elbo", "exact", "distinct")  # objectives that are finite sums
 
@@ -34,17 +32,16 @@ class EnumeratedReference(Estimator):
 
     the objectives "iwae" (and "iwae-coupled"), "elbo", "exact" and "distinct", as sums over the joint values a of
     the sites, with one draw of the reparameterised sites for each value and particle; C are the k - 1 most
-    probable values. Its gradient is autograd's of these sums: there is no score in it. Without reparameterised
-    sites it is exact: every draw is the same. The cost is |support|^K sums and K |support| runs of the model.
+    probable values. Autograd differentiates these sums: there is no score. Without reparameterised sites it is
+    exact: every draw is the same. The cost is |support|^K sums and K |support| runs of the model.
 
     Args:
         num_particles: K, or k for "distinct".
         sites: names of the guide's discrete sites, in the order in which it draws them; see `find_sites`.
         objective: one of `SUMMED`; "elbo" is averaged over K draws of the reparameterised sites.
         draws_per_score: Z, particles that share the discrete values; their mean weight takes the place of w_k.
-        by_value: run the programs once for each joint value, which then has the site's full shape, instead of all
-            values at once in dimensions of their own, which not every program can take. For "iwae",
-            "iwae-coupled" and "elbo".
+        by_value: run the programs once for each joint value, for programs that cannot take all values at once in
+            dimensions of their own. For "iwae", "iwae-coupled" and "elbo".
         noise, batch_plates, max_plate_nesting, vectorize_particles: see `Estimator`.
 
     Raises:
@@ -73,9 +70,8 @@ class EnumeratedReference(Estimator):
         self.draws_per_score, self.by_value = draws_per_score, by_value
 
     def _estimate(self, programs: Programs) -> Estimate:
-        nesting = self._nesting(programs)
         tables = self._value_by_value if self.by_value else self._all_at_once
-        table = tables(programs, nesting)
+        table = tables(programs, self._nesting(programs))
         value = self._value(table)
         return Estimate(value.detach(), value.sum(), table.scale)
 
@@ -97,16 +93,16 @@ class EnumeratedReference(Estimator):
         return 1 if self.objective == "distinct" else self.num_particles * self.draws_per_score
 
     def _all_at_once(self, programs: Programs, nesting: int) -> _Table:
-        """One run, with the values of each site in a dimension of its own."""
+        """Run the programs once, with the values of each site in a dimension of its own."""
         enumerated = [EnumerateValues(name, whole_support, nesting + 1 + i) for i, name in enumerate(self.sites)]
         particles = self._draw(programs, self._particles(), enumerated=enumerated, pathwise=None, nesting=nesting)
         shape = particles.log_weights.shape[-2:]
         log_q, joint = (t.reshape(-1, *shape) for t in (particles.log_q_enumerated, particles.log_weights))
         live = particles.live.reshape(-1, *shape).any(0).any(0)
-        return _Table.of(log_q, joint - log_q, joint, live, particles.scale, self.sites)
+        return _Table(log_q, joint - log_q, joint, live, particles.scale).checked(self.sites)
 
     def _value_by_value(self, programs: Programs, nesting: int) -> _Table:
-        """One run for each joint value of the sites."""
+        """Run the programs once for each joint value of the sites."""
         total = self._particles()
         noise = [CommonNoise(nesting)] if self.noise == "common" else []
         columns: list[list[Particles]] = []
@@ -115,24 +111,23 @@ class EnumeratedReference(Estimator):
             sizes: dict[str, int] = {}
             runs: list[Particles] = []
             for values in _joint_values(self.sites, sizes):
-                runs.append(
-                    draw(
-                        programs,
-                        num_particles=size,
-                        batch_plates=self.batch_plates,
-                        max_plate_nesting=nesting,
-                        pathwise=None,
-                        linear=self.objective == "elbo",
-                        handlers=[*noise, _OneValue(values, sizes, earlier)],
-                    )
+                drawn = draw(
+                    programs,
+                    num_particles=size,
+                    batch_plates=self.batch_plates,
+                    max_plate_nesting=nesting,
+                    pathwise=None,
+                    linear=self.objective == "elbo",
+                    handlers=[*noise, _OneValue(values, sizes, earlier)],
                 )
-                if not columns and len(runs) == 1:  # all see the same datapoints
-                    programs = programs.with_subsamples(runs[0].subsamples)
+                if not columns and not runs:  # all see the same datapoints
+                    programs = programs.with_subsamples(drawn.subsamples)
+                runs.append(drawn)
             columns.append(runs)
         log_q = torch.cat([torch.stack([p.score for p in runs]) for runs in columns], 1)  # [O, K, B]
         log_w = torch.cat([torch.stack([p.log_weights for p in runs]) for runs in columns], 1)
         first = columns[0][0]
-        return _Table.of(log_q, log_w, log_q + log_w, first.live.any(0), first.scale, self.sites)
+        return _Table(log_q, log_w, log_q + log_w, first.live.any(0), first.scale).checked(self.sites)
 
 
 class _Table(NamedTuple):
@@ -144,33 +139,26 @@ class _Table(NamedTuple):
     live: Tensor
     scale: float
 
-    @classmethod
-    def of(
-        cls, log_q: Tensor, log_w: Tensor, joint: Tensor, live: Tensor, scale: float, sites: Sequence[str]
-    ) -> _Table:
-        """Checked: what is summed is a distribution."""
-        total = log_q.detach().logsumexp(0)  # [K, B]
-        off = torch.where(live, total, 0.0).abs().max().item()
+    def checked(self, sites: Sequence[str]) -> _Table:
+        """Refuse values whose probabilities do not sum to one."""
+        total = self.log_q.detach().logsumexp(0)  # [K, B]
+        off = torch.where(self.live, total, 0.0).abs().max().item()
         if not off < 1e-3:
             raise ValueError(
                 f"site '{sites[0]}': expected probabilities that sum to one over the values of {list(sites)}, "
                 f"got a logarithm of the sum of {off:.3g}"
             )
         # A value of probability zero counts nothing, whatever it weighs.
-        return cls(log_q, torch.where(log_q > -math.inf, log_w, 0.0), joint, live, scale)
+        return self._replace(log_w=torch.where(self.log_q > -math.inf, self.log_w, 0.0))
 
 
 class _OneValue(Messenger):
     """Give the named sites one value each; draw others once for all runs that have the same values before them.
 
-    Args:
-        values: position in the support, by site.
-        sizes: of the supports, which are noted here.
-        earlier: draws of the other sites in earlier runs.
+    `values` are positions in the supports, whose `sizes` are noted; `earlier` has the draws of earlier runs.
     """
 
     def __init__(self, values: dict[str, int], sizes: dict[str, int], earlier: dict[Any, Tensor]) -> None:
-        super().__init__()
         self.values, self.sizes, self.earlier = values, sizes, earlier
         self.before: tuple[tuple[str, int], ...] = ()
 
@@ -192,7 +180,7 @@ class _OneValue(Messenger):
 
 
 def _joint_values(sites: Sequence[str], sizes: dict[str, int]) -> Any:
-    """All of them; the sizes are known after the first."""
+    """Go through all joint values; the sizes are known after the first."""
     yield dict.fromkeys(sites, 0)
     for values in itertools.islice(itertools.product(*(range(sizes[name]) for name in sites)), 1, None):
         yield dict(zip(sites, values, strict=True))

@@ -19,7 +19,7 @@ MOST_OUTCOMES = 2_000_000  # of all particles and datapoints together
 
 
 class DiscreteSite(NamedTuple):
-    """One discrete site of a guide: its name, and the size of its support (None: `why_not` it is enumerated)."""
+    """One discrete site of a guide; the size of its support is None where it cannot be enumerated."""
 
     name: str
     size: int | None
@@ -27,23 +27,18 @@ class DiscreteSite(NamedTuple):
 
 
 class GuideSites(NamedTuple):
-    """The latent sites of a guide, in the order in which it draws them.
+    """The latent sites of a guide, in the order in which it draws them."""
 
-    Attributes:
-        discrete: those that are not reparameterised.
-        is_random_otherwise: whether there are others, or randomly subsampled plates; if not, enumeration is exact.
-    """
-
-    discrete: tuple[DiscreteSite, ...]
-    is_random_otherwise: bool
+    discrete: tuple[DiscreteSite, ...]  # those that are not reparameterised
+    is_random_otherwise: bool  # other sites or subsampled plates are drawn, so that enumeration is not exact
 
     @property
     def values(self) -> int:
-        """Joint values of the discrete sites."""
+        """The number of joint values of the discrete sites."""
         return math.prod(site.size or 1 for site in self.discrete)
 
     def why_not_enumerated(self, num_particles: int, datapoints: int) -> str:
-        """What stands against `EnumeratedReference`, or ""."""
+        """Tell what stands against `EnumeratedReference`, or ""."""
         for site in self.discrete:
             if site.size is None:
                 return f"site '{site.name}' {site.why_not}"
@@ -55,7 +50,7 @@ class GuideSites(NamedTuple):
 
 
 def find_sites(programs: Programs, batch_plates: Sequence[str] = ("data",)) -> GuideSites:
-    """Run the guide once, and look at its latent sites."""
+    """Run the guide once, and find its latent sites."""
     with torch.no_grad():
         programs = programs.prepared()
         trace = run(programs.guide, programs.args, programs.kwargs)
@@ -74,7 +69,7 @@ def find_sites(programs: Programs, batch_plates: Sequence[str] = ("data",)) -> G
 
 
 def _size(site: Any, batch_plates: Sequence[str]) -> tuple[int | None, str]:
-    """The size of a site's support; None and the reason, if it cannot be enumerated."""
+    """Measure a site's support; None and the reason, if it cannot be enumerated."""
     if not getattr(site["fn"], "has_enumerate_support", False):
         return None, f"has no finite support ({type(site['fn']).__name__})"
     # In a plate of its own a site has many values per datapoint, which are not enumerated.

@@ -7,22 +7,21 @@ from contextlib import suppress
 
 import torch
 from pyro import poutine
-from pyro.distributions import Unit
 from pyro.distributions.util import is_identically_zero
 
 from vma_pyro.infer.engine.distributions import is_point
 from vma_pyro.infer.engine.masks import has_same_power, score_of
 from vma_pyro.infer.engine.pathwise import PathwiseRule
-from vma_pyro.infer.engine.plates import PARTICLES, Layout, Site, sample_sites
+from vma_pyro.infer.engine.plates import PARTICLES, Layout, Site, is_given, sample_sites
 
 
 def latents(trace: poutine.Trace) -> set[str]:
-    """Names of the sites that are random and not observed."""
+    """Name the sites that are random and not observed."""
     return {site["name"] for site in sample_sites(trace) if not site["is_observed"]}
 
 
 def check_no_enumeration(guide_trace: poutine.Trace) -> None:
-    """No site is left for enumeration."""
+    """Refuse a site that is left for enumeration."""
     for site in sample_sites(guide_trace):
         if site["infer"].get("enumerate"):
             raise ValueError(
@@ -32,14 +31,13 @@ def check_no_enumeration(guide_trace: poutine.Trace) -> None:
 
 
 def check_same_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
-    """Model and guide have the same latent sites, but for auxiliary ones that others are a function of.
+    """Refuse latent sites of one program alone, but for auxiliary ones that others are a function of.
 
-    A value that is given in both (`pyro.condition`, `obs=`) is not drawn, and no latent: its log p counts, and
-    nothing of the guide's.
+    A value that is given in both (`pyro.condition`, `obs=`) is no latent: its log p counts, its log q does not.
     """
     in_model, in_guide = latents(model_trace), latents(guide_trace)
     for site in sample_sites(guide_trace):
-        if site["is_observed"] and not isinstance(site["fn"], Unit):
+        if is_given(site):
             _check_given(site, model_trace)
     for name in sorted(in_model - in_guide):
         raise ValueError(f"site '{name}': expected in the guide as in the model, guide has {sorted(in_guide)}")
@@ -56,36 +54,34 @@ def check_same_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -
 
 
 def _check_given(site: Site, model_trace: poutine.Trace) -> None:
-    """A value that the guide does not draw is the model's own data."""
-    name = site["name"]
+    """Refuse a value given in the guide that is not the model's data."""
+    name, value = site["name"], site["value"]
     other: Site = model_trace.nodes.get(name)
     if other is None or other["type"] != "sample" or not other["is_observed"]:
         raise ValueError(
             f"site '{name}': expected its value given in the model as in the guide, got it in the guide alone; "
             "condition the model as well"
         )
-    same = other["value"] is site["value"] or (
-        other["value"].shape == site["value"].shape and torch.equal(other["value"], site["value"])
-    )
-    if not same:
+    if other["value"] is not value and not (
+        other["value"].shape == value.shape and torch.equal(other["value"], value)
+    ):
         raise ValueError(f"site '{name}': expected the same given value in model and guide, got two that differ")
 
 
 def _check_auxiliary(names: Sequence[str], shared: set[str], guide_trace: poutine.Trace) -> None:
-    """Sites of the guide alone: allowed where latents are a function of them, as in Pyro's autoguides.
+    """Refuse a site of the guide alone, unless latents are a function of it, as in Pyro's autoguides.
 
     There the latents are `Delta` sites whose log density makes up for the change of variables. Any other
     auxiliary draw u leaves 1 / q(u) in the weight, whose mean is not p(x): it needs a reverse model r(u | z).
     """
     sites: dict[str, Site] = {name: guide_trace.nodes[name] for name in names}
+    order = list(guide_trace.nodes)
     for name, site in sites.items():
         if not site["fn"].has_rsample:
             raise ValueError(
                 f"site '{name}': expected in the model as in the guide, even as an auxiliary one, as it is "
                 f"discrete: p/q is no weight without a reverse model r({name} | latents) in the model"
             )
-    order = list(guide_trace.nodes)
-    for name, site in sites.items():
         later: list[Site] = [guide_trace.nodes[n] for n in order[order.index(name) :]]
         functions = [s for s in later if s["name"] in shared and is_point(s["fn"])]
         # A simplex has one value more than is drawn.
@@ -103,7 +99,7 @@ def _check_auxiliary(names: Sequence[str], shared: set[str], guide_trace: poutin
 
 
 def check_nesting(trace: poutine.Trace, nesting: int) -> None:
-    """No plate is further left than said."""
+    """Refuse a plate that is further left than announced."""
     for site in sample_sites(trace):
         for frame in site["cond_indep_stack"]:
             if frame.vectorized and -frame.dim > nesting:
@@ -114,7 +110,7 @@ def check_nesting(trace: poutine.Trace, nesting: int) -> None:
 
 
 def check_batch_plates_only(site: Site, layout: Layout) -> None:
-    """A site whose values are enumerated has one value per datapoint."""
+    """Refuse several values per datapoint at a site whose values are enumerated."""
     for frame in site["cond_indep_stack"]:
         if frame.vectorized and frame.name not in (*layout.batch_plates, PARTICLES):
             raise ValueError(
@@ -124,7 +120,7 @@ def check_batch_plates_only(site: Site, layout: Layout) -> None:
 
 
 def same_scale(site: Site, its_scale: float, scale: float | None) -> float:
-    """The subsampling scale of a site, which is that of the sites before."""
+    """Return the subsampling scale of a site; refuse one that is not that of the sites before."""
     if scale is not None and abs(its_scale - scale) > 1e-9 * scale:
         raise ValueError(
             f"site '{site['name']}': expected subsampling scale {scale} in its batch plates as at the others, "
@@ -134,10 +130,7 @@ def same_scale(site: Site, its_scale: float, scale: float | None) -> float:
 
 
 def check_nothing_depends_on(site: Site, later: Sequence[Site], rule: PathwiseRule) -> None:
-    """A detached rule holds only where nothing drawn later in the guide depends on the value.
-
-    What is a function of the value (a `Delta`, as in Pyro's autoguides) is not drawn.
-    """
+    """Refuse a detached rule where a later draw of the guide depends on the value (a `Delta` is no draw)."""
     for other in later:
         if not is_point(other["fn"]) and not other["is_observed"] and _depends(other, site["value"]):
             raise ValueError(
@@ -147,15 +140,15 @@ def check_nothing_depends_on(site: Site, later: Sequence[Site], rule: PathwiseRu
 
 
 def _depends(site: Site, value: torch.Tensor) -> bool:
-    """Whether a site's distribution depends on a value."""
-    found = [site["value"]]  # reparameterised: a function of what its distribution depends on
+    """Tell whether a site's distribution depends on a value."""
+    results = [site["value"]]  # reparameterised: a function of what its distribution depends on
     with suppress(KeyError, NotImplementedError):  # a flow that knows the density of its own draws only
-        found.append(site["fn"].log_prob(site["value"].detach()))
-    return any(is_function_of(of, value) for of in found)
+        results.append(site["fn"].log_prob(site["value"].detach()))
+    return any(is_function_of(result, value) for result in results)
 
 
 def is_function_of(result: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether there is a path from one to the other in autograd's graph."""
+    """Tell whether autograd's graph has a path from one to the other."""
     if not result.requires_grad or not value.requires_grad:
         return False
     (gradient,) = torch.autograd.grad(result.sum(), value, retain_graph=True, allow_unused=True)
@@ -163,15 +156,10 @@ def is_function_of(result: torch.Tensor, value: torch.Tensor) -> bool:
 
 
 def check_dimensions(site: Site, layout: Layout, particles: int, leading: Mapping[int, int]) -> None:
-    """Every dimension of a log probability is a plate's, the particles', or of enumerated values.
+    """Refuse a dimension of a log probability that is not of a plate, of the particles, or of enumerated values.
 
-    One that nothing declares would be averaged over as if it were particles, inside the logarithm.
-
-    Args:
-        site: with its log probability.
-        layout: where dimensions are.
-        particles: K of the particle dimension.
-        leading: numbers of enumerated values by dimension.
+    It would be averaged over as if it were particles, inside the logarithm. There are so many `particles`, and
+    `leading` has the number of enumerated values by dimension.
     """
     shape = site["log_prob"].shape
     allowed = {-layout.nesting - 1: particles, **leading}
@@ -186,7 +174,7 @@ def check_dimensions(site: Site, layout: Layout, particles: int, leading: Mappin
 
 
 def check_no_inner_subsampling(trace: poutine.Trace, layout: Layout) -> None:
-    """A sum over all of a plate that is estimated from a part of it must not stand inside a logarithm."""
+    """Refuse the sum over a plate, estimated from a part of it, inside a logarithm."""
     for site in sample_sites(trace):
         for frame in site["cond_indep_stack"]:
             full = getattr(frame, "full_size", None) or frame.size
@@ -199,5 +187,5 @@ def check_no_inner_subsampling(trace: poutine.Trace, layout: Layout) -> None:
 
 
 def is_reparameterised(site: Site) -> bool:
-    """Whether gradients reach the guide through the value alone; told by the score parts, not by the family."""
+    """Tell by the score parts, not by the family, whether gradients reach the guide through the value alone."""
     return is_identically_zero(score_of(site))

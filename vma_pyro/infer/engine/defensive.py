@@ -11,18 +11,18 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vma_pyro.infer.engine.messages import Message, check_no_own_mask, is_open
+from vma_pyro.infer.engine.handlers import Message, check_finite_support, is_open
 
 
 class Defended(TorchDistribution):
-    """(1 - share) q + share * uniform, over the values that q does not rule out (a defensive mixture)."""
+    """A defensive mixture, (1 - share) q + share * uniform, over the values that q does not rule out."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     has_enumerate_support = True
 
     def __init__(self, guide: Any, share: float) -> None:
         self.guide, self.share = guide, share
-        # What has no probability at all, such as padding of a memory, is nothing to propose.
+        # A value without any probability, such as padding of a memory, is not proposed.
         self.allowed = guide.log_prob(guide.enumerate_support(expand=False)).detach() > -math.inf  # [S, *batch]
         self.number = self.allowed.sum(0)
         super().__init__(guide.batch_shape, guide.event_shape, validate_args=False)
@@ -33,7 +33,7 @@ class Defended(TorchDistribution):
         pick = torch.randint(len(values), self.batch_shape, device=values.device)
         u = torch.rand(self.batch_shape, device=values.device)
         lucky = u < self.share
-        # What q rules out gives way to another value; of the lucky ones u / share is uniform as well.
+        # A value that q rules out gives way to another; u / share is uniform where u < share.
         number = self.number.expand(self.batch_shape)
         rank = (u / max(self.share, 1e-9) * number).long().minimum(number - 1)
         allowed = self.allowed.expand(-1, *self.batch_shape)
@@ -44,7 +44,7 @@ class Defended(TorchDistribution):
         return torch.where(lucky, uniform, self.guide.sample())
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probability under the mixture."""
+        """Compute the log probability under the mixture."""
         log_q = self.guide.log_prob(value) + math.log(1 - self.share)
         possible = log_q > -math.inf
         log_uniform = math.log(self.share) - self.number.log().to(log_q.dtype)
@@ -56,15 +56,9 @@ class Defensive(Messenger):
     """Draw the discrete sites from `Defended`; a site without a finite support is refused."""
 
     def __init__(self, share: float) -> None:
-        super().__init__()
         self.share = share
 
     def _pyro_sample(self, msg: Message) -> None:
         if is_open(msg) and not msg["fn"].has_rsample:
-            if not msg["fn"].has_enumerate_support:
-                raise ValueError(
-                    f"site '{msg['name']}': expected a finite support for a defensive proposal, "
-                    f"got {type(msg['fn']).__name__}"
-                )
-            check_no_own_mask(msg)
+            check_finite_support(msg, " for a defensive proposal")
             msg["fn"] = Defended(msg["fn"], self.share)

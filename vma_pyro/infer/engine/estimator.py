@@ -1,7 +1,8 @@
-"""What all estimators share: their interfaces, and a word on what each one is."""
+"""The interfaces of all estimators, and what each says of itself."""
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
@@ -12,29 +13,29 @@ from jaxtyping import Float
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import Tensor, nn
 
-from vma_pyro.infer.engine.first_look import look
+from vma_pyro.infer.engine.first_look import PlateNesting, look
+from vma_pyro.infer.engine.handlers import CommonNoise
 from vma_pyro.infer.engine.log_weights import draw
-from vma_pyro.infer.engine.nesting import PlateNesting
-from vma_pyro.infer.engine.options import check_options
+from vma_pyro.infer.engine.options import check_site_options
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.plates import PyroProgram
 from vma_pyro.infer.engine.programs import Handler, Programs
-from vma_pyro.infer.engine.sharing import CommonNoise
 from vma_pyro.infer.engine.svi import check_svi_trains
 
-Noise = str  # "independent" or "common"
+Scalar = Float[Tensor, ""]
 
 
 class PlateOptions(TypedDict, total=False):
     """Arguments of every estimator, explained at `Estimator`."""
 
+    noise: str
     batch_plates: Sequence[str]
     max_plate_nesting: int | None
     retain_graph: bool | None
 
 
 class RunOptions(PlateOptions, total=False):
-    """Arguments of those that draw each particle like the others, explained at `Estimator`."""
+    """Arguments of estimators that draw each particle like the others."""
 
     vectorize_particles: bool
 
@@ -50,16 +51,12 @@ class Estimate(NamedTuple):
     """
 
     value: Float[Tensor, " B"]
-    surrogate: Float[Tensor, ""]
+    surrogate: Scalar
     scale: float
 
 
-class Estimator(ELBO):
-    """A gradient estimator for programs with discrete and continuous latents, as a `pyro.infer.ELBO`.
-
-    A new one defines `_estimate` and says what it is. All work as a loss (`elbo(model, guide)` is an
-    `nn.Module`), with `pyro.infer.SVI`, and in `compare`. A guide with a method `prepare` makes the arguments of
-    both programs ready once per estimate, see `vma_pyro.infer.engine.programs.Programs`.
+class Objective(ELBO):
+    """A `pyro.infer.ELBO` that says what it estimates, and that SVI and `elbo(model, guide)` train alike.
 
     Attributes:
         objective: what is estimated: "iwae" (the K-sample bound), "iwae-coupled" (the same of particles that share
@@ -67,6 +64,39 @@ class Estimator(ELBO):
             "relaxed", or "wake-sleep" (no single objective).
         unbiased: whether the expected gradient is that of the objective, for all parameters.
         min_particles: the least K.
+    """
+
+    objective: str
+    unbiased: bool
+    min_particles: int = 1
+
+    @abstractmethod
+    def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Scalar:
+        """Compute minus the objective in nats, summed over datapoints; its gradient is the estimator's."""
+
+    def loss_and_grads(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
+        """Compute minus the objective; accumulates gradients in the parameters. `pyro.infer.SVI` calls it."""
+        for name, part in self.learned_parts().items():
+            pyro.module(f"{name}.{id(part)}", part)  # two objectives must not share parameters by their name
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        check_svi_trains(model, guide)
+        return loss.item()
+
+    def learned_parts(self) -> dict[str, nn.Module]:
+        """Return modules of the estimator that are trained along; none by default."""
+        return {}
+
+
+class Estimator(Objective):
+    """A gradient estimator for programs with discrete and continuous latents, as a `pyro.infer.ELBO`.
+
+    A new one defines `_estimate` and says what it is. All work as a loss (`elbo(model, guide)` is an
+    `nn.Module`), with `pyro.infer.SVI`, and in `compare`. A guide with a method `prepare` prepares the arguments
+    of both programs once per estimate, see `vma_pyro.infer.engine.programs.Programs`.
+
+    Attributes:
         draws_per_score: particles that share the values of the sites that are not reparameterised.
 
     Args:
@@ -84,9 +114,6 @@ class Estimator(ELBO):
         ValueError: fewer than `min_particles`, batch plates that are no sequence of names.
     """
 
-    objective: str
-    unbiased: bool
-    min_particles: int = 1
     draws_per_score: int = 1
     _knows_rules = False  # whether sites may ask for pathwise rules
     _knows_baselines = False  # whether they may ask for score baselines
@@ -96,7 +123,7 @@ class Estimator(ELBO):
         self,
         num_particles: int = 2,
         *,
-        noise: Noise = "independent",
+        noise: str = "independent",
         batch_plates: Sequence[str] = ("data",),
         max_plate_nesting: int | None = None,
         vectorize_particles: bool = True,
@@ -121,74 +148,43 @@ class Estimator(ELBO):
         self.max_plate_nesting = max_plate_nesting
         self.noise = noise
         self.batch_plates = tuple(batch_plates)
-        self._guess_plate_nesting = PlateNesting()
+        self._count_plates = PlateNesting()
 
     @abstractmethod
     def _estimate(self, programs: Programs) -> Estimate:
-        """One draw of the objective and of its gradient."""
-
-    def learned_parts(self) -> dict[str, nn.Module]:
-        """Modules of the estimator's own that are trained along; none by default."""
-        return {}
+        """Draw the objective and its gradient once."""
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
-        """The loss as a module of model, guide, and what the estimator learns itself."""
+        """Make the loss a module of model, guide, and what the estimator learns itself."""
         module = super().__call__(model, guide)
         for name, part in self.learned_parts().items():
             module.add_module(name, part)
         return module
 
-    def differentiable_loss(
-        self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any
-    ) -> Float[Tensor, ""]:
-        """Minus the objective in nats, summed over datapoints; its gradient is the estimator's."""
-        programs = Programs(model, guide, args, kwargs).prepared()
-        self._look(programs)
-        value, surrogate, scale = self._estimate(programs)
+    def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Scalar:
+        """Compute minus the objective in nats, summed over datapoints; its gradient is the estimator's."""
+        value, surrogate, scale = self._checked_estimate(Programs(model, guide, args, kwargs).prepared())
         # The surrogate has a gradient but no value: the loss stays the objective.
         return -scale * (value.detach().sum() + (surrogate - surrogate.detach()))
 
-    def loss_and_grads(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
-        """Minus the objective; accumulates gradients in the parameters. `pyro.infer.SVI` calls it."""
-        for name, part in self.learned_parts().items():
-            pyro.module(f"{name}.{id(part)}", part)  # two objectives must not share parameters by their name
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        check_svi_trains(model, guide)
-        return loss.item()
-
     @torch.no_grad()
     def loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
-        """Minus the objective in nats, summed over datapoints, without gradients."""
-        programs = Programs(model, guide, args, kwargs).prepared()
-        self._look(programs)
-        value, _, scale = self._estimate(programs)
+        """Compute minus the objective in nats, summed over datapoints, without gradients."""
+        value, _, scale = self._checked_estimate(Programs(model, guide, args, kwargs).prepared())
         return -scale * value.sum().item()
 
-    def _look(self, programs: Programs) -> None:
-        """Refuse what cannot be told from particles once there are several."""
+    def _checked_estimate(self, programs: Programs) -> Estimate:
+        """Refuse what could not be told from several particles, then estimate."""
         if self.vectorize_particles and self.num_particles * self.draws_per_score > 1:
             look.check(programs, self._nesting(programs))
-
-    def _check_site_options(self, guide_trace: Any, of_model: dict[str, Any]) -> None:
-        """Refuse what sites ask for and this estimator cannot serve."""
-        check_options(
-            guide_trace,
-            of_model,
-            baselines=self._knows_baselines,
-            rules=self._knows_rules,
-            what=type(self).__name__,
-        )
+        return self._estimate(programs)
 
     def _what(self) -> str:
         """Name what needs so many particles, for the error."""
         return type(self).__name__
 
     def _nesting(self, programs: Programs) -> int:
-        if self.max_plate_nesting is not None:
-            return self.max_plate_nesting
-        return self._guess_plate_nesting(programs)
+        return self._count_plates(programs) if self.max_plate_nesting is None else self.max_plate_nesting
 
     def _draw(
         self,
@@ -199,10 +195,13 @@ class Estimator(ELBO):
         nesting: int | None = None,
         **options: Any,
     ) -> Particles:
-        """`draw` with this objective's plates and noise; `nesting` if it is known."""
+        """Draw with this objective's plates and noise; `nesting` if it is known."""
         nesting = self._nesting(programs) if nesting is None else nesting
         if self.noise == "common":
             handlers = [CommonNoise(nesting), *handlers]
+        check = functools.partial(
+            check_site_options, baselines=self._knows_baselines, rules=self._knows_rules, what=type(self).__name__
+        )
         return draw(
             programs,
             num_particles=num_particles,
@@ -211,10 +210,10 @@ class Estimator(ELBO):
             vectorize=self.vectorize_particles,
             handlers=handlers,
             linear=self.objective == "elbo",
-            check_guide=self._check_site_options,
+            check_guide=check,
             **options,
         )
 
     def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Any:
-        """Pyro's abstract hook; these objectives draw their particles in `vma_pyro.infer.engine.log_weights`."""
+        """Refuse Pyro's abstract hook: particles are drawn in `vma_pyro.infer.engine.log_weights`."""
         raise NotImplementedError(f"{type(self).__name__} draws with vma_pyro.infer.draw_particles")

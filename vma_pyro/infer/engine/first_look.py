@@ -1,4 +1,4 @@
-"""A first look at two programs: one run without particles, where a dimension that no plate declares is seen."""
+"""A first look at two programs in a run without particles: their plates, and dimensions that no plate declares."""
 
 from __future__ import annotations
 
@@ -11,20 +11,47 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from vma_pyro.infer.engine.checks import check_dimensions
-from vma_pyro.infer.engine.plates import Layout, PyroProgram, Site, drawn_by, sample_sites
+from vma_pyro.infer.engine.plates import Layout, PyroProgram, Site, sample_sites
 from vma_pyro.infer.engine.programs import Programs, unwrapped
+from vma_pyro.infer.engine.running import run_both
+
+
+class PlateNesting:
+    """Counts plate dimensions in one run of model and guide, which leaves no trace behind.
+
+    The number is kept for each pair of programs, as one objective may serve several.
+    """
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], int]] = weakref.WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy nothing that is known: weak references cannot be copied."""
+        return PlateNesting, ()
+
+    def __call__(self, programs: Programs) -> int:
+        """Return the largest plate dimension, counted from the right, over the sites of both programs."""
+        with suppress(KeyError, TypeError):
+            guide, nesting = self._known[programs.model]
+            if guide() is programs.guide:
+                return nesting
+        with torch.random.fork_rng(), torch.no_grad(), poutine.block():
+            traces = run_both(programs.prepared())
+        frames = (frame for trace in traces for site in sample_sites(trace) for frame in site["cond_indep_stack"])
+        nesting = max((-frame.dim for frame in frames if frame.vectorized), default=0)
+        with suppress(TypeError):  # without weak references they are run each time
+            self._known[programs.model] = (weakref.ref(programs.guide), nesting)
+        return nesting
 
 
 class FirstLook:
     """Refuses programs with undeclared dimensions, once for each pair of programs and shapes of their arguments.
 
-    In a run of all particles such a dimension cannot be told from theirs where it has their size, and would be
-    averaged over in the same way, inside the logarithm. Data that programs hold themselves must keep their shape:
-    they are not seen among the arguments.
+    In a run of all particles such a dimension, if it has their size, would be averaged over like theirs, inside
+    the logarithm. Data that programs hold themselves must keep their shape: they are not among the arguments.
     """
 
     def __init__(self) -> None:
@@ -32,11 +59,7 @@ class FirstLook:
 
     @torch.compiler.disable
     def check(self, programs: Programs, nesting: int) -> None:
-        """Run both once, without a trace left behind.
-
-        Raises:
-            ValueError: a dimension that no plate declares; it names the site.
-        """
+        """Run both once, leave no trace behind, and refuse a dimension that no plate declares."""
         if _is_recorded():  # what is recorded is run as well, and looked at then
             return
         owner, how = _owner(programs.model)
@@ -48,9 +71,9 @@ class FirstLook:
             known = self._known.setdefault(owner, known)
         if key in known:
             return
-        traces = _traces(programs)
-        if traces and not any(_is_decided(site) for site in sample_sites(traces[0])):
-            for site in (site for trace in traces for site in sample_sites(trace)):
+        guide_sites, model_sites = _sites(programs)
+        if not any(_is_decided(site) for site in guide_sites):
+            for site in (*guide_sites, *model_sites):
                 check_dimensions(site, Layout((), nesting), 1, {})
         known.add(key)
 
@@ -59,13 +82,13 @@ look = FirstLook()
 
 
 def _is_recorded() -> bool:
-    """Whether operations are being written down by `make_fx`, noise included."""
+    """Tell whether `make_fx` is writing operations down, noise included."""
     module = sys.modules.get("torch.fx.experimental.proxy_tensor")
     return module is not None and module.get_proxy_mode() is not None
 
 
 def _owner(program: PyroProgram) -> tuple[Any, tuple[Any, ...]]:
-    """What lives as long as a program, and what is around it: methods and handlers are made anew each time."""
+    """Find what lives as long as a program, and what is around it: methods and handlers are new each time."""
     if isinstance(program, types.MethodType):
         return program.__self__, (program.__func__.__qualname__,)
     inner, handlers = unwrapped(program)
@@ -77,7 +100,7 @@ def _owner(program: PyroProgram) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _is_decided(site: Site) -> bool:
-    """Whether a handler has given a latent site of the guide values for several particles."""
+    """Tell whether a handler has given a latent site of the guide values for several particles."""
     batch = site["value"].dim() - site["fn"].event_dim
     return not site["is_observed"] and batch > len(site["fn"].batch_shape)
 
@@ -92,25 +115,22 @@ def _shapes(tree: Any) -> Any:
     return tree if isinstance(tree, bool | int | str) else type(tree)
 
 
-def _traces(programs: Programs) -> tuple[poutine.Trace, ...]:
-    """Trace the guide and the model; no traces if they fail, as the run of all particles says why."""
-    args, kwargs = programs.args, programs.kwargs
+def _sites(programs: Programs) -> tuple[list[Site], list[Site]]:
+    """Run guide and model, and return their sites; none if they fail, as the run of all particles says why."""
     try:
         with _undisturbed(programs.model, programs.guide), poutine.block():
-            guide_trace = poutine.trace(programs.guide).get_trace(*args, **kwargs)
-            replayed = poutine.replay(programs.model, trace=drawn_by(guide_trace))
-            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-            traces = tuple(prune_subsample_sites(trace) for trace in (guide_trace, model_trace))
+            traces = run_both(programs)
             for trace in traces:
                 trace.compute_log_prob()
     except Exception:  # whatever programs may raise
-        return ()
-    return traces
+        return [], []
+    guide, model = (list(sample_sites(trace)) for trace in traces)
+    return guide, model
 
 
 @contextmanager
 def _undisturbed(*programs: PyroProgram) -> Iterator[None]:
-    """No gradients, an own random stream, and no statistics that a training mode would gather."""
+    """Take no gradient, no number of the random stream, and no statistics that a training mode would gather."""
     training = [m for p in programs if isinstance(p, nn.Module) for m in p.modules() if m.training]
     with torch.random.fork_rng(), torch.no_grad():
         for module in training:

@@ -1,4 +1,4 @@
-"""Gates: how a pathwise rule reaches the gradient through a reparameterised value."""
+"""Gates, by which a pathwise rule reaches the gradient through a reparameterised value."""
 
 from __future__ import annotations
 
@@ -13,21 +13,18 @@ from torch import Tensor
 
 from vma_pyro.infer.engine.checks import check_nothing_depends_on, is_reparameterised
 from vma_pyro.infer.engine.distributions import is_point
+from vma_pyro.infer.engine.handlers import is_drawn
 from vma_pyro.infer.engine.masks import mask_of, without_mask
-from vma_pyro.infer.engine.messages import is_drawn
-from vma_pyro.infer.engine.options import name_of
+from vma_pyro.infer.engine.options import shown
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.plates import Layout, Site, sample_sites
 
 
 class Gate:
-    """The identity on a reparameterised value that multiplies the gradient through it by its rule's factor.
+    """The identity on a reparameterised value; it multiplies the gradient by the factor of the site's rule.
 
     The factor depends on the weights of all particles, which are known only after the model has run: it is set
     with `open`, before the backward pass.
-
-    Args:
-        rule: the site's pathwise rule.
     """
 
     def __init__(self, rule: PathwiseRule) -> None:
@@ -36,15 +33,15 @@ class Gate:
 
     @torch.compiler.disable
     def pass_through(self, value: Tensor) -> Tensor:
-        """The value, with the gate in its backward pass."""
+        """Return the value, with the gate in its backward pass."""
         value = value.view_as(value)
         value.register_hook(self._multiply)
         return value
 
-    def at(self, site: Site, layout: Layout) -> None:
-        """Tell where the site's tensors hold particles and datapoints, and to what power q stands in w there."""
-        # Not the site itself: it holds the value, whose hook holds this gate, and a circle through autograd's
-        # graph is never collected.
+    def place(self, site: Site, layout: Layout) -> None:
+        """Note where the site's tensors hold particles and datapoints, and to what power q stands in w there."""
+        # The site itself holds the value, whose hook holds this gate: a circle through autograd's graph is never
+        # collected.
         self.site = {key: site[key] for key in ("name", "cond_indep_stack")}
         self.layout = layout
         self.power, self.inner = power_of(site, layout)  # [*batch, *inner]
@@ -64,28 +61,19 @@ class Gate:
 class GateValues(Messenger):
     """Put the reparameterised values of a guide behind gates as they are drawn, where their rule detaches.
 
-    Whatever the guide makes of a value (a `Delta`, as in Pyro's autoguides) then lies behind its gate as well. A
-    `Delta` draws nothing and has no gate.
-
-    Args:
-        default: rule of sites that name none.
-        enumerated: sites whose values are enumerated and not drawn.
+    Whatever the guide makes of a value then lies behind its gate as well. A `Delta` draws nothing: it has no gate,
+    nor has a site in `enumerated`. Sites that name no rule have the `default`.
     """
 
     def __init__(self, default: PathwiseRule, enumerated: Collection[str]) -> None:
-        super().__init__()
         self.default, self.enumerated = default, enumerated
         self.gates: dict[str, tuple[Gate, Tensor]] = {}  # and the value behind it
-
-    def rule_of(self, infer: Any) -> PathwiseRule:
-        """What a site asks for, else the default."""
-        asked = infer.get("estimator")
-        return asked if isinstance(asked, PathwiseRule) else self.default
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if not is_drawn(msg) or msg["name"] in self.enumerated or not msg["fn"].has_rsample or is_point(msg["fn"]):
             return
-        rule = self.rule_of(msg["infer"])
+        asked = msg["infer"].get("estimator")
+        rule = asked if isinstance(asked, PathwiseRule) else self.default
         if rule.detached and msg["value"].requires_grad:
             gate = Gate(rule)
             msg["value"] = gate.pass_through(msg["value"])
@@ -101,18 +89,8 @@ def set_gates(guide_trace: poutine.Trace, layout: Layout, values: GateValues) ->
     for position, site in enumerate(sites):
         if site["is_observed"] or site["name"] in values.enumerated:
             continue
-        asked = site["infer"].get("estimator")
         smooth = is_reparameterised(site)
-        if smooth and asked is not None and not isinstance(asked, PathwiseRule):
-            raise ValueError(
-                f"site '{site['name']}': expected a pathwise rule (iwae, dreg, stl) as it is reparameterised, "
-                f"got the score baseline {name_of(asked)}"
-            )
-        if not smooth and isinstance(asked, PathwiseRule):
-            raise ValueError(
-                f"site '{site['name']}': expected a score baseline, as it is not reparameterised, "
-                f"got the pathwise rule '{asked.name}'"
-            )
+        _check_kind(site, smooth)
         if site["name"] in values.gates:
             gate, site["value"] = values.gates[site["name"]]
             if smooth:
@@ -120,11 +98,27 @@ def set_gates(guide_trace: poutine.Trace, layout: Layout, values: GateValues) ->
                 _hold_fixed(guide_trace, site, gate.rule)
             else:  # partly reparameterised (a rejection sampler): its score stays, and so does its path
                 gate.rule = iwae
-            gate.at(site, layout)
+            gate.place(site, layout)
             gates.append(gate)
     for gate in gates:
         gate.factor = None
     return tuple(gates)
+
+
+def _check_kind(site: Site, smooth: bool) -> None:
+    """Refuse a score baseline at a reparameterised site, and a pathwise rule at any other."""
+    asked = site["infer"].get("estimator")
+    if asked is None or isinstance(asked, PathwiseRule) == smooth:
+        return
+    if smooth:
+        raise ValueError(
+            f"site '{site['name']}': expected a pathwise rule (iwae, dreg, stl) as it is reparameterised, "
+            f"got the score baseline {shown(asked)}"
+        )
+    raise ValueError(
+        f"site '{site['name']}': expected a score baseline, as it is not reparameterised, "
+        f"got the pathwise rule '{asked.name}'"
+    )
 
 
 def _hold_fixed(guide_trace: poutine.Trace, site: Site, rule: PathwiseRule) -> None:
@@ -147,7 +141,7 @@ def _hold_fixed(guide_trace: poutine.Trace, site: Site, rule: PathwiseRule) -> N
 
 
 def _may_hide_parameters(fn: Any) -> bool:
-    """Whether a distribution has more in it than its own tensors, which are surely detached."""
+    """Tell whether a distribution holds more than its own tensors, which are surely detached."""
     fn = without_mask(fn)
     while isinstance(fn, torch.distributions.Independent):
         fn = fn.base_dist
@@ -155,11 +149,9 @@ def _may_hide_parameters(fn: Any) -> bool:
 
 
 def power_of(site: Site, layout: Layout) -> tuple[Tensor, int]:
-    """The power to which q stands in w at each element of a site: scale (but for subsampling) times mask.
+    """Compute the power to which q stands in w at each element of a site: scale (but for subsampling) times mask.
 
-    Returns:
-        The power, which broadcasts to [*batch, *inner], and the number of inner dimensions, of elements of an
-        event that have masks of their own.
+    It broadcasts to [*batch, *inner]; returns also the number of inner dimensions, of masks within an event.
     """
     power = torch.as_tensor(site["scale"], dtype=site["log_prob"].dtype, device=site["log_prob"].device)
     power = power / layout.subsampling_scale(site)

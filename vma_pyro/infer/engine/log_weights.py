@@ -6,15 +6,15 @@ Particle k of datapoint b weighs log w = log p(x, latents) - log q(latents), sum
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from jaxtyping import Float
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from vma_pyro.infer.engine.enumeration import EnumerateValues, fixed
 from vma_pyro.infer.engine.first_look import look
+from vma_pyro.infer.engine.handlers import EnumerateValues, fixed
 from vma_pyro.infer.engine.particles import Particles, concatenate
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.plates import Layout, PyroProgram, particle_plate, sample_sites
@@ -24,6 +24,17 @@ from vma_pyro.infer.engine.tracing import CheckGuide, Run, check_shapes
 from vma_pyro.infer.engine.weighing import Sites, sum_guide, sum_log_prob, sum_model, weigh
 
 
+class DrawOptions(TypedDict, total=False):
+    """Options of a draw, explained at `draw_particles`."""
+
+    batch_plates: Sequence[str]
+    max_plate_nesting: int
+    vectorize: bool
+    pathwise: PathwiseRule | None
+    handlers: Sequence[Handler]
+    linear: bool
+
+
 def draw_particles(
     model: PyroProgram,
     guide: PyroProgram,
@@ -31,12 +42,7 @@ def draw_particles(
     kwargs: dict[str, Any] | None = None,
     *,
     num_particles: int,
-    batch_plates: Sequence[str] = ("data",),
-    max_plate_nesting: int,
-    vectorize: bool = True,
-    pathwise: PathwiseRule | None = iwae,
-    handlers: Sequence[Handler] = (),
-    linear: bool = False,
+    **options: Unpack[DrawOptions],
 ) -> Particles:
     """Run the guide K times and the model against it.
 
@@ -44,31 +50,23 @@ def draw_particles(
         model, guide: any Pyro programs with the same latent sites.
         args, kwargs: arguments of both; a guide may prepare them, see `Programs`.
         num_particles: K.
-        batch_plates: names of the plates whose elements are the datapoints, outermost dimension of B first; none:
-            the whole program is one datapoint, as is a program without plates.
-        max_plate_nesting: number of plate dimensions that model and guide use.
-        vectorize: run once, with a particle plate at dimension -max_plate_nesting - 1; else K times.
-        pathwise: rule of reparameterised sites that name none with `infer={"estimator": ...}`; None: `iwae`
-            even of those that do.
-        handlers: effect handlers around the guide, which see its sites with all plates.
+        batch_plates: names of the plates whose elements are the datapoints, outermost dimension of B first;
+            default `("data",)`. With none the whole program is one datapoint, as is a program without plates.
+        max_plate_nesting: number of plate dimensions that model and guide use; default 1.
+        vectorize: run once, with a particle plate at dimension -max_plate_nesting - 1 (default), or K times.
+        pathwise: rule of reparameterised sites that name none with `infer={"estimator": ...}`; default `iwae`.
+            None: `iwae`, also for those that name another.
+        handlers: effect handlers around the guide, which see its sites with all plates; default none.
         linear: whether log weights are averaged, and not weights: then plates inside the datapoints may be
-            subsampled.
+            subsampled. Default False.
 
     Raises:
         ValueError: a site outside the batch plates, a site of the model that the guide lacks or the reverse, a
             latent whose mask or scale differs between the two, a dimension that no plate declares, a site left for
             enumeration, an estimator that does not fit its site, NaN in a weight.
     """
-    return draw(
-        Programs(model, guide, args, kwargs or {}).prepared(),
-        num_particles=num_particles,
-        batch_plates=batch_plates,
-        max_plate_nesting=max_plate_nesting,
-        vectorize=vectorize,
-        pathwise=pathwise,
-        handlers=handlers,
-        linear=linear,
-    )
+    programs = Programs(model, guide, args, kwargs or {}).prepared()
+    return draw(programs, num_particles=num_particles, **options)
 
 
 def log_weights(
@@ -78,19 +76,13 @@ def log_weights(
     kwargs: dict[str, Any] | None = None,
     *,
     num_particles: int,
-    batch_plates: Sequence[str] = ("data",),
-    max_plate_nesting: int = 1,
+    **options: Unpack[DrawOptions],
 ) -> Float[Tensor, "K B"]:
-    """log w [K, B] of K draws from the guide; see `draw_particles`."""
+    """Draw K times from the guide and return log w [K, B]; see `draw_particles`."""
     programs = Programs(model, guide, args, kwargs or {}).prepared()
     if num_particles > 1:
-        look.check(programs, max_plate_nesting)
-    return draw(
-        programs,
-        num_particles=num_particles,
-        batch_plates=batch_plates,
-        max_plate_nesting=max_plate_nesting,
-    ).log_weights
+        look.check(programs, options.get("max_plate_nesting", 1))
+    return draw(programs, num_particles=num_particles, **options).log_weights
 
 
 def log_weights_given(
@@ -104,14 +96,14 @@ def log_weights_given(
     batch_plates: Sequence[str] = ("data",),
     max_plate_nesting: int = 1,
 ) -> Float[Tensor, "S K B"]:
-    """log q(values) w [S, K, B] with one latent site fixed to S values, instead of drawn.
+    """Fix a latent site to S values, instead of drawing it, and return log q(values) w [S, K, B].
 
     q(values) w = p(x, values, rest) / q(rest | values): summed over all values of a discrete site, it estimates
     the marginal likelihood with that site summed exactly and the rest drawn.
 
     Args:
-        values: name of a latent site to its values [S]; several sites are fixed together, value by value. The
-            other arguments are those of `draw_particles`.
+        values: from the name of a latent site to its values [S]; several sites are fixed together, value by
+            value. The other arguments are those of `draw_particles`.
     """
     programs = Programs(model, guide, args, kwargs or {}).prepared()
     programs = programs.under(particle_plate(num_particles, max_plate_nesting))
@@ -124,8 +116,8 @@ def draw(
     programs: Programs,
     *,
     num_particles: int,
-    batch_plates: Sequence[str],
-    max_plate_nesting: int,
+    batch_plates: Sequence[str] = ("data",),
+    max_plate_nesting: int = 1,
     vectorize: bool = True,
     pathwise: PathwiseRule | None = iwae,
     handlers: Sequence[Handler] = (),
@@ -136,9 +128,7 @@ def draw(
     """Run the guide K times and the model against it; see `draw_particles`.
 
     Args:
-        programs: with arguments that the guide has prepared.
-        num_particles, batch_plates, max_plate_nesting, vectorize, pathwise, handlers, linear: those of
-            `draw_particles`.
+        programs: programs with arguments that the guide has prepared.
         enumerated: sites whose values are enumerated instead of drawn; the first is at the leftmost dimension.
             Their weight is q w, so that a sum over all values is an expectation under q.
         check_guide: refuses what sites ask for and cannot have.
@@ -169,7 +159,7 @@ def draw(
 def guide_log_prob(
     guide: PyroProgram, args: Sequence[Any], kwargs: Mapping[str, Any], layout: Layout
 ) -> Float[Tensor, "1 B"]:
-    """log q of the latents of one run of the guide, which may be replayed."""
+    """Run a guide, which may be replayed, and return log q of its latents."""
     trace = prune_subsample_sites(run(guide, args, kwargs))
     trace.compute_score_parts()
     check_shapes(sample_sites(trace), layout, 1, {}, nesting=layout.nesting)
@@ -177,7 +167,7 @@ def guide_log_prob(
 
 
 def model_log_prob(programs: Programs, latents: poutine.Trace, layout: Layout) -> Float[Tensor, "1 B"]:
-    """log p(x, latents) of given values of the latent sites."""
+    """Compute log p(x, latents) of given values of the latent sites."""
     replayed = poutine.replay(programs.model, trace=latents)
     trace = prune_subsample_sites(run(replayed, programs.args, programs.kwargs))
     trace.compute_log_prob()

@@ -1,7 +1,7 @@
 """Masks and scales of sites: those of effect handlers, and those of distributions, `fn.mask(...)`.
 
-Drawing is never masked; weights are. So the score of a site is that of the distribution under its masks, and the
-power to which the site stands in the weight is mask times scale.
+Weights are masked, and drawing never is. So the score of a site is that of the distribution under its masks, and
+the power to which the site stands in the weight is mask times scale.
 """
 
 from __future__ import annotations
@@ -18,24 +18,19 @@ from vma_pyro.infer.engine.plates import Site, sample_sites
 
 
 class Mask(NamedTuple):
-    """Which elements of a site count.
+    """A mask: which elements of a site count."""
 
-    Attributes:
-        values: a boolean, or a boolean tensor that broadcasts to [*batch, *inner].
-        inner: number of dimensions right of the batch, of elements within one event.
-    """
-
-    values: Tensor | bool
-    inner: int = 0
+    values: Tensor | bool  # a tensor broadcasts to [*batch, *inner]
+    inner: int = 0  # number of dimensions right of the batch, of elements within one event
 
     def in_event(self, inner: int) -> Tensor | bool:
-        """The values with so many inner dimensions."""
+        """Return the values with so many inner dimensions."""
         if isinstance(self.values, bool):
             return self.values
         return self.values.reshape(self.values.shape + (1,) * (inner - self.inner))
 
     def any_in_event(self) -> Tensor | bool:
-        """Whether any element of an event counts: a boolean, or a tensor that broadcasts to [*batch]."""
+        """Tell whether any element of an event counts: a boolean, or a tensor that broadcasts to [*batch]."""
         if isinstance(self.values, bool) or not self.inner:
             return self.values
         return self.values.flatten(-self.inner).any(-1)
@@ -48,7 +43,7 @@ class Mask(NamedTuple):
 
 
 def without_mask(fn: Any) -> Any:
-    """The distribution that values are drawn from."""
+    """Remove the masks of a distribution, which drawing ignores."""
     if isinstance(fn, MaskedDistribution):
         return without_mask(fn.base_dist)
     if isinstance(fn, torch.distributions.Independent | ExpandedDistribution):
@@ -62,16 +57,16 @@ def without_mask(fn: Any) -> Any:
 
 
 def mask_of(site: Site) -> Mask:
-    """The mask in a site's log probability, from handlers and from its distribution."""
+    """Join the masks in a site's log probability, from handlers and from its distribution."""
     own = _own_mask(site["fn"])
     handlers = True if site["mask"] is None else site["mask"]
     return Mask(_both(Mask(handlers).in_event(own.inner), own.values), own.inner)
 
 
 def score_of(site: Site) -> Any:
-    """log q of the values that were drawn, as far as it is a score: zero if the site is reparameterised.
+    """Compute log q of the drawn values as far as it is a score: zero if the site is reparameterised.
 
-    Told by the score parts and not by the family, as some families are partly reparameterised.
+    The score parts decide, and not the family, as some families are partly reparameterised.
     """
     fn = without_mask(site["fn"])
     if fn is site["fn"]:
@@ -80,11 +75,10 @@ def score_of(site: Site) -> Any:
 
 
 def check_same_power(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
-    """A latent stands to the same power in p and in q: else p/q is no weight of its draw.
+    """Refuse a latent that stands to another power in p than in q: p/q is then no weight of its draw.
 
-    What a mask takes out of the model alone would leave 1/q in the weight, whose mean is the number of values and
-    not 1 (a guide without the mask of an `obs_mask` is of this kind). With the same mask in both, a draw that does
-    not count has weight 1.
+    A mask in the model alone would leave 1/q in the weight, whose mean is the number of values and not 1 (as in a
+    guide without the mask of an `obs_mask`). With the same mask in both, a draw that does not count has weight 1.
     """
     for site in sample_sites(guide_trace):
         if site["is_observed"] or site["name"] not in model_trace:
@@ -106,7 +100,7 @@ def check_same_power(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> 
 
 
 def has_same_power(a: Site, b: Site) -> bool:
-    """Whether two sites have the same mask and the same scale."""
+    """Tell whether two sites have the same mask and the same scale."""
     return _same_mask(mask_of(a), mask_of(b)) and _same_scale(a["scale"], b["scale"])
 
 
@@ -154,7 +148,7 @@ def _same_scale(a: Any, b: Any) -> bool:
 
 
 def _same_memory(a: Any, b: Any) -> bool:
-    """Whether two tensors are surely the same, without a look at their values: a GPU would have to wait for it."""
+    """Tell whether two tensors are surely the same, without a look at their values, for which a GPU must wait."""
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return False
     return a is b or (

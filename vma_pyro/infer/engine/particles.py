@@ -1,9 +1,9 @@
-"""Weighted draws of a guide, and what the estimators need to know of them."""
+"""Weighted draws of a guide."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,22 +15,16 @@ from vma_pyro.infer.engine.plates import Layout, Site
 
 
 class SiteScore(NamedTuple):
-    """log q of one guide site that is not reparameterised.
+    """log q of one guide site that is not reparameterised; zero for a datapoint whose sites are all masked.
 
-    Attributes:
-        name: of the site.
-        log_prob: [*S, K, B]; zero for a datapoint whose sites are all masked. Neither masks of single sites nor
-            scales enter: they change the weight of a draw, not the probability of drawing it.
-        estimator: the score baseline that the site asks for, `infer={"estimator": ...}`; None: the objective's.
-        layout, site: where its tensors have particles and datapoints, and the site itself (of the first of several
-            runs).
+    Neither masks of single sites nor scales enter: they change the weight of a draw, and not its probability.
     """
 
     name: str
     log_prob: Float[Tensor, "*S K B"]
-    estimator: Callable[..., Tensor] | None
+    estimator: Callable[..., Tensor] | None  # the score baseline that the site asks for; None: the objective's
     layout: Layout
-    site: Site
+    site: Site  # in the first of several runs
 
 
 class SiteGate(NamedTuple):
@@ -49,14 +43,14 @@ class Particles(NamedTuple):
             through reparameterised values. With enumerated values: log of q(values) w.
         log_p: log p(x, latents) alone.
         log_q: log q(latents) of the guide itself.
-        log_proposal: what the latents were drawn from, and what the weights have: q, unless a handler widened it.
+        log_proposal: log probability under what the latents were drawn from: q, unless a handler widened it.
         log_q_reparameterised: the part of log q of the reparameterised sites.
-        scores: of the guide's sites that are not reparameterised.
+        scores: log q of each guide site that is not reparameterised.
         log_q_enumerated: log q of the enumerated sites, without masks and scales; zero without any.
         live: whether any site of the datapoint counts.
         scale: full size over subsample size of the batch plates, which multiplies the bound.
         batch_shape: sizes of the batch plates; B is their product.
-        gates: of reparameterised sites under another pathwise rule than `iwae`; see `open_gates`.
+        gates: gates of reparameterised sites under another pathwise rule than `iwae`; see `open_gates`.
         subsamples: the draws of randomly subsampled plates, for further particles of the same datapoints.
         layout: where tensors of sites have particles and datapoints.
         draws: traces of the guide: one of all particles, or one of each; empty if they are not kept.
@@ -80,14 +74,14 @@ class Particles(NamedTuple):
     enumerated_site: tuple[Layout, Site] | None = None
 
     def at_datapoints(self, values: Float[Tensor, "..."]) -> Float[Tensor, " B"]:
-        """Values [plates] that belong to the enumerated site, such as its normaliser, as [B]."""
+        """Flatten values [plates] that belong to the enumerated site, such as its normaliser, to [B]."""
         assert self.enumerated_site is not None
         layout, site = self.enumerated_site
         return layout.per_datapoint(site, values).reshape(-1)
 
     @property
     def score(self) -> Float[Tensor, "*S K B"]:
-        """Sum of log q over the sites that are not reparameterised."""
+        """The sum of log q over the sites that are not reparameterised."""
         return sum((site.log_prob for site in self.scores), torch.zeros_like(self.log_weights))
 
     def open_gates(self, normalised_weights: Float[Tensor, "*S K B"]) -> None:
@@ -98,46 +92,26 @@ class Particles(NamedTuple):
 
 
 def concatenate(runs: Sequence[Particles]) -> Particles:
-    """The particles of several runs on the same datapoints."""
-
-    def cat(tensors: list[Tensor]) -> Tensor:
-        return torch.cat(tensors, dim=-2)
-
-    starts = [0]
+    """Join the particles of several runs on the same datapoints."""
+    names = [name for name in Particles._fields if isinstance(getattr(runs[0], name), Tensor)]
+    tensors: dict[str, Any] = {name: torch.cat([getattr(run, name) for run in runs], dim=-2) for name in names}
+    gates: list[SiteGate] = []
+    start = 0
     for run in runs:
-        starts.append(starts[-1] + run.log_weights.shape[-2])
-    first = runs[0]
-    return first._replace(
-        log_weights=cat([run.log_weights for run in runs]),
-        log_p=cat([run.log_p for run in runs]),
-        log_q=cat([run.log_q for run in runs]),
-        log_proposal=cat([run.log_proposal for run in runs]),
-        log_q_reparameterised=cat([run.log_q_reparameterised for run in runs]),
-        scores=_merged(runs),
-        log_q_enumerated=cat([run.log_q_enumerated for run in runs]),
-        live=cat([run.live for run in runs]),
-        gates=tuple(
-            gate._replace(start=start + gate.start)
-            for run, start in zip(runs, starts[:-1], strict=True)
-            for gate in run.gates
-        ),
-        draws=tuple(draw for run in runs for draw in run.draws),
-    )
+        gates += [gate._replace(start=start + gate.start) for gate in run.gates]
+        start += run.log_weights.shape[-2]
+    draws = tuple(draw for run in runs for draw in run.draws)
+    return runs[0]._replace(**tensors, scores=_join_scores(runs), gates=tuple(gates), draws=draws)
 
 
-def _merged(runs: Sequence[Particles]) -> tuple[SiteScore, ...]:
-    """The scores of all runs by name of site; a site that a run did not come to has none there."""
+def _join_scores(runs: Sequence[Particles]) -> tuple[SiteScore, ...]:
+    """Join scores by name of site; a site that a run did not come to has zeros there."""
     sites = {score.name: score for run in reversed(runs) for score in run.scores}
     by_name = [{score.name: score.log_prob for score in run.scores} for run in runs]
-    return tuple(
-        score._replace(
-            log_prob=torch.cat(
-                [
-                    found.get(name, torch.zeros_like(run.log_weights))
-                    for run, found in zip(runs, by_name, strict=True)
-                ],
-                dim=-2,
-            )
-        )
-        for name, score in sites.items()
-    )
+    joined = []
+    for name, score in sites.items():
+        parts = [
+            found.get(name, torch.zeros_like(run.log_weights)) for run, found in zip(runs, by_name, strict=True)
+        ]
+        joined.append(score._replace(log_prob=torch.cat(parts, dim=-2)))
+    return tuple(joined)

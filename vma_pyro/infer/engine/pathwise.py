@@ -1,4 +1,4 @@
-r"""Pathwise rules: what the gradient through a reparameterised value z_k(phi) is weighted with.
+r"""Pathwise rules: the weight of the gradient through a reparameterised value z_k(phi).
 
 The gradient of L = log 1/K sum_k w_k through z_k is v_k (d log w_k / d z_k) (d z_k / d phi) less v_k times the
 score of q(z_k). The score has an expectation that can be written as another pathwise gradient; a rule says whether
@@ -22,7 +22,7 @@ from torch import Tensor
 
 
 class PathwiseRule(NamedTuple):
-    """How gradients flow through reparameterised values.
+    """A rule for the gradient through reparameterised values.
 
     Attributes:
         name: for tables and errors.

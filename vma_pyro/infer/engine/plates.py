@@ -1,4 +1,4 @@
-"""Where a site's tensors hold particles, datapoints, and everything to be summed."""
+"""The place of particles, of datapoints, and of everything to be summed in a site's tensors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 from pyro import poutine
+from pyro.distributions import Unit
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -16,20 +17,25 @@ PARTICLES = "num_particles_vectorized"  # Pyro's own name of the plate
 
 
 def particle_plate(num_particles: int, max_plate_nesting: int) -> Callable[[PyroProgram], PyroProgram]:
-    """The plate of the particles, left of all plates of the program."""
+    """Make the plate of the particles, left of all plates of the program."""
     return pyro.plate(PARTICLES, num_particles, dim=-max_plate_nesting - 1)
 
 
 def sample_sites(trace: poutine.Trace) -> Iterable[Site]:
-    """The random sites, observed or not; `pyro.deterministic` is not random."""
+    """Iterate over the random sites, observed or not; `pyro.deterministic` is not random."""
     nodes: Iterable[Site] = trace.nodes.values()
     for site in nodes:
         if site["type"] == "sample" and not site["infer"].get("_deterministic"):
             yield site
 
 
+def is_given(site: Site) -> bool:
+    """Tell whether a site's value is data; a `pyro.factor` is observed as well, but has no value."""
+    return site["is_observed"] and not isinstance(site["fn"], Unit)
+
+
 def drawn_by(guide_trace: poutine.Trace) -> poutine.Trace:
-    """The sites whose values the model takes over; one whose value is given has it in the model as well."""
+    """Keep the sites whose values the model takes over; one whose value is given has it in the model as well."""
     if not guide_trace.observation_nodes:
         return guide_trace
     drawn = poutine.Trace()
@@ -40,16 +46,11 @@ def drawn_by(guide_trace: poutine.Trace) -> poutine.Trace:
 
 
 def is_random_subsample(site: Site) -> bool:
-    """Whether a site draws which elements of its plate are seen; plates whose elements are given have one, too."""
+    """Tell whether a site draws the elements of its plate; a plate whose elements are given has a site, too."""
     if not site_is_subsample(site):
         return False
     size: int | None = site["fn"].subsample_size
     return size is not None and size < site["fn"].size
-
-
-def has_plates(trace: poutine.Trace) -> bool:
-    """Whether any site lies in a plate, vectorised or sequential, of the program's own."""
-    return any(f.name != PARTICLES for site in sample_sites(trace) for f in site["cond_indep_stack"])
 
 
 def _sequential(site: Site) -> str:
@@ -60,10 +61,8 @@ def _sequential(site: Site) -> str:
 class Layout:
     """The dimensions of a site's log probability: [leading, particle, plates].
 
-    Args:
-        batch_plates: plates whose elements are the datapoints; none: the whole program is one.
-        max_plate_nesting: number of plate dimensions, without the particles'.
-        leading: number of dimensions left of the particles', of enumerated sites.
+    There are `leading` dimensions of enumerated sites, and `max_plate_nesting` of plates, without the particles'.
+    Elements of the `batch_plates` are the datapoints; without any the whole program is one.
     """
 
     def __init__(self, batch_plates: tuple[str, ...], max_plate_nesting: int, leading: int = 0) -> None:
@@ -71,13 +70,13 @@ class Layout:
         self.rank = leading + 1 + max_plate_nesting
 
     def of_program(self, *traces: poutine.Trace) -> Layout:
-        """The same, but a program without any plate is one datapoint."""
-        if not self.batch_plates or any(has_plates(trace) for trace in traces):
-            return self
-        return Layout((), self.nesting, self.leading)
+        """Return this layout, or that of one datapoint for programs without any plate, also a sequential one."""
+        frames = (f for trace in traces for site in sample_sites(trace) for f in site["cond_indep_stack"])
+        has_plates = any(frame.name != PARTICLES for frame in frames)
+        return self if has_plates or not self.batch_plates else Layout((), self.nesting, self.leading)
 
     def subsampling_scale(self, site: Site) -> float:
-        """Full size over subsample size, over the batch plates."""
+        """Compute full size over subsample size, over the batch plates."""
         scale = 1.0
         for frame in self._frames(site):
             scale *= (frame.full_size or frame.size) / frame.size
@@ -89,24 +88,24 @@ class Layout:
         return kept.sum(rest) if rest else kept
 
     def any_per_datapoint(self, site: Site, values: Tensor | bool) -> Tensor | bool:
-        """Whether any of the site's values is true: a boolean, or one that broadcasts to [*leading, K, *batch]."""
+        """Tell whether any value of the site is true: a boolean, or what broadcasts to [*leading, K, *batch]."""
         if isinstance(values, bool):
             return values
         kept, rest = self._gathered(site, values)
         return kept.amax(rest) if rest else kept
 
     def flat(self, values: Tensor) -> Tensor:
-        """Values [*leading, K, *batch] with all datapoints in one dimension, [*leading, K, B]."""
+        """Flatten values [*leading, K, *batch] to [*leading, K, B]."""
         return values.reshape(*values.shape[: self.leading + 1], -1)
 
     def spread(self, site: Site, values: Tensor) -> Tensor:
-        """The inverse: values [*leading, K, *batch] at the dimensions where the site's own log_prob has them."""
+        """Move values [*leading, K, *batch] to the dimensions where the site's own log_prob has them."""
         order, rest = self._order(site)
         values = values.reshape(*values.shape, *(1 for _ in rest))
         return values.permute(*(order.index(d) for d in range(self.rank)))
 
     def _frames(self, site: Site) -> list[Any]:
-        """The frames of the batch plates, in the order in which they were named."""
+        """Find the frames of the batch plates, in the order in which they were named."""
         frames = {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
         missing = [name for name in self.batch_plates if name not in frames]
         if missing:
@@ -120,14 +119,14 @@ class Layout:
         return [frames[name] for name in self.batch_plates]
 
     def _order(self, site: Site) -> tuple[list[int], list[int]]:
-        """All dimensions, those of [leading, particle, batch plates] first, and the rest of them."""
+        """Order all dimensions, [leading, particle, batch plates] first; returns also the rest."""
         lead = list(range(self.leading + 1))
         batch = [self.rank + frame.dim for frame in self._frames(site)]
         rest = [d for d in range(self.leading + 1, self.rank) if d not in batch]
         return [*lead, *batch, *rest], rest
 
     def _gathered(self, site: Site, value: Tensor) -> tuple[Tensor, list[int]]:
-        """The value with dimensions [leading, particle, batch plates, rest], and where the rest is."""
+        """Permute a value to [leading, particle, batch plates, rest]; returns also where the rest is."""
         order, rest = self._order(site)
         value = value.reshape((1,) * (self.rank - value.dim()) + value.shape)
         return value.permute(*order), list(range(self.rank - len(rest), self.rank))

@@ -1,4 +1,4 @@
-"""A model and a guide with the arguments of both: what an objective is computed of."""
+"""A model and a guide with the arguments of both."""
 
 from __future__ import annotations
 
@@ -29,25 +29,19 @@ class Programs:
     """Two programs that are run on the same arguments.
 
     A guide may have a method `prepare`. At the start of an estimate `prepare(*args, **kwargs)` is called once, and
-    returns the tuple of positional arguments that both programs are then called with, however often they run (or
-    `Arguments`, where some go by name). It computes what is costly and the same in every run, with gradients where
-    the estimate takes them. What it returns must not depend on observed data other than by passing them on: a
-    dream of wake-sleep replaces them.
-
-    Attributes:
-        model, guide: any Pyro programs.
-        args, kwargs: their arguments.
-        given: `args` and `kwargs` as they were before the guide prepared them; None: it has not been asked.
+    returns the positional arguments of all runs of both programs (or `Arguments`, where some go by name). It
+    computes what is costly and the same in every run, with gradients where the estimate takes them. What it
+    returns must not depend on observed data, other than by passing them on: a dream of wake-sleep replaces them.
     """
 
     model: PyroProgram
     guide: PyroProgram
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    given: tuple[Sequence[Any], Mapping[str, Any]] | None = None
+    given: tuple[Sequence[Any], Mapping[str, Any]] | None = None  # args and kwargs before the guide prepared them
 
     def prepared(self) -> Programs:
-        """The same programs with the arguments that the guide has prepared; prepared ones stay as they are."""
+        """Let the guide prepare the arguments; prepared ones stay as they are."""
         if self.given is not None:
             return self
         given = (self.args, self.kwargs)
@@ -60,24 +54,24 @@ class Programs:
 
     @property
     def as_given(self) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        """`args` and `kwargs` of the caller, which a learned baseline or a critic sees."""
+        """The `args` and `kwargs` of the caller, which a learned baseline or a critic sees."""
         return self.given or (self.args, self.kwargs)
 
     def loss(self, elbo: Any) -> Tensor:
-        """Minus the objective, differentiable."""
+        """Compute minus the objective, differentiable."""
         return elbo.differentiable_loss(self.model, self.guide, *self.args, **self.kwargs)
 
     def under(self, handler: Handler) -> Programs:
-        """Both programs under an effect handler."""
+        """Put both programs under an effect handler."""
         return replace(self, model=handler(self.model), guide=handler(self.guide))
 
     def with_subsamples(self, subsamples: poutine.Trace) -> Programs:
-        """Both programs on the datapoints that were drawn before: a plate shows all particles the same ones."""
+        """Keep both programs to the datapoints drawn before: a plate shows all particles the same ones."""
         return self.under(functools.partial(poutine.replay, trace=subsamples))
 
 
 def unwrapped(program: PyroProgram) -> tuple[PyroProgram, tuple[Messenger, ...]]:
-    """The program within effect handlers, and the handlers, outermost first."""
+    """Unwrap the program within effect handlers; returns also the handlers, outermost first."""
     handlers: list[Messenger] = []
     while isinstance(program, functools.partial):
         if program.keywords or (program.args and not isinstance(program.args[0], Messenger)):
@@ -91,9 +85,9 @@ def unwrapped(program: PyroProgram) -> tuple[PyroProgram, tuple[Messenger, ...]]
 
 
 def _preparation(guide: PyroProgram) -> Callable[..., Sequence[Any]] | None:
-    """The guide's method `prepare`, also within effect handlers."""
+    """Find the guide's method `prepare`, also within effect handlers."""
     inner, handlers = unwrapped(guide)
     if any(hasattr(handler, "_pyro_param") for handler in handlers):
-        return None  # it is prepared outside of the handlers, which would change its parameters
+        return None  # `prepare` would run outside of the handlers, which change the parameters
     prepare = getattr(inner, "prepare", None)
     return prepare if inspect.ismethod(prepare) else None

@@ -1,31 +1,32 @@
-"""Running programs whose errors keep to one line, also under handlers that change the shapes of their sites."""
+"""Running programs; their errors keep to one line, also under handlers that change the shapes of sites."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
 
-from vma_pyro.infer.engine.plates import PARTICLES, PyroProgram
+from vma_pyro.infer.engine.plates import PARTICLES, PyroProgram, drawn_by
+from vma_pyro.infer.engine.programs import Programs
 
+PROGRAM_ERRORS = (ValueError, RuntimeError, IndexError, TypeError, NotImplementedError)
 SINGLE_VALUE = ("converted to Scalar", "Boolean value of Tensor with more than one value is ambiguous")
 
 
 def run(
     program: PyroProgram, args: Sequence[Any], kwargs: Mapping[str, Any], *, enumerated: Collection[str] = ()
 ) -> poutine.Trace:
-    """The trace of a program, whose errors keep to their one line: Pyro adds the shapes of all its sites.
+    """Trace a program; its errors lose the shapes of all sites that Pyro adds to them.
 
-    Args:
-        program: a Pyro program.
-        args, kwargs: its arguments.
-        enumerated: sites whose values stand in new dimensions on the left.
+    The values of `enumerated` sites stand in new dimensions on the left, which an error may be about.
     """
     try:
         return poutine.trace(program).get_trace(*args, **kwargs)
-    except (ValueError, RuntimeError, IndexError, TypeError, NotImplementedError) as error:
+    except PROGRAM_ERRORS as error:
         cause = error.__cause__
         own = cause if type(cause) is type(error) and str(error).startswith(str(cause)) else error
         explained = _explained(str(own), enumerated)
@@ -36,8 +37,16 @@ def run(
         raise own from None
 
 
+def run_both(programs: Programs) -> tuple[poutine.Trace, poutine.Trace]:
+    """Trace the guide, and the model on what the guide has drawn, both without sites of subsampling."""
+    guide_trace = run(programs.guide, programs.args, programs.kwargs)
+    replayed = poutine.replay(programs.model, trace=drawn_by(guide_trace))
+    model_trace = run(replayed, programs.args, programs.kwargs)
+    return prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+
+
 def _explained(told: str, enumerated: Collection[str]) -> str | None:
-    """One line for what our handlers bring about; None for a program's own errors."""
+    """Explain in one line what our handlers bring about; None for a program's own errors."""
     first = told.splitlines()[0] if told else ""
     if collision := re.match(r'at plates "(.*)" and "(.*)", collide at dim=-(\d+)', first):
         plates = [name for name in collision.groups()[:2] if name != PARTICLES]
@@ -62,38 +71,32 @@ def _explained(told: str, enumerated: Collection[str]) -> str | None:
 
 
 def is_about_shapes(line: str) -> bool:
-    """Whether an error is of the kind that a dimension more brings about."""
+    """Tell whether an error is of the kind that one more dimension brings about."""
     own = re.match(r"(site '.*'|[\w.]+): (expected|its)", line)  # one of ours, or of the program's own checks
     words = ("shape", "size", "dimension", "broadcast", "expand", "index", "same number of dims")
     return not own and any(word in line.lower() for word in words)
 
 
-class OneLine:
-    """Errors of Pyro and torch in one line; those of a program with what it is expected to take."""
-
-    def __init__(self, program: str = "", *, enumerated: bool = False) -> None:
-        self.program, self.enumerated = program, enumerated
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if not isinstance(error, ValueError | RuntimeError | NotImplementedError | IndexError | TypeError):
-            return
+@contextmanager
+def one_line(program: str = "", *, enumerated: bool = False) -> Iterator[None]:
+    """Shorten errors of Pyro and torch to one line, and add what a program is expected to take."""
+    try:
+        yield
+    except PROGRAM_ERRORS as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         text = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])
         is_single = text.startswith("vectorize_particles")  # of a program that looks at single values
-        if isinstance(error, ValueError) and not (self.enumerated and is_single):
+        if isinstance(error, ValueError) and not (enumerated and is_single):
             if len(lines) == 1:
-                return
+                raise
             raise ValueError(text) from error
-        if not self.program:
+        if not program:
             raise ValueError(text) from error
         if not (is_single or isinstance(error, NotImplementedError) or is_about_shapes(lines[0])):
-            return  # the program's own
-        what = "all values of its discrete sites" if self.enumerated else "all particles"
+            raise  # the program's own
+        what = "all values of its discrete sites" if enumerated else "all particles"
         cause = error.__cause__ if is_single and error.__cause__ is not None else error
         raise ValueError(
-            f"{self.program}: expected to take {what} at once, in a new dimension on the left, got "
+            f"{program}: expected to take {what} at once, in a new dimension on the left, got "
             f"{type(cause).__name__}: {str(cause).splitlines()[0]}"
         ) from error

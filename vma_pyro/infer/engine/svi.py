@@ -1,7 +1,7 @@
-"""Whether Pyro's SVI trains the parameters whose gradients an objective has just found.
+"""A check that Pyro's SVI trains every parameter that has a gradient.
 
-SVI steps what makes param statements while the loss is computed, and nothing else: parameters that make none keep
-their values for ever, and the loss goes on looking like one.
+SVI steps only what makes param statements while the loss is computed: other parameters keep their values for ever,
+without a sign of it in the loss.
 """
 
 from __future__ import annotations
@@ -16,11 +16,7 @@ from torch import nn
 
 
 def check_svi_trains(model: Any, guide: Any) -> None:
-    """Refuse to go on where the caller is SVI and would leave a parameter with a gradient as it is.
-
-    Raises:
-        ValueError: it names the parameter, and the setting to change.
-    """
+    """Refuse a caller that is SVI and would not train a parameter that has a gradient."""
     seen = _collected()
     if seen is None:
         return
@@ -33,7 +29,7 @@ def check_svi_trains(model: Any, guide: Any) -> None:
 
 
 def _collected() -> set[int] | None:
-    """The parameters that a param-only trace around us has seen, by identity; None without one."""
+    """Collect the identities of the parameters that a param-only trace around us has seen; None without one."""
     for handler in _PYRO_STACK:
         if isinstance(handler, TraceMessenger) and handler.param_only:
             values: list[Any] = [site["value"] for site in handler.trace.nodes.values()]
@@ -49,7 +45,7 @@ def _why(name: str, program: nn.Module) -> str:
             "guide).parameters() with an optimizer of torch"
         )
     expected = f"parameter '{name}': expected in Pyro's parameter store, where pyro.infer.SVI trains it, found"
-    # Of a plain module in a PyroModule Pyro joins the names with a divider of its own.
+    # Pyro joins the names of a PyroModule and a plain module in it with a divider of its own.
     stored = [known.replace(DIVIDER, ".") for known in pyro.get_param_store()]
     if any(known == name or known.endswith(f".{name}") for known in stored):
         return (

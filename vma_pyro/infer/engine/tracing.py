@@ -1,4 +1,4 @@
-"""One run of a guide and of the model on its draws, and what the two traces must satisfy."""
+"""Running a guide and the model on its draws, and checking the two traces."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vma_pyro.infer.engine.checks import (
     check_same_latents,
     latents,
 )
-from vma_pyro.infer.engine.enumeration import EnumerateValues
 from vma_pyro.infer.engine.gates import Gate, GateValues, set_gates
+from vma_pyro.infer.engine.handlers import EnumerateValues
 from vma_pyro.infer.engine.masks import check_same_power
-from vma_pyro.infer.engine.options import Options
+from vma_pyro.infer.engine.options import SiteOptions
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.plates import Layout, Site, drawn_by, sample_sites
 from vma_pyro.infer.engine.programs import Handler, Programs
@@ -31,54 +31,46 @@ CheckGuide = Callable[[poutine.Trace, dict[str, Any]], None]  # its trace, and w
 
 
 class Traces(NamedTuple):
-    """One run of model and guide.
-
-    Attributes:
-        model, guide: with log probabilities.
-        subsamples: the sites that chose the elements of their plates.
-        gates: of the guide's reparameterised sites.
-        enumerated: sites whose values are enumerated, and their dimensions.
-        layout: where tensors of sites have particles and datapoints.
-    """
+    """Traces of one run of model and guide, with log probabilities."""
 
     model: poutine.Trace
     guide: poutine.Trace
-    subsamples: poutine.Trace
-    gates: tuple[Gate, ...]
-    enumerated: dict[str, int]
+    subsamples: poutine.Trace  # the sites that chose the elements of their plates
+    gates: tuple[Gate, ...]  # of the guide's reparameterised sites
+    enumerated: dict[str, int]  # the dimension of each site whose values are enumerated
     layout: Layout
 
 
 class Run(NamedTuple):
-    """How model and guide are run once, and what is asked of them; see `draw_particles`.
-
-    Attributes:
-        layout: where tensors of sites are to have particles and datapoints.
-        particles: K.
-        in_plate: whether the particles are in a plate.
-        pathwise, handlers, linear, check_guide: those of `draw_particles`; `enumerated` are among the handlers.
-    """
+    """Settings of one run of model and guide; those of the same name are explained at `draw`."""
 
     layout: Layout
-    particles: int
-    in_plate: bool
+    particles: int  # K
+    in_plate: bool  # whether the particles are in a plate
     pathwise: PathwiseRule | None = iwae
-    handlers: Sequence[Handler] = ()
+    handlers: Sequence[Handler] = ()  # with those that enumerate values
     linear: bool = False
     check_guide: CheckGuide | None = None
 
     def trace(self, programs: Programs) -> Traces:
-        """Traces of the guide, and of the model replayed against it, with their log probabilities."""
+        """Trace the guide, and the model replayed against it."""
         enumerated = {h.site: -h.dims - 1 for h in self.handlers if isinstance(h, EnumerateValues)}
         gated = GateValues(self.pathwise or iwae, enumerated)
         args, kwargs = programs.args, programs.kwargs
-        all_guide = run(self._handled(programs.guide, gated), args, kwargs, enumerated=enumerated)
+        handled = programs.guide
+        for handler in self.handlers:
+            handled = handler(handled)
+        if self.pathwise is not None:
+            handled = gated(handled)
+        all_guide = run(handled, args, kwargs, enumerated=enumerated)
         guide = prune_subsample_sites(all_guide)
         self._check(guide)
-        _check_enumerated(guide, enumerated)
+        for name in sorted(enumerated.keys() - latents(guide)):
+            drawn = sorted(latents(guide))
+            raise ValueError(f"site '{name}': expected among the latent sites of the guide, found {drawn}")
         guide.compute_score_parts()
         gates = set_gates(guide, self.layout.of_program(guide) if latents(guide) else self.layout, gated)
-        asked = Options()
+        asked = SiteOptions()
         replayed = poutine.replay(asked(programs.model), trace=drawn_by(all_guide))
         all_model = run(replayed, args, kwargs, enumerated=enumerated)
         model = prune_subsample_sites(all_model)
@@ -95,11 +87,6 @@ class Run(NamedTuple):
         check_shapes(sites, layout, self.particles, leading, nesting=layout.nesting + self.in_plate)
         return Traces(model, guide, _subsamples(all_guide, all_model), gates, enumerated, layout)
 
-    def _handled(self, guide: Any, gated: GateValues) -> Any:
-        for handler in self.handlers:
-            guide = handler(guide)
-        return gated(guide) if self.pathwise is not None else guide
-
     def _check(self, trace: poutine.Trace) -> None:
         check_no_enumeration(trace)
         check_nesting(trace, self.layout.nesting + self.in_plate)
@@ -110,27 +97,15 @@ class Run(NamedTuple):
 def check_shapes(
     sites: Iterable[Site], layout: Layout, particles: int, leading: Mapping[int, int], *, nesting: int
 ) -> None:
-    """Every dimension of every site is declared; see `check_dimensions`.
-
-    Args:
-        sites: with their log probabilities.
-        layout, particles, leading: those of `check_dimensions`.
-        nesting: number of plate dimensions, with the particles'.
-    """
+    """Refuse undeclared dimensions at any site; see `check_dimensions`. `nesting` counts the particles' plate."""
     for site in sites:
         check_dimensions(site, layout, particles, leading)
         if is_validation_enabled():
             check_site_shape(site, nesting)
 
 
-def _check_enumerated(guide: poutine.Trace, enumerated: Mapping[str, int]) -> None:
-    found = latents(guide)
-    for name in sorted(enumerated.keys() - found):
-        raise ValueError(f"site '{name}': expected among the latent sites of the guide, found {sorted(found)}")
-
-
 def _subsamples(*traces: poutine.Trace) -> poutine.Trace:
-    """The sites that chose the elements of their plates."""
+    """Copy the sites that chose the elements of their plates."""
     found = poutine.Trace()
     for trace in traces:
         for name, site in trace.nodes.items():

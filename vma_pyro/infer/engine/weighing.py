@@ -1,4 +1,4 @@
-"""From traces to weighted particles: log probabilities are summed over the sites of each datapoint.
+"""Weighing particles: the log probabilities of two traces are summed over the sites of each datapoint.
 
 A site belongs to datapoint b when it lies in the batch plates; a site outside them belongs to no datapoint and is
 refused by name.
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float
 from pyro import poutine
-from pyro.distributions import Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
@@ -22,7 +21,7 @@ from vma_pyro.infer.engine.defensive import Defended
 from vma_pyro.infer.engine.gates import power_of
 from vma_pyro.infer.engine.masks import mask_of, score_of
 from vma_pyro.infer.engine.particles import Particles, SiteGate, SiteScore
-from vma_pyro.infer.engine.plates import Layout, Site, sample_sites
+from vma_pyro.infer.engine.plates import Layout, Site, is_given, sample_sites
 from vma_pyro.infer.engine.tracing import Traces
 
 Sum = Tensor | float  # [*S, K, *batch], or 0 where there is nothing to sum
@@ -63,7 +62,7 @@ def weigh(traces: Traces) -> Particles:
 
 
 def sum_model(trace: poutine.Trace, sites: Sites) -> Sum:
-    """log p of all sites of a trace of the model."""
+    """Sum log p over all sites of a trace of the model."""
     log_p: Sum = 0.0
     for site in sample_sites(trace):
         log_p = log_p + sites.log_prob(site)
@@ -71,18 +70,17 @@ def sum_model(trace: poutine.Trace, sites: Sites) -> Sum:
 
 
 def sum_guide(trace: poutine.Trace, sites: Sites, enumerated: Collection[str] = ()) -> GuideSums:
-    """Sums over the sites that the guide draws; where a value is given nothing was drawn."""
+    """Sum over the sites that the guide draws; where a value is given nothing was drawn."""
     sums, layout = GuideSums(), sites.layout
     for site in sample_sites(trace):
-        if site["is_observed"] and not isinstance(site["fn"], Unit):
+        if is_given(site):
             continue
         log_prob = sites.log_prob(site)
         if site["name"] in enumerated:
             check_batch_plates_only(site, layout)
             sums.enumerated_site = (layout, site)
-            sums.log_q_enumerated = sums.log_q_enumerated + layout.per_datapoint(
-                site, site["fn"].log_prob(site["value"])
-            )
+            log_q = layout.per_datapoint(site, site["fn"].log_prob(site["value"]))
+            sums.log_q_enumerated = sums.log_q_enumerated + log_q
             sums.log_proposal = sums.log_proposal + _beyond_drawing(site, layout)
             continue
         sums.log_proposal = sums.log_proposal + log_prob
@@ -96,7 +94,7 @@ def sum_guide(trace: poutine.Trace, sites: Sites, enumerated: Collection[str] = 
 
 
 def sum_log_prob(sums: Sum, layout: Layout) -> Float[Tensor, "K B"]:
-    """A sum of log probabilities with all datapoints in one dimension."""
+    """Flatten a sum of log probabilities to one dimension of datapoints."""
     return layout.flat(_not_empty(sums))
 
 
@@ -113,21 +111,15 @@ class GuideSums:
 
 
 class Sites:
-    """Reads log probabilities of one site after the other, and checks that the sites agree.
-
-    Attributes:
-        layout: where their tensors have particles and datapoints.
-        scale: of subsampling, the same for all; None before the first.
-        masks: of the sites, per datapoint.
-    """
+    """Reads log probabilities of one site after the other, and checks that the sites agree."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.scale: float | None = None
-        self.masks: list[Tensor | bool] = []
+        self.scale: float | None = None  # of subsampling, the same for all; None before the first
+        self.masks: list[Tensor | bool] = []  # of the sites, per datapoint
 
     def log_prob(self, site: Site) -> Tensor:
-        """Log probability of a site for each datapoint, without the scale of subsampling."""
+        """Read the log probability of a site for each datapoint, without the scale of subsampling."""
         self.scale = same_scale(site, self.layout.subsampling_scale(site), self.scale)
         log_prob = self.layout.per_datapoint(site, self.unscaled(site["log_prob"]))
         if is_validation_enabled() and bool(torch.isnan(log_prob).any()):
@@ -147,7 +139,7 @@ def _not_empty(sums: Sum) -> Tensor:
 
 
 def _live(masks: Sequence[Tensor | bool], log_w: Tensor) -> Bool[Tensor, "..."]:
-    """Which datapoints have a site that counts."""
+    """Tell which datapoints have a site that counts."""
     live = torch.zeros(log_w.shape, dtype=torch.bool, device=log_w.device)
     for mask in masks:
         live = live | torch.as_tensor(mask, device=log_w.device)
@@ -155,7 +147,7 @@ def _live(masks: Sequence[Tensor | bool], log_w: Tensor) -> Bool[Tensor, "..."]:
 
 
 def _log_q(site: Site, sites: Sites, log_prob: Tensor) -> Tensor:
-    """log q of a guide's site, also where it was drawn from a proposal around q."""
+    """Read log q of a guide's site, also where it was drawn from a proposal around q."""
     if not isinstance(site["fn"], Defended):
         return log_prob
     own = scale_and_mask(site["fn"].guide.log_prob(site["value"]), site["scale"], site["mask"])
@@ -163,7 +155,7 @@ def _log_q(site: Site, sites: Sites, log_prob: Tensor) -> Tensor:
 
 
 def _beyond_drawing(site: Site, layout: Layout) -> Tensor:
-    """log q^s - log q of a site whose values are enumerated: nothing for s = 1, even where q is zero."""
-    power, _ = power_of(site, layout)  # it has no mask of its own, see `check_no_own_mask`
+    """Compute log q^s - log q of a site whose values are enumerated: nothing for s = 1, even where q is zero."""
+    power, _ = power_of(site, layout)  # it has no mask of its own, see `check_finite_support`
     log_q = site["fn"].log_prob(site["value"])
     return layout.per_datapoint(site, torch.where(power == 1, 0.0, (power - 1) * log_q))

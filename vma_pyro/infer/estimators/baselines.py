@@ -24,7 +24,7 @@ _F = TypeVar("_F", bound=ScoreBaseline)
 
 
 def score_baseline(*, min_particles: int = 2, unbiased: bool = True) -> Callable[[_F], _F]:
-    """Declare what a baseline needs; `MultiSampleELBO` refuses fewer particles by the baseline's name."""
+    """Declare what a baseline needs; `MultiSampleELBO` refuses fewer particles and names the baseline."""
 
     def mark(function: _F) -> _F:
         function.min_particles = min_particles  # type: ignore[attr-defined]
@@ -35,25 +35,25 @@ def score_baseline(*, min_particles: int = 2, unbiased: bool = True) -> Callable
 
 
 def baseline_name(baseline: Any) -> str:
-    """A baseline's name, for errors and tables."""
+    """Name a baseline, for errors and tables."""
     return getattr(baseline, "__name__", None) or type(baseline).__name__
 
 
 @score_baseline(min_particles=1)
 def reinforce(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
-    """c_k = 0: no baseline, the reference for how noisy it gets (Williams 1992)."""
+    """Take c_k = 0, no baseline at all: the noisiest case (Williams 1992)."""
     return torch.zeros_like(log_weights)
 
 
 @score_baseline()
 def vimco(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
-    r"""c_k = log 1/(K-1) S_-k, the arithmetic mean of the others (Mnih & Rezende 2016, section 3.2)."""
+    r"""Take c_k = log 1/(K-1) S_-k, the arithmetic mean of the others (Mnih & Rezende 2016, section 3.2)."""
     return leave_one_out_logsumexp(log_weights) - math.log(len(log_weights) - 1)
 
 
 @score_baseline()
 def vimco_geometric(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
-    r"""c_k = log 1/K [S_-k + g_k], with g_k the geometric mean of the others (Mnih & Rezende 2016, eq. 9-10).
+    r"""Take c_k = log 1/K [S_-k + g_k], with g_k the geometric mean of the others (Mnih & Rezende 2016, eq. 9-10).
 
     The form that the VIMCO paper prefers; at K = 2 it is `vimco`.
     """
@@ -64,7 +64,7 @@ def vimco_geometric(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
 
 @score_baseline()
 def loo(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
-    r"""c_k = log 1/K S_-k: leave particle k out of the bound (Lievin et al. 2020, OVIS at gamma = 0).
+    r"""Take c_k = log 1/K S_-k, the bound without particle k (Lievin et al. 2020, OVIS at gamma = 0).
 
     The coefficient less the derivative inside w_k is -log(1 - v_k) - v_k >= 0, with v_k the normalised weight:
     near the posterior its signal-to-noise ratio grows like sqrt(K), where that of `vimco` falls.
@@ -76,8 +76,8 @@ def loo(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
 class OVIS:
     r"""c_k = log 1/(K-1) S_-k - gamma v_k + (1 - gamma) log(1 - 1/K) (Lievin et al. 2020, section 4.2).
 
-    Gamma = 0 is `loo`, and unbiased. Gamma > 0 depends on particle k, and is biased: its coefficient near the
-    posterior is that of wake-phi for gamma = 1. For low effective sample sizes.
+    Gamma = 0 is `loo`, and unbiased. Gamma > 0 depends on particle k and is biased; with gamma = 1 the coefficient
+    near the posterior is that of wake-phi. It helps where the effective sample size is low.
 
     Args:
         gamma: from 0 to 1.
@@ -97,10 +97,9 @@ class OVIS:
         return self.gamma == 0
 
     def __call__(self, log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
-        """The baseline c [K, B]."""
-        K = len(log_weights)
+        """Compute the baseline c [K, B]."""
         v = torch.nan_to_num(log_weights.softmax(0), nan=0.0)
-        return vimco(log_weights) - self.gamma * v + (1 - self.gamma) * math.log(1 - 1 / K)
+        return vimco(log_weights) - self.gamma * v + (1 - self.gamma) * math.log(1 - 1 / len(log_weights))
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,7 @@ class OVISMonteCarlo:
     r"""c_k = 1/S sum_s log 1/K [S_-k + w'_s]: fresh particles w' take the place of particle k (Lievin et al.
     2020).
 
-    An estimate of E[L | the other particles], the baseline that leaves out particle k alone. Costs S more runs of
-    the model per update.
+    It estimates E[L | the other particles], at S more runs of the model per update.
 
     Args:
         samples: S.
@@ -126,20 +124,20 @@ class OVISMonteCarlo:
 
     @property
     def fresh_particles(self) -> int:
-        """Particles that are drawn for the baseline alone."""
+        """The number of particles that are drawn for the baseline alone."""
         return self.samples
 
     def __call__(self, log_weights: Float[Tensor, "K B"], fresh: Float[Tensor, "S B"]) -> Float[Tensor, "K B"]:
-        """The baseline c [K, B], from the log weights of the particles and of the fresh ones."""
+        """Compute the baseline c [K, B], from the log weights of the particles and of the fresh ones."""
         others = leave_one_out_logsumexp(log_weights)
         return torch.logaddexp(others, fresh[:, None]).mean(0) - math.log(len(log_weights))
 
 
 def leave_one_out_logsumexp(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
-    """log S_-k for every k, [K, B] to [K, B].
+    """Compute log S_-k for every k, [K, B] to [K, B]; weights of -inf are allowed.
 
-    From the particles before and after k, not as log(exp(total) - w_k): in float32 that difference is zero or
-    negative as soon as one particle leads by 17 nats. Weights of -inf are allowed.
+    It adds the particles before and after k, as log(exp(total) - w_k) would be the logarithm of zero or less in
+    float32 once one particle leads by 17 nats.
     """
     return torch.logaddexp(
         _shifted(log_weights, torch.logcumsumexp, -math.inf),
@@ -148,11 +146,11 @@ def leave_one_out_logsumexp(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, 
 
 
 def leave_one_out_sum(values: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
-    """Sum over l != k for every k, [K, B] to [K, B], without subtraction: -inf elsewhere than at k survives."""
+    """Sum over l != k for every k, [K, B] to [K, B], without subtraction, so that an -inf elsewhere survives."""
     return _shifted(values, torch.cumsum, 0.0) + _shifted(values.flip(0), torch.cumsum, 0.0).flip(0)
 
 
 def _shifted(values: Float[Tensor, "K B"], cumulate: Callable[..., Tensor], empty: float) -> Float[Tensor, "K B"]:
-    """The cumulative value of the particles strictly before k, `empty` at k = 0."""
+    """Cumulate the particles strictly before k; `empty` at k = 0."""
     first = torch.full_like(values[:1], empty)
     return torch.cat([first, cumulate(values[:-1], dim=0)])

@@ -1,4 +1,4 @@
-"""A critic of the values of a discrete site, whose expectation is summed exactly, as a control variate."""
+"""A control variate: a critic of a discrete site's values, whose expectation is summed exactly."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vma_pyro.infer.engine.checks import check_batch_plates_only
 from vma_pyro.infer.engine.distributions import whole_support
-from vma_pyro.infer.engine.estimator import Estimate, Noise, PlateOptions
-from vma_pyro.infer.engine.messages import check_no_own_mask
+from vma_pyro.infer.engine.estimator import Estimate, PlateOptions
+from vma_pyro.infer.engine.handlers import check_finite_support
 from vma_pyro.infer.engine.particles import SiteScore
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.programs import Programs
@@ -27,13 +27,12 @@ class CriticELBO(KSampleBound):
         \sum_k (L - c_k - \hat f(x, a_k)) \nabla \log q(a_k) + K \nabla \sum_a q(a) \hat f(x, a)
 
     The sum over all values needs the critic only, not the model. It is unbiased for every critic that does not
-    see the particles (a control variate with known mean; Gu et al. 2016, MuProp; Tucker et al. 2017). The critic
-    is trained to predict L - c_k, in the mean square.
+    see the particles (Gu et al. 2016; Tucker et al. 2017). The critic learns to predict L - c_k, in mean square.
 
     Args:
         num_particles: K.
-        critic: module of the program's arguments with output [*batch, S], one value for each of the site's;
-            the batch plates in the order of `batch_plates`.
+        critic: a module from the program's arguments to [*batch, S], one output for each value of the site; the
+            batch plates in the order of `batch_plates`.
         site: name of the discrete site; its support is finite.
         baseline, pathwise, noise, batch_plates, max_plate_nesting, retain_graph: see `MultiSampleELBO`.
 
@@ -49,10 +48,9 @@ class CriticELBO(KSampleBound):
         site: str = "address",
         baseline: ScoreBaseline = vimco,
         pathwise: PathwiseRule = iwae,
-        noise: Noise = "independent",
         **plates: Unpack[PlateOptions],
     ) -> None:
-        super().__init__(num_particles, baseline=baseline, pathwise=pathwise, noise=noise, **plates)
+        super().__init__(num_particles, baseline=baseline, pathwise=pathwise, **plates)
         for name, needed in (("draws_per_score", 1), ("vectorize_particles", True)):
             if getattr(self, name) != needed:
                 raise ValueError(
@@ -62,7 +60,7 @@ class CriticELBO(KSampleBound):
         self.critic, self.site = critic, site
 
     def learned_parts(self) -> dict[str, nn.Module]:
-        """The critic, and the baseline if it has parameters."""
+        """Return the critic, and the baseline if it has parameters."""
         return {"critic": self.critic} | super().learned_parts()
 
     def _estimate(self, programs: Programs) -> Estimate:
@@ -78,20 +76,15 @@ class CriticELBO(KSampleBound):
 
 
 class _Judged:
-    """A site, and what the critic says of its values [*batch, S].
-
-    Attributes:
-        met: whether the site was among the scores.
-    """
+    """A site, what the critic says of its values [*batch, S], and whether the site was met among the scores."""
 
     def __init__(self, site: str, values: Tensor) -> None:
-        self.site, self.values = site, values
-        self.met = False
+        self.site, self.values, self.met = site, values, False
 
     def surrogate(
         self, score: SiteScore, coefficient: Float[Tensor, "K B"], log_q: Float[Tensor, "K B"]
     ) -> Float[Tensor, ""]:
-        """The surrogate of one site's score; the critic's part in it at the judged site."""
+        """Compute the surrogate of one site's score, with the critic's part in it at the judged site."""
         if score.name != self.site:
             return plain_surrogate(score, coefficient, log_q)
         self.met = True
@@ -105,7 +98,7 @@ class _Judged:
         return ((coefficient - at_draw.detach()) * log_q).sum() + exact - (error**2).sum()
 
     def _predicted(self, size: int, shape: torch.Size) -> Float[Tensor, "S K B"]:
-        """The critic's values for S = size values of the site, as the particles of shape [K, B] see them."""
+        """Expand what the critic says of all S = size values to the particles, of shape [K, B]."""
         if self.values.shape[-1] != size or self.values.numel() != shape[1] * size:
             raise ValueError(
                 f"critic: expected output [*batch, {size}], one value for each of site '{self.site}', "
@@ -115,13 +108,11 @@ class _Judged:
 
 
 def _table(score: SiteScore) -> tuple[Float[Tensor, "S K B"], Int[Tensor, "K B"]]:
-    """log q of all values of a site, and the positions of those that were drawn."""
+    """Compute log q of all values of a site, and find the positions of those that were drawn."""
     layout, site = score.layout, score.site
     fn, value = site["fn"], site["value"]
-    if not getattr(fn, "has_enumerate_support", False):
-        raise ValueError(f"site '{score.name}': expected a finite support, got {type(fn).__name__}")
+    check_finite_support(site)
     check_batch_plates_only(site, layout)
-    check_no_own_mask(site)
     shape = score.log_prob.shape
     batch, event = value.dim() - fn.event_dim, tuple(fn.event_shape)
     rows, position = [], torch.zeros(shape, dtype=torch.long, device=value.device)

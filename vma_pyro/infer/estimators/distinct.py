@@ -6,18 +6,16 @@ import math
 from typing import Any, Unpack
 
 import torch
-from jaxtyping import Float
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vma_pyro.infer.engine.checks import is_function_of
 from vma_pyro.infer.engine.distributions import whole_support
-from vma_pyro.infer.engine.estimator import Estimate, Noise, PlateOptions
-from vma_pyro.infer.engine.messages import is_drawn, is_open
+from vma_pyro.infer.engine.estimator import Estimate, PlateOptions
+from vma_pyro.infer.engine.handlers import is_drawn, is_open
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import normalised, weighted
-from vma_pyro.infer.estimators.distinct_values import DistinctDraw
-from vma_pyro.infer.estimators.subset import SubsetELBO, log_q_and_f
+from vma_pyro.infer.estimators.subset import DistinctDraw, SubsetELBO, log_q_and_f
 
 
 class DistinctELBO(SubsetELBO):
@@ -29,8 +27,8 @@ class DistinctELBO(SubsetELBO):
 
     The bracket is an unbiased estimate of p(x), so L is a bound; no run of the model is spent on a repeated
     value, and at k = |support| it is `ExactELBO`. The score part is that of s' alone, with the bound without s'
-    as baseline. C is held fixed in the gradient: where q(s) depends on a continuous latent, C changes with it, and
-    the gradient has a part on the boundary that is not estimated. Such a site is refused.
+    as baseline. A site whose q(s) depends on a continuous latent is refused: C changes with the latent, which adds
+    a part to the gradient that is not estimated.
 
     The bound depends on q(s) only through the choice of values, so its gradient trains the guide little. With
     `guide_follows="posterior"` the score part is that of wake-phi (Bornschein & Bengio 2015) on the same runs
@@ -54,10 +52,9 @@ class DistinctELBO(SubsetELBO):
         *,
         site: str = "address",
         guide_follows: str = "bound",
-        noise: Noise = "independent",
         **plates: Unpack[PlateOptions],
     ) -> None:
-        super().__init__(num_particles, site=site, noise=noise, **plates)
+        super().__init__(num_particles, site=site, **plates)
         if guide_follows not in ("bound", "posterior"):
             raise ValueError(f"guide_follows: expected 'bound' or 'posterior', got {guide_follows!r}")
         self.guide_follows = guide_follows
@@ -69,7 +66,7 @@ class DistinctELBO(SubsetELBO):
         particles = self._draw_values(programs, {self.site: draw.top_and_one}, handlers=alone)
         joint = particles.log_weights[:, 0]  # [k, B]
         log_q, _ = log_q_and_f(particles)
-        log_outside = particles.at_datapoints(draw.log_outside_differentiable)
+        log_outside = particles.at_datapoints(draw.log_outside)
         something_left = log_outside > -math.inf
         log_outside = torch.where(something_left, log_outside, 0.0)
         with torch.no_grad():
@@ -87,29 +84,18 @@ class DistinctELBO(SubsetELBO):
             shares = torch.where(live, (particles.log_q_enumerated[:, 0].detach() + log_ratio).exp(), 0.0)
             surrogate = surrogate + ((v - shares) * log_q).sum()
         else:
-            surrogate = surrogate + self._score_part(terms, log_q[-1] - log_outside, bound, v, live)
+            without = terms[:-1].logsumexp(0)
+            # L has the derivative -v[-1] with respect to the log probability of s' outside C.
+            coefficient = bound - torch.where(without == -math.inf, 0.0, without) - v[-1]
+            coefficient = torch.where(live & (bound > -math.inf), coefficient, 0.0)
+            surrogate = surrogate + (coefficient * (log_q[-1] - log_outside)).sum()
         return Estimate(bound, surrogate, particles.scale)
-
-    @staticmethod
-    def _score_part(
-        terms: Float[Tensor, "k B"],
-        log_q: Float[Tensor, " B"],
-        bound: Float[Tensor, " B"],
-        v: Float[Tensor, "k B"],
-        live: Tensor,
-    ) -> Tensor:
-        """The score part of s', whose log probability outside C is log_q; -v is its derivative in the bracket."""
-        without = terms[:-1].logsumexp(0)
-        coefficient = bound - torch.where(without == -math.inf, 0.0, without) - v[-1]
-        coefficient = torch.where(live & (bound > -math.inf), coefficient, 0.0)
-        return (coefficient * log_q).sum()
 
 
 class _DependsOnNothing(Messenger):
-    """Refuses a site whose distribution depends on a continuous latent drawn before it."""
+    """Refuse a site whose distribution depends on a continuous latent drawn before it."""
 
     def __init__(self, site: str) -> None:
-        super().__init__()
         self.site = site
         self.before: dict[str, Tensor] = {}
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from vma_pyro.infer.engine.distributions import whole_support
-from vma_pyro.infer.engine.estimator import Estimate, Noise, PlateOptions
+from vma_pyro.infer.engine.estimator import Estimate, PlateOptions
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import normalised, weighted
 from vma_pyro.infer.estimators.subset import SubsetELBO
@@ -19,9 +19,9 @@ class ExactELBO(SubsetELBO):
     .. math::
         L = \log \frac1K \sum_k \sum_a \frac{p(x, z_{ka}, a)}{q(z_{ka} \mid x, a)}
 
-    (stratified importance weighting over a, Morningstar et al. 2021.) |support| runs of the model for each of the
-    K particles; unbiased without any score. q(a|x) is not in it, and learns nothing from it, unless a is masked or
-    scaled: pair it with another estimator of the guide's gradient, or use it to judge one.
+    (stratified importance weighting over a, Morningstar et al. 2021.) It takes |support| runs of the model for
+    each particle, and is unbiased without any score. q(a|x) is not in it and learns nothing from it, unless a is
+    masked or scaled: pair it with another estimator of the guide's gradient, or use it to judge one.
 
     Args:
         num_particles: K, draws of the reparameterised sites for each value.
@@ -37,14 +37,9 @@ class ExactELBO(SubsetELBO):
     unbiased = True
 
     def __init__(
-        self,
-        num_particles: int = 1,
-        *,
-        site: str | Sequence[str] = "address",
-        noise: Noise = "independent",
-        **plates: Unpack[PlateOptions],
+        self, num_particles: int = 1, *, site: str | Sequence[str] = "address", **plates: Unpack[PlateOptions]
     ) -> None:
-        super().__init__(num_particles, noise=noise, **plates)
+        super().__init__(num_particles, **plates)
         self.sites = (site,) if isinstance(site, str) else tuple(site)
 
     def _estimate(self, programs: Programs) -> Estimate:

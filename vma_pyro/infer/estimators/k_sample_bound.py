@@ -1,4 +1,4 @@
-"""What the estimators of the K-sample bound share: its options, its score part and its baselines."""
+"""The base of estimators of the K-sample bound: their options, the score part and its baselines."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vma_pyro.infer.engine.estimator import Estimate, Estimator, Noise, RunOptions
+from vma_pyro.infer.engine.estimator import Estimate, Estimator, RunOptions
+from vma_pyro.infer.engine.handlers import ShareDiscrete
 from vma_pyro.infer.engine.particles import Particles, SiteScore
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.engine.sharing import ShareDiscrete
-from vma_pyro.infer.engine.weights import log_mean_exp, normalised, weighted
+from vma_pyro.infer.engine.weights import finite, log_mean_exp, normalised, weighted
 from vma_pyro.infer.estimators.baselines import ScoreBaseline, baseline_name, vimco
 from vma_pyro.infer.estimators.learned_baseline import LearnedBaseline
 
@@ -26,7 +26,7 @@ SiteSurrogate = Callable[[SiteScore, Tensor, Tensor], Tensor]
 def plain_surrogate(
     score: SiteScore, coefficient: Float[Tensor, "K B"], log_q: Float[Tensor, "K B"]
 ) -> Float[Tensor, ""]:
-    """The sum over particles of (L - c_k) log q(a_k)."""
+    """Sum (L - c_k) log q(a_k) over particles."""
     return (coefficient * log_q).sum()
 
 
@@ -48,38 +48,36 @@ class KSampleBound(Estimator):
         baseline: ScoreBaseline = vimco,
         pathwise: PathwiseRule = iwae,
         draws_per_score: int = 1,
-        noise: Noise = "independent",
         **options: Unpack[RunOptions],
     ) -> None:
-        self.baseline, self.pathwise = baseline, pathwise
-        self.draws_per_score = draws_per_score
+        self.baseline, self.pathwise, self.draws_per_score = baseline, pathwise, draws_per_score
         self.min_particles = getattr(baseline, "min_particles", 1)
-        super().__init__(num_particles, noise=noise, **options)
+        super().__init__(num_particles, **options)
         if draws_per_score < 1:
             raise ValueError(f"draws_per_score: expected at least 1, got {draws_per_score}")
-        if noise == "common" and pathwise.detached:
+        if self.noise == "common" and pathwise.detached:
             raise ValueError(
                 f"pathwise: expected iwae with common noise, as '{pathwise.name}' takes the particles for "
                 f"independent, got {pathwise.name}"
             )
         single = num_particles * draws_per_score == 1
-        if noise == "common" or draws_per_score > 1:
+        if self.noise == "common" or draws_per_score > 1:
             self.objective = "iwae-coupled"  # a bound too, but another one
         self.unbiased = getattr(baseline, "unbiased", True) and (pathwise.unbiased or single)
 
     def learned_parts(self) -> dict[str, nn.Module]:
-        """The baseline, if it has parameters."""
+        """Return the baseline, if it has parameters."""
         return {"baseline": self.baseline} if isinstance(self.baseline, nn.Module) else {}
 
     def _what(self) -> str:
         return f"baseline {baseline_name(self.baseline)!r}"
 
     def _all_particles(self) -> int:
-        """K times the draws per score, and the fresh particles of the baseline."""
+        """Count all particles: K times the draws per score, and the fresh ones of the baseline."""
         return (self.num_particles + getattr(self.baseline, "fresh_particles", 0)) * self.draws_per_score
 
     def _particles(self, programs: Programs, number: int) -> Particles:
-        """So many draws, under the pathwise rule; those of one score share the discrete values."""
+        """Draw so many particles under the pathwise rule; those of one score share the discrete values."""
         nesting = self._nesting(programs)
         handlers = [ShareDiscrete(self.draws_per_score, nesting)] if self.draws_per_score > 1 else []
         return self._draw(programs, number, pathwise=self.pathwise, handlers=handlers, nesting=nesting)
@@ -87,7 +85,7 @@ class KSampleBound(Estimator):
     def _estimate_with(
         self, programs: Programs, particles: Particles, site_surrogate: SiteSurrogate = plain_surrogate
     ) -> Estimate:
-        """The bound of drawn particles, and its gradient through all of them."""
+        """Estimate the bound of drawn particles, and its gradient through all of them."""
         log_w = self._own(particles.log_weights)
         bound, v = log_mean_exp(log_w).detach(), normalised(log_w)  # [B], [K, B]
         self._open_gates(particles, v)
@@ -109,7 +107,7 @@ class KSampleBound(Estimator):
         bound: Float[Tensor, " B"],
         site_surrogate: SiteSurrogate = plain_surrogate,
     ) -> Float[Tensor, ""]:
-        """The surrogate of the scores, and of what a learned baseline learns."""
+        """Compute the surrogate of the scores, and of what a learned baseline learns."""
         surrogate = bound.new_zeros(())
         grouped = _groups(particles.log_weights.detach(), self.draws_per_score)  # [K + fresh, B]
         baselines: dict[int, Tensor] = {}  # each once per draw: a learned one remembers what it has seen
@@ -118,18 +116,14 @@ class KSampleBound(Estimator):
             if id(baseline) not in baselines:
                 c = baselines[id(baseline)] = self._baseline(baseline, score.name, grouped, programs)
                 if c.requires_grad:  # it is trained to predict the bound
-                    surrogate = surrogate - _finite_square(bound - c).sum()
+                    surrogate = surrogate - (finite(bound - c) ** 2).sum()
             log_q = _first_of_groups(score, self.draws_per_score)[: self.num_particles]
             coefficient = learning_signal(bound, baselines[id(baseline)].detach())
             surrogate = surrogate + site_surrogate(score, coefficient, log_q)
         return surrogate
 
     def _baseline(
-        self,
-        baseline: ScoreBaseline,
-        site: str,
-        log_weights: Float[Tensor, "N B"],
-        programs: Programs,
+        self, baseline: ScoreBaseline, site: str, log_weights: Float[Tensor, "N B"], programs: Programs
     ) -> Float[Tensor, "K B"]:
         """Compute c from the weights of all N particles: the K and the fresh ones."""
         least = getattr(baseline, "min_particles", 1)
@@ -153,17 +147,17 @@ class KSampleBound(Estimator):
 
 
 def learning_signal(bound: Float[Tensor, " B"], c: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
-    """L - c_k, finite where weights are zero.
+    """Compute L - c_k, finite where weights are zero.
 
-    If all other particles weigh nothing their mean is no baseline; 0 is one that depends on them alone. If all
-    weigh nothing, nothing is learned (the loss is infinite).
+    If all other particles weigh nothing, 0 takes the place of their mean. If all weigh nothing, nothing is learned
+    (the loss is infinite).
     """
     coefficient = bound - torch.where(c == -math.inf, 0.0, c)
     return torch.where(bound == -math.inf, 0.0, coefficient)
 
 
 def _groups(log_weights: Float[Tensor, "N B"], size: int) -> Float[Tensor, "K B"]:
-    """Log mean weight of each `size` consecutive particles."""
+    """Compute the log mean weight of each `size` consecutive particles."""
     if size == 1:
         return log_weights
     groups = log_weights.reshape(-1, size, log_weights.shape[-1])
@@ -171,7 +165,7 @@ def _groups(log_weights: Float[Tensor, "N B"], size: int) -> Float[Tensor, "K B"
 
 
 def _first_of_groups(score: SiteScore, size: int) -> Float[Tensor, "K B"]:
-    """log q [K, B] of a site that the particles of a group share."""
+    """Take log q [K, B] of a site that the particles of a group share."""
     if size == 1:
         return score.log_prob
     groups = score.log_prob.reshape(-1, size, score.log_prob.shape[-1])
@@ -181,7 +175,3 @@ def _first_of_groups(score: SiteScore, size: int) -> Float[Tensor, "K B"]:
             "share its value, but it depends on a reparameterised site"
         )
     return groups[:, 0]
-
-
-def _finite_square(difference: Tensor) -> Tensor:
-    return torch.where(difference.isfinite(), difference, 0.0) ** 2

@@ -1,4 +1,4 @@
-"""A learned score baseline: the only one with parameters and a state."""
+"""Learned score baselines, which have parameters and a state."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 class LearnedBaseline(nn.Module, ABC):
     """A score baseline that sees the program's arguments; it is trained along with model and guide.
 
-    A guide's site that asks for one with `infer={"estimator": ...}` holds it as a submodule of the guide. As the
-    objective's baseline, `elbo(model, guide).parameters()` contains its parameters. It is trained to predict the
-    bound, in the mean square.
+    It learns to predict the bound, in mean square: `elbo(model, guide).parameters()` has its parameters. One that
+    a guide's site asks for with `infer={"estimator": ...}` must be a submodule of the guide.
     """
 
     min_particles = 1
@@ -24,7 +23,7 @@ class LearnedBaseline(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, log_weights: Float[Tensor, "K B"], *args: Any, **kwargs: Any) -> Float[Tensor, "K B"]:
-        """The baseline c [K, B], from log weights without gradient and the arguments of the programs."""
+        """Compute the baseline c [K, B] from log weights without gradient and the arguments of the programs."""
 
 
 class NVIL(LearnedBaseline):
@@ -35,9 +34,8 @@ class NVIL(LearnedBaseline):
     the expected gradient's direction; here it scales the network's output instead.
 
     Args:
-        network: C, a module of the program's arguments with output [*batch] or [*batch, 1]; None: the running mean
-            alone.
-        decay: of the running mean and variance, which move in training mode only.
+        network: C, a module from the program's arguments to [*batch] or [*batch, 1]; None: the running mean alone.
+        decay: the decay of the running mean and variance, which move in training mode only.
     """
 
     mean: Tensor
@@ -52,7 +50,7 @@ class NVIL(LearnedBaseline):
         self.register_buffer("variance", torch.tensor(1.0))
 
     def forward(self, log_weights: Float[Tensor, "K B"], *args: Any, **kwargs: Any) -> Float[Tensor, "K B"]:
-        """The baseline c [K, B], the same for every particle."""
+        """Compute the baseline c [K, B], the same for every particle."""
         bound = log_weights.logsumexp(0) - math.log(len(log_weights))
         mean = torch.nan_to_num(self.mean, nan=0.0).to(bound.dtype)
         c = mean.expand_as(bound)

@@ -1,4 +1,4 @@
-"""The K-sample bound, with a pluggable score baseline and a pluggable pathwise rule."""
+"""The K-sample bound, with any score baseline and pathwise rule."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vma_pyro.infer.engine.estimator import Estimate, Noise, RunOptions
+from vma_pyro.infer.engine.estimator import Estimate, RunOptions
 from vma_pyro.infer.engine.particles import Particles, concatenate
 from vma_pyro.infer.engine.pathwise import PathwiseRule, iwae
 from vma_pyro.infer.engine.programs import Programs
@@ -42,8 +42,8 @@ class MultiSampleELBO(KSampleBound):
         pathwise: `iwae` (default), `dreg` or `stl`; see `vma_pyro.infer.engine.pathwise`.
         draws_per_score: Z; each of the K draws of the discrete sites comes with so many of the reparameterised
             ones: K Z particles, whose mean weight over Z takes the place of w_k. Default 1.
-        chunk_size: particles at a time; memory no longer grows with K, at the price of a second forward pass, in
-            which the weights of all particles are known. The gradient is the same. Default None: all at once.
+        chunk_size: particles at a time; default None: all. With chunks memory does not grow with K, at the price
+            of a second forward pass. The gradient is the same.
         noise, batch_plates, max_plate_nesting, vectorize_particles, retain_graph: see `Estimator`.
 
     Raises:
@@ -64,20 +64,14 @@ class MultiSampleELBO(KSampleBound):
         pathwise: PathwiseRule = iwae,
         draws_per_score: int = 1,
         chunk_size: int | None = None,
-        noise: Noise = "independent",
         **options: Unpack[RunOptions],
     ) -> None:
         super().__init__(
-            num_particles,
-            baseline=baseline,
-            pathwise=pathwise,
-            draws_per_score=draws_per_score,
-            noise=noise,
-            **options,
+            num_particles, baseline=baseline, pathwise=pathwise, draws_per_score=draws_per_score, **options
         )
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
-        if chunk_size is not None and (noise == "common" or draws_per_score > 1):
+        if chunk_size is not None and (self.noise == "common" or draws_per_score > 1):
             raise ValueError("chunk_size: expected None where particles share draws, got a number")
         self.chunk_size = chunk_size
 
@@ -89,7 +83,7 @@ class MultiSampleELBO(KSampleBound):
         return self._estimate_with(programs, particles)
 
     def _particles_in_chunks(self, programs: Programs, chunk_size: int) -> Particles:
-        """All particles, of which the graph keeps no intermediate values."""
+        """Draw all particles, and keep no intermediate values in the graph."""
         total = self._all_particles()
         chunks: list[Particles] = []
         for start in range(0, total, chunk_size):
@@ -99,7 +93,7 @@ class MultiSampleELBO(KSampleBound):
         return concatenate(chunks)
 
     def _forgetful_draw(self, programs: Programs, number: int) -> Particles:
-        """A draw that keeps no intermediate values: the backward pass draws the same particles once more."""
+        """Draw and keep no intermediate values: the backward pass draws the same particles once more."""
         drawn: list[Particles] | None = []
 
         def draw() -> tuple[Tensor, ...]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyro
 import torch
-from jaxtyping import Float
 from pyro import poutine
-from pyro.distributions import MaskedDistribution, Unit
+from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import is_identically_zero
 from pyro.infer import TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
-from pyro.infer.elbo import ELBO
 from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from pyro.infer.tracegraph_elbo import _construct_baseline
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled
@@ -21,48 +20,44 @@ from pyro.poutine.messenger import Messenger
 from pyro.util import check_traceenum_requirements
 from torch import Tensor
 
+from vma_pyro.infer.engine.estimator import Objective, Scalar
 from vma_pyro.infer.engine.first_look import look
-from vma_pyro.infer.engine.plates import PyroProgram, Site, sample_sites
+from vma_pyro.infer.engine.plates import PyroProgram, Site, is_given, sample_sites
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.engine.running import OneLine
-from vma_pyro.infer.engine.svi import check_svi_trains
+from vma_pyro.infer.engine.running import one_line
 from vma_pyro.infer.engine.weights import finite
-from vma_pyro.infer.estimators.pyro_traces import UNKNOWN_NESTING, Traces, importance_traces
+from vma_pyro.infer.estimators.pyro_traces import UNKNOWN_NESTING, TracePair, importance_traces
 
 
-class PyroELBO(ELBO):
+class PyroELBO(Objective):
     """An estimator of Pyro's whose traces are those of `importance_traces`; it stands before Pyro's class."""
 
     objective = "elbo"
     unbiased = True
-    min_particles = 1
 
     @abstractmethod
-    def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Tensor:
-        """Minus the bound in nats, summed over datapoints."""
+    def _loss(self, programs: Programs) -> Tensor:
+        """Compute minus the bound in nats, summed over datapoints, with its gradient."""
 
-    def loss_and_grads(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
-        """Minus the bound; accumulates gradients in the parameters, of modules as well."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        # Pyro's own leave this out, and say nothing, if no site of the programs is a param statement.
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        check_svi_trains(model, guide)
-        return loss.item()
+    def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Scalar:
+        """Compute minus the bound in nats, summed over datapoints; its gradient is that of `loss_and_grads`."""
+        return self._loss(self._prepare(Programs(model, guide, args, kwargs)))
 
-    def _begin(
-        self, model: PyroProgram, guide: PyroProgram, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Programs:
-        """The programs, prepared, after a first look at them.
+    @torch.no_grad()
+    def loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
+        """Compute minus the bound, without gradients."""
+        programs = self._prepare(Programs(model, guide, args, kwargs))
+        pyros: Any = super()  # a class of Pyro's, as mypy cannot know
+        return pyros.loss(programs.model, programs.guide, *programs.args, **programs.kwargs)
 
-        Particles or enumeration would hide a dimension that no plate declares.
-        """
-        programs = Programs(model, guide, args, kwargs).prepared()
+    def _prepare(self, programs: Programs) -> Programs:
+        """Look at the programs: particles or enumeration would hide a dimension that no plate declares."""
+        programs = programs.prepared()
         nesting = self.max_plate_nesting - (self.vectorize_particles and self.num_particles > 1)
         look.check(programs, int(min(nesting, UNKNOWN_NESTING)))
         return programs
 
-    def _get_traces(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Iterator[Traces]:
+    def _get_traces(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Iterator[TracePair]:
         """Trace with masks of distributions at their sites, and with given values that cost the guide nothing.
 
         A value that was given to the guide was not drawn from q, so that its log q belongs in no weight.
@@ -81,37 +76,28 @@ class GraphELBO(PyroELBO, TraceGraph_ELBO):
     al. 2015; NVIL, Mnih & Gregor 2014): none, a running mean (`use_decaying_avg_baseline`), or a network
     (`nn_baseline`). The arguments are Pyro's.
 
-    Departs from Pyro: it takes for C only the terms downstream of site s, which it finds by tensors that remember
-    the sites they come from. Autograd functions (Beta, Dirichlet), assignments in place, `vmap`, `jit`, numpy,
-    `.item()` and rejection samplers lose that memory, and the gradient is then wrong, up to its sign, without a
-    word. All terms of log w are right whatever the program does; those upstream have expectation zero and add
-    noise. Terms of other elements of a plate are left out, as a plate says that they do not depend on it.
+    This departs from Pyro, which takes for C only the terms downstream of site s, and finds them by tensors that
+    remember the sites they come from. Autograd functions (Beta, Dirichlet), assignments in place, `vmap`, `jit`,
+    numpy, `.item()` and rejection samplers lose that memory, and the gradient is then silently wrong, up to its
+    sign. All terms of log w are right whatever the program does; those upstream only add noise. Terms of other
+    elements of a plate are left out, as a plate says that they do not depend on it.
 
     Raises:
         ValueError: what `importance_traces` refuses.
     """
 
-    def differentiable_loss(
-        self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any
-    ) -> Float[Tensor, ""]:
-        """Minus the bound in nats, summed over datapoints; its gradient is that of `loss_and_grads`."""
-        programs = self._begin(model, guide, args, kwargs)
-        elbo, surrogate_loss = self._loss_and_surrogate_loss(model, guide, programs.args, programs.kwargs)
+    def _loss(self, programs: Programs) -> Tensor:
+        p = programs
+        elbo, surrogate_loss = self._loss_and_surrogate_loss(p.model, p.guide, p.args, p.kwargs)
         return surrogate_loss - surrogate_loss.detach() - elbo.detach()
 
-    @torch.no_grad()
-    def loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
-        """Minus the bound, without gradients."""
-        programs = self._begin(model, guide, args, kwargs)
-        return super().loss(model, guide, *programs.args, **programs.kwargs)
-
-    def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Traces:
+    def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> TracePair:
         return importance_traces(Programs(model, guide, args, kwargs), nesting=self.max_plate_nesting)
 
     def _loss_and_surrogate_loss_particle(
         self, model_trace: poutine.Trace, guide_trace: poutine.Trace
     ) -> tuple[Tensor, Tensor]:
-        """The bound, and minus a surrogate with its gradient."""
+        """Compute the bound, and minus a surrogate with its gradient."""
         elbo, surrogate = torch.zeros(()), torch.zeros(())
         costs: list[tuple[Any, Tensor]] = []
         for site in sample_sites(model_trace):
@@ -119,9 +105,8 @@ class GraphELBO(PyroELBO, TraceGraph_ELBO):
             surrogate = surrogate + finite(site["log_prob"]).sum()
         for site in sample_sites(guide_trace):
             costs.append((site["cond_indep_stack"], -site["log_prob"]))
-            entropy_term = site["score_parts"].entropy_term
-            if not is_identically_zero(entropy_term):
-                surrogate = surrogate - finite(entropy_term).sum()
+            if not is_identically_zero(site["score_parts"].entropy_term):
+                surrogate = surrogate - finite(site["score_parts"].entropy_term).sum()
         for _, cost in costs:
             elbo = elbo + cost.sum()
         for site in sample_sites(guide_trace):
@@ -142,37 +127,29 @@ class EnumeratedELBO(PyroELBO, TraceEnum_ELBO):
         ValueError: what `importance_traces` refuses.
     """
 
-    def differentiable_loss(
-        self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any
-    ) -> Float[Tensor, ""]:
-        """Minus the bound in nats, summed over datapoints."""
-        programs = self._begin(model, guide, args, kwargs)
-        guide = config_enumerate(guide, "parallel")
+    def _loss(self, programs: Programs) -> Tensor:
         # Pyro's own refuses a loss that no parameter is in, as where all latents are given.
-        traces = self._get_traces(model, guide, programs.args, programs.kwargs)
+        traces = self._get_traces(programs.model, programs.guide, programs.args, programs.kwargs)
         bounds = [_compute_dice_elbo(*pair) for pair in traces]
         return -torch.as_tensor(sum(bounds) / self.num_particles)
 
-    @torch.no_grad()
-    def loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
-        """Minus the bound, without gradients."""
-        programs = self._begin(model, guide, args, kwargs)
-        return super().loss(model, config_enumerate(guide, "parallel"), *programs.args, **programs.kwargs)
+    def _prepare(self, programs: Programs) -> Programs:
+        programs = super()._prepare(programs)
+        return replace(programs, guide=config_enumerate(programs.guide, "parallel"))
 
-    def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Traces:
-        nesting = self.max_plate_nesting
+    def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> TracePair:
         programs = Programs(model, guide, args, kwargs)
-        model_trace, guide_trace = importance_traces(programs, nesting=nesting, enumerated=True)
+        model_trace, guide_trace = importance_traces(programs, nesting=self.max_plate_nesting, enumerated=True)
         if is_validation_enabled():
             check_traceenum_requirements(model_trace, guide_trace)
-        with OneLine():
+        with one_line():
             guide_trace.pack_tensors()
             model_trace.pack_tensors(guide_trace.plate_to_symbol)
         return model_trace, guide_trace
 
 
 def _score_part(site: Site, costs: Sequence[tuple[Any, Tensor]]) -> Tensor:
-    """The surrogate of one site's score, less what its baseline has to learn."""
+    """Compute the surrogate of one site's score, less what its baseline has to learn."""
     stack = site["cond_indep_stack"]
     cost = MultiFrameTensor(*(item for item in costs if not _elsewhere(item[0], stack))).sum_to(stack)
     if site["infer"].get("baseline", {}).get("use_decaying_avg_baseline"):
@@ -184,7 +161,7 @@ def _score_part(site: Site, costs: Sequence[tuple[Any, Tensor]]) -> Tensor:
 
 
 def _check_average(site: Site, cost: Tensor) -> None:
-    """Pyro keeps one running mean for each place in the batch, under the site's name alone."""
+    """Refuse another batch size, as Pyro keeps one running mean for each place in the batch."""
     name, store = f"__baseline_avg_downstream_cost_{site['name']}", pyro.get_param_store()
     if name in store and store[name].shape != cost.shape:
         raise ValueError(
@@ -194,13 +171,13 @@ def _check_average(site: Site, cost: Tensor) -> None:
 
 
 def _elsewhere(frames: Any, others: Any) -> bool:
-    """Whether two sites are in different elements of a plate that is a loop."""
+    """Tell whether two sites are in different elements of a plate that is a loop."""
     counters = {frame.name: frame.counter for frame in others if not frame.vectorized}
     return any(counters.get(f.name, f.counter) != f.counter for f in frames if not f.vectorized)
 
 
 class _MaskAtSite(Messenger):
-    """`fn.mask(...)` as `poutine.mask`: Pyro gives a distribution with a boolean mask no score."""
+    """Turn `fn.mask(...)` into `poutine.mask`: Pyro gives a distribution with a boolean mask no score."""
 
     def _pyro_sample(self, msg: Any) -> None:
         while isinstance(msg["fn"], MaskedDistribution):
@@ -211,5 +188,5 @@ class _MaskAtSite(Messenger):
 
 class _GivenCostsNothing(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and not msg["infer"].get("_deterministic") and not isinstance(msg["fn"], Unit):
+        if is_given(msg) and not msg["infer"].get("_deterministic"):
             msg["mask"] = False

@@ -1,4 +1,4 @@
-"""Traces of the programs for Pyro's own estimators, which refuse what would give a wrong value in silence."""
+"""Traces of the programs for Pyro's own estimators, checked for what would silently give a wrong value."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Unit
 from pyro.distributions.util import sum_rightmost
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
@@ -15,23 +14,18 @@ from torch import Tensor
 
 from vma_pyro.infer.engine.checks import check_dimensions, check_nesting, check_no_enumeration, check_same_latents
 from vma_pyro.infer.engine.masks import check_same_power, without_mask
-from vma_pyro.infer.engine.options import Options, check_options
-from vma_pyro.infer.engine.plates import Layout, Site, sample_sites
+from vma_pyro.infer.engine.options import SiteOptions, check_site_options
+from vma_pyro.infer.engine.plates import Layout, Site, is_given, sample_sites
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.engine.running import OneLine, run
+from vma_pyro.infer.engine.running import one_line, run
 
 UNKNOWN_NESTING = 1_000  # more than any program has
 
-Traces = tuple[poutine.Trace, poutine.Trace]  # of the model, of the guide
+TracePair = tuple[poutine.Trace, poutine.Trace]  # of the model, of the guide
 
 
-def importance_traces(
-    programs: Programs,
-    *,
-    nesting: float | int,
-    enumerated: bool = False,
-) -> Traces:
-    """Traces of the model, run against the guide, and of the guide, with log probabilities and score parts.
+def importance_traces(programs: Programs, *, nesting: float | int, enumerated: bool = False) -> TracePair:
+    """Trace the guide and the model run against it, with log probabilities and score parts.
 
     Args:
         programs: the programs, and their arguments.
@@ -46,19 +40,19 @@ def importance_traces(
     guide, args, kwargs = programs.guide, programs.args, programs.kwargs
     if isinstance(poutine.unwrap(guide), Messenger):
         raise ValueError(f"guide: expected a program, got the handler {type(poutine.unwrap(guide)).__name__}")
-    asked = Options()
-    with OneLine("guide", enumerated=enumerated):
+    asked = SiteOptions()
+    with one_line("guide", enumerated=enumerated):
         full = run(guide, args, kwargs)
     drawn = full.copy()
     for site in list(sample_sites(full)):
         if site["is_observed"]:
             drawn.remove_node(site["name"])  # given to the guide: not drawn, and nothing to replay
     summed = [site["name"] for site in sample_sites(full) if site["infer"].get("_enumerate_dim") is not None]
-    with OneLine("model", enumerated=enumerated):
+    with one_line("model", enumerated=enumerated):
         model_trace = run(poutine.replay(asked(programs.model), trace=drawn), args, kwargs, enumerated=summed)
     model_trace, guide_trace = prune_subsample_sites(model_trace), prune_subsample_sites(full)
     _check(model_trace, guide_trace, asked.found, nesting=nesting, enumerated=enumerated)
-    with OneLine():
+    with one_line():
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
     for site in sample_sites(guide_trace):
@@ -80,7 +74,7 @@ def _check(
     nesting: float | int,
     enumerated: bool,
 ) -> None:
-    """What the other estimators refuse as well."""
+    """Refuse what the other estimators refuse as well."""
     options, latent = guide_trace, model_trace
     if enumerated:
         latent = model_trace.copy()
@@ -94,7 +88,7 @@ def _check(
             infer = {key: value for key, value in site["infer"].items() if key != "baseline"}
             options.add_node(site["name"], **{**site, "infer": infer})
     what = "EnumeratedELBO" if enumerated else "GraphELBO"
-    check_options(options, model_options, baselines=False, rules=False, what=what)
+    check_site_options(options, model_options, baselines=False, rules=False, what=what)
     check_same_latents(latent, guide_trace)
     check_same_power(model_trace, guide_trace)
     for trace in (model_trace, guide_trace):
@@ -102,11 +96,8 @@ def _check(
 
 
 def _score(site: Site) -> Any:
-    """The score of the distribution that was drawn from: under masks and `to_event`, where Pyro loses it.
-
-    A value that was given has none, though Pyro finds one.
-    """
-    if site["is_observed"] and not isinstance(site["fn"], Unit):
+    """Compute the score, also under masks and `to_event`, where Pyro loses it; a given value has none."""
+    if is_given(site):
         return 0
     fn, inner = without_mask(site["fn"]), 0
     while isinstance(fn, torch.distributions.Independent):

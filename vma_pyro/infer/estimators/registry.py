@@ -78,7 +78,7 @@ def _build(
         options["batch_plates"] = plates
     elif nesting is None:  # Pyro's own have another word for what is not known
         del options["max_plate_nesting"]
-    # What learns is made anew.
+    # Every objective gets its own copy of a baseline that learns.
     return kind(**{key: copy.deepcopy(o) if isinstance(o, nn.Module) else o for key, o in options.items()})
 
 
@@ -94,7 +94,7 @@ def make(
     max_plate_nesting: int | None = 1,
     batch_plates: Sequence[str] = ("data",),
 ) -> Any:
-    """A new objective of `ESTIMATORS`.
+    """Make a new objective of `ESTIMATORS`.
 
     Args:
         name: its name.

@@ -1,4 +1,4 @@
-"""Continuous relaxations of one discrete site, for programs that can read softly. Biased."""
+"""Continuous relaxations of one discrete site, for programs that can read softly; biased."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pyro.distributions import MaskedDistribution, TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vma_pyro.infer.engine.estimator import Estimate, Estimator, Noise, RunOptions
-from vma_pyro.infer.engine.messages import Message
+from vma_pyro.infer.engine.estimator import Estimate, Estimator, RunOptions
+from vma_pyro.infer.engine.handlers import Message
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import log_mean_exp, normalised, weighted
 
@@ -29,9 +29,9 @@ class RelaxedELBO(Estimator):
     (Jang et al. 2017; Maddison et al. 2017), and its gradient through y. With `straight_through` the program sees
     the one-hot value of the largest weight, and the gradient of y.
 
-    **Biased, and not a bound of log p(x)**: a program that reads softly is another program. The site's value is a
-    float tensor [..., S] instead of an integer [...]; the program must know what to do with it, as `Memory.read`
-    does. That of a `OneHotCategorical` keeps its shape.
+    **Biased, and no bound of log p(x)**: a program that reads softly is another program. The site's value becomes
+    a float tensor [..., S] instead of an integer [...], which the program must be able to read, as `Memory.read`
+    is. That of a `OneHotCategorical` keeps its shape.
 
     Args:
         num_particles: K.
@@ -54,10 +54,9 @@ class RelaxedELBO(Estimator):
         site: str = "address",
         temperature: float = 0.5,
         straight_through: bool = False,
-        noise: Noise = "independent",
         **options: Unpack[RunOptions],
     ) -> None:
-        super().__init__(num_particles, noise=noise, **options)
+        super().__init__(num_particles, **options)
         if not temperature > 0:
             raise ValueError(f"temperature: expected more than 0, got {temperature}")
         self.site, self.temperature, self.straight_through = site, temperature, straight_through
@@ -87,7 +86,7 @@ class SoftCategorical(TorchDistribution):
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> SoftCategorical:
-        """The same weights in a larger batch."""
+        """Expand the weights to a larger batch."""
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
         return SoftCategorical(logits, self.temperature, self.hard)
 
@@ -96,10 +95,10 @@ class SoftCategorical(TorchDistribution):
         return F.gumbel_softmax(self.logits.expand(*sample_shape, *self.logits.shape), self.temperature, self.hard)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log q is linear in the weights; at one-hot values it is the categorical one.
+        """Compute log q, linear in the weights; at one-hot values it is the categorical one.
 
-        A value of probability zero counts nothing where it has no weight (0 log 0 = 0, also in the gradient), and
-        is impossible where it has some.
+        A value of probability zero counts nothing without weight (0 log 0 = 0, also in the gradient), and is
+        impossible with weight.
         """
         impossible = self.logits == -torch.inf
         terms = value * torch.where(impossible, 0.0, self.logits)
@@ -110,9 +109,7 @@ class _Relax(Messenger):
     """Make a categorical site soft, in the model and in the guide."""
 
     def __init__(self, site: str, temperature: float, hard: bool) -> None:
-        super().__init__()
-        self.site, self.temperature, self.hard = site, temperature, hard
-        self.met = False
+        self.site, self.temperature, self.hard, self.met = site, temperature, hard, False
 
     def _pyro_sample(self, msg: Message) -> None:
         if msg["name"] != self.site or msg["is_observed"]:

@@ -26,18 +26,17 @@ class ResampledELBO(KSampleBound):
         \sum_k (L - c_k) \nabla \log q(a_k) + \nabla \log w_{k^*}, \qquad
         k^* \sim \mathrm{Categorical}(v), \qquad v_k = \frac{w_k}{\sum_l w_l}
 
-    (Burda et al. 2016, section 3, for the second term.) The weights of all K particles come from a run of the
-    model without a graph; they give the bound, the coefficients of the scores, and v. Then the model runs once
-    more, on particle k* of each datapoint. Given the particles, the mean over k* is the gradient of
-    `MultiSampleELBO`; under `dreg` the path through z_k* is weighted with v_k* where that has v_k^2.
+    (Burda et al. 2016, section 3, for the second term.) The model runs on all K particles without a graph, for the
+    bound, the coefficients of the scores, and v; then once more, on particle k* of each datapoint. Given the
+    particles, the mean over k* is the gradient of `MultiSampleELBO`; under `dreg` the weight of the path through
+    z_k* is v_k* where that has v_k^2.
 
     A backward pass takes twice the operations of a forward pass, so that this costs K/3 + 1 full passes instead of
     K. Where few particles carry the weight, little is lost by the draw. Randomness of the model's own, such as
     dropout, would differ between its two runs.
 
     Args:
-        num_particles, baseline, ...: those of `MultiSampleELBO`, but for `chunk_size`, as one particle alone keeps
-            its graph.
+        num_particles, baseline, ...: those of `MultiSampleELBO`, without `chunk_size`.
 
     Raises:
         ValueError: as for `MultiSampleELBO`.
@@ -67,12 +66,12 @@ class ResampledELBO(KSampleBound):
 
 
 def resample(weights: Float[Tensor, "K B"]) -> Int64[Tensor, " B"]:
-    """One particle per datapoint, with probability proportional to its weight."""
+    """Draw one particle per datapoint, with probability proportional to its weight."""
     return torch.multinomial(weights.T, 1).squeeze(-1)
 
 
 def select(particles: Particles, k: Int64[Tensor, " B"]) -> poutine.Trace:
-    """The values of the latent sites in particle k[b] of each datapoint b, without a particle dimension."""
+    """Select the values of the latent sites in particle k[b] of each datapoint b, without a particle dimension."""
     layout = particles.layout
     index = k.reshape(1, *particles.batch_shape)
     selected = poutine.Trace()
@@ -94,7 +93,7 @@ def select(particles: Particles, k: Int64[Tensor, " B"]) -> poutine.Trace:
 
 
 def _check_same_sites(particles: Particles) -> None:
-    """Each of several datapoints takes its own particle, so that all particles need the same sites."""
+    """Refuse particles without the same sites, as each of several datapoints takes its own particle."""
     first = set(particles.draws[0].stochastic_nodes)
     for draw in particles.draws[1:]:
         for name in sorted(first ^ set(draw.stochastic_nodes)):
@@ -105,7 +104,7 @@ def _check_same_sites(particles: Particles) -> None:
 
 
 def _with_plates(site: Any, rank: int) -> Tensor:
-    """The value with all dimensions [particles, plates] of its distribution, also where it was broadcast."""
+    """Expand a value to all dimensions [particles, plates] of its distribution."""
     event = site["value"].shape[site["value"].dim() - site["fn"].event_dim :]
     value = site["value"].expand(*site["fn"].batch_shape, *event)
     return value.reshape((1,) * (rank - len(site["fn"].batch_shape)) + value.shape)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from vma_pyro.infer.engine.estimator import Estimate, Estimator
 from vma_pyro.infer.engine.programs import Programs
@@ -37,12 +35,8 @@ class RLOO(Estimator):
         particles = self._draw(programs, self.num_particles)
         log_w = particles.log_weights  # [K, B]
         particles.open_gates(torch.ones_like(log_w))  # every particle has a bound of its own: dreg is stl
-        # The 1 cancels the derivative of -log q(a_k) inside log w_k.
-        coefficient = finite(log_w.detach() - mean_of_others(log_w.detach())) + 1
+        f = log_w.detach()
+        others = leave_one_out_sum(f) / (len(f) - 1)
+        coefficient = finite(f - others) + 1  # the 1 cancels the derivative of -log q(a_k) inside log w_k
         surrogate = (finite(log_w) + coefficient * particles.score).mean(0).sum()
-        return Estimate(log_w.detach().mean(0), surrogate, particles.scale)
-
-
-def mean_of_others(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
-    """1/(K-1) sum over l != k of log w_l."""
-    return leave_one_out_sum(log_weights) / (len(log_weights) - 1)
+        return Estimate(f.mean(0), surrogate, particles.scale)

@@ -9,8 +9,7 @@ import torch
 from vma_pyro.infer.engine.estimator import Estimate
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import finite
-from vma_pyro.infer.estimators.distinct_values import DistinctDraw
-from vma_pyro.infer.estimators.subset import SubsetELBO, log_q_and_f
+from vma_pyro.infer.estimators.subset import DistinctDraw, SubsetELBO, log_q_and_f
 
 
 class SumAndSampleELBO(SubsetELBO):
@@ -40,7 +39,7 @@ class SumAndSampleELBO(SubsetELBO):
             log_weights = particles.log_q_enumerated[:, 0].clone()
             log_weights[-1] = particles.at_datapoints(draw.log_outside)  # one value stands for all outside the top
             weights = torch.where(particles.live[:, 0], log_weights.exp(), 0.0)
-            # What every value's f is compared with: the mean over the top, which does not depend on the sample.
+            # Every f is compared with the mean over the top, which does not depend on the sample.
             baseline = (log_weights[:-1].softmax(0) * f[:-1]).sum(0)
         # The 1 cancels the derivative of -log q(s) inside f.
         signal = finite(f.detach() - baseline)

@@ -7,8 +7,8 @@ from typing import Unpack
 
 import torch
 
-from vma_pyro.infer.engine.detached import DetachValues
 from vma_pyro.infer.engine.estimator import Estimate, Estimator, RunOptions
+from vma_pyro.infer.engine.handlers import DetachValues
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import finite, normalised
 
@@ -23,8 +23,8 @@ class ThermodynamicELBO(Estimator):
 
     (Masrani et al. 2019, equations 5 and 6.) Expectations are self-normalised importance averages with weights
     w^beta, and the gradient of each is E[grad log w] + Cov[grad log (p^beta q^(1-beta)), log w] (equation 9), with
-    all sampled values held fixed: discrete and continuous sites are treated alike. Biased, as the averages are
-    ratios. Scales and masks of single sites enter the path: q is taken to the power with which it stands in w.
+    all sampled values held fixed: discrete and continuous sites are treated alike. The averages are ratios, and so
+    biased. Scales and masks of single sites enter the path: q is taken to the power with which it stands in w.
 
     Args:
         num_particles: K, at least 2.
@@ -41,11 +41,7 @@ class ThermodynamicELBO(Estimator):
     _couples = False  # no gradient passes through the noise
 
     def __init__(
-        self,
-        num_particles: int = 4,
-        *,
-        betas: Sequence[float] = (0.0, 0.1, 0.3),
-        **options: Unpack[RunOptions],
+        self, num_particles: int = 4, *, betas: Sequence[float] = (0.0, 0.1, 0.3), **options: Unpack[RunOptions]
     ) -> None:
         super().__init__(num_particles, **options)
         ends = [*betas[1:], 1.0]

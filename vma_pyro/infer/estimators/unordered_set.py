@@ -1,7 +1,7 @@
-r"""The single-sample bound from a set of distinct values, and what such a set is worth.
+r"""The single-sample bound from a set of distinct values.
 
-Draw k values one after the other without replacement from q, and forget the order: a set U. Below, m(T) is the
-probability that is left once the values in T are taken, and
+Draw k values without replacement from q, and forget the order: a set U. Below, m(T) is the probability left once
+the values in T are taken, and
 
     F(T) = sum over s in U minus T of q_s / m(T) F(T + s),        F(U) = 1,
 
@@ -13,20 +13,16 @@ leave-one-out ratios of Kool et al. 2020, equation 9. Sums run over 2^k subsets,
 from __future__ import annotations
 
 import math
-from typing import Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vma_pyro._system.double import in_double
-from vma_pyro.infer.engine.estimator import Estimate, Noise, PlateOptions
+from vma_pyro.infer.engine.estimator import Estimate
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import finite
-from vma_pyro.infer.estimators.distinct_values import DistinctDraw
-from vma_pyro.infer.estimators.subset import SubsetELBO, log_q_and_f
-
-MOST_VALUES = 12  # 2^k subsets
+from vma_pyro.infer.estimators.subset import DistinctDraw, SubsetELBO, log_q_and_f
 
 
 class UnorderedSetELBO(SubsetELBO):
@@ -49,18 +45,7 @@ class UnorderedSetELBO(SubsetELBO):
     objective = "elbo"
     unbiased = True
     min_particles = 2
-
-    def __init__(
-        self,
-        num_particles: int = 2,
-        *,
-        site: str = "address",
-        noise: Noise = "independent",
-        **plates: Unpack[PlateOptions],
-    ) -> None:
-        super().__init__(num_particles, site=site, noise=noise, **plates)
-        if num_particles > MOST_VALUES:
-            raise ValueError(f"num_particles: expected at most {MOST_VALUES} values in a set, got {num_particles}")
+    most_particles = 12  # 2^k subsets
 
     def _estimate(self, programs: Programs) -> Estimate:
         draw = DistinctDraw(self.site, self.num_particles)
@@ -79,12 +64,7 @@ class UnorderedSetELBO(SubsetELBO):
 
 
 class SetRatios:
-    """F of all subsets of a drawn set.
-
-    Args:
-        log_q: of the values in the set [k, *B].
-        log_rest: of the probability outside the set [*B]; -inf if there is none.
-    """
+    """F of all subsets of a drawn set, from log q of its values and the log probability outside (-inf: none)."""
 
     def __init__(self, log_q: Float[Tensor, " k *B"], log_rest: Float[Tensor, " *B"]) -> None:
         self.log_q, self.k = log_q, len(log_q)
@@ -98,24 +78,19 @@ class SetRatios:
             self.log_f[subset] = torch.where(left, torch.stack(terms).logsumexp(0) - masses[subset], 0.0)
 
     def _masses(self, log_rest: Tensor) -> list[Tensor]:
-        """log m of every subset, as a sum of what is left: 1 - sum would cancel where q is nearly one value."""
+        """Compute log m of every subset by adding what is left: 1 - sum would cancel."""
         masses = [log_rest] * (1 << self.k)
         for subset in range((1 << self.k) - 2, -1, -1):
             s = (~subset & (subset + 1)).bit_length() - 1  # the lowest value that is not taken
             masses[subset] = torch.logaddexp(masses[subset | 1 << s], self.log_q[s])
         return masses
 
-    @property
-    def log_set(self) -> Float[Tensor, " *B"]:
-        """log of the probability of the set."""
-        return self.log_f[0]
-
     def log_weights(self) -> Float[Tensor, " k *B"]:
-        """log q_s R(U, s): how much each value counts; their sum over s is one."""
+        """Compute log q_s R(U, s): how much each value counts; q_s R(U, s) sums to one."""
         return torch.stack([self.log_q[s] + self.log_f[1 << s] for s in range(self.k)]) - self.log_f[0]
 
     def expectation_given_first(self, f: Float[Tensor, " k *B"]) -> Float[Tensor, " k *B"]:
-        """Estimates of E f, for each s unbiased given that s was drawn first (Kool et al. 2020, eq. 12)."""
+        """Estimate E f, for each s without bias given that s was drawn first (Kool et al. 2020, eq. 12)."""
         rows = []
         for s in range(self.k):
             row = self.log_q[s].exp() * f[s]

@@ -12,12 +12,12 @@ from pyro.distributions import Unit
 from torch import nn
 
 from vma_pyro.infer.engine.defensive import Defensive
-from vma_pyro.infer.engine.detached import DetachValues
 from vma_pyro.infer.engine.distributions import is_point
 from vma_pyro.infer.engine.estimator import Estimate, Estimator, RunOptions
+from vma_pyro.infer.engine.handlers import DetachValues
 from vma_pyro.infer.engine.log_weights import guide_log_prob
 from vma_pyro.infer.engine.particles import Particles
-from vma_pyro.infer.engine.plates import PyroProgram, is_random_subsample, sample_sites
+from vma_pyro.infer.engine.plates import is_given, is_random_subsample, sample_sites
 from vma_pyro.infer.engine.programs import Handler, Programs, unwrapped
 from vma_pyro.infer.engine.weights import finite, log_mean_exp, normalised, weighted
 
@@ -31,17 +31,17 @@ class WakeWake(Estimator):
         v_k = \frac{w_k}{\sum_l w_l}
 
     (Bornschein & Bengio 2015, equations 10 and 13; Le et al. 2018.) The model ascends the K-sample bound; the
-    guide descends KL(p(h|x) || q(h|x)), estimated with self-normalised weights. Biased for both: there is no
-    single objective, and the guide's gradient is a ratio of averages. The weights are of one datapoint each
-    (Pyro's `ReweightedWakeSleep` sums over the minibatch first).
+    guide descends KL(p(h|x) || q(h|x)), estimated with self-normalised weights. There is no single objective, and
+    the guide's gradient, a ratio of averages, is biased. Each datapoint has weights of its own (Pyro's
+    `ReweightedWakeSleep` sums over the minibatch first).
 
     Args:
         num_particles: K, at least 2.
-        centred: subtract 1/K, which has no expectation and takes much of the variance out.
+        centred: subtract 1/K, which changes no expectation and takes out much of the variance.
         insomnia: share of the wake update in the guide's gradient; the rest is sleep: E_p grad log q(h | x') on
             dreamed data x' (Hinton et al. 1995). Default 1: no sleep. 0 is wake-sleep.
-        dreams: for sleep, name of each observed site to the name of the programs' argument that holds its data; by
-            default the same name.
+        dreams: for sleep, the programs' argument that holds the data of each observed site; by default that of the
+            site's name.
         defensive: share of a uniform distribution in the proposal of each discrete site with finite support (Le et
             al. 2018, section 4), so that no weight is unbounded. Default 0.
         batch_plates, max_plate_nesting, vectorize_particles, retain_graph: see `Estimator`.
@@ -81,7 +81,7 @@ class WakeWake(Estimator):
         if self.insomnia > 0:
             coefficient = v
             if self.centred:
-                # Of draws from q the score has mean zero; of a wider proposal, weighted with q over the proposal.
+                # The score has mean zero under q: draws from a wider proposal are weighted with q over it.
                 ratio = (particles.log_q - particles.log_proposal).detach().exp()
                 coefficient = v - ratio / self.num_particles
             surrogate = surrogate + self.insomnia * weighted(coefficient, finite(particles.log_q)).sum()
@@ -91,7 +91,7 @@ class WakeWake(Estimator):
         return Estimate(log_mean_exp(particles.log_weights).detach(), surrogate, particles.scale)
 
     def _sleep(self, programs: Programs, particles: Particles) -> torch.Tensor:
-        """log q [1, B] of what the model dreamed, given the dreamed data."""
+        """Let the model dream, and return log q [1, B] of its dream, given the dreamed data."""
         self._check_can_dream(particles.draws[0])
         with torch.no_grad():
             unconditioned = poutine.uncondition(programs.model)
@@ -103,39 +103,28 @@ class WakeWake(Estimator):
         return guide_log_prob(guide, bound.args, bound.kwargs, particles.layout)
 
     def _check_can_dream(self, guide_trace: poutine.Trace) -> None:
-        for given in _given(guide_trace):
-            raise ValueError(
-                f"insomnia: expected 1 (no sleep) where the value of site '{given}' is given, as dreams have "
-                f"another, got {self.insomnia:g}"
-            )
         for site in sample_sites(guide_trace):
-            if is_point(site["fn"]):
-                raise ValueError(
-                    f"insomnia: expected 1 (no sleep) where site '{site['name']}' is a Delta, which gives a dream "
-                    f"no density, got {self.insomnia:g}"
-                )
+            where = ""
+            if is_given(site):
+                where = f"the value of site '{site['name']}' is given, as dreams have another"
+            elif is_point(site["fn"]):
+                where = f"site '{site['name']}' is a Delta, which gives a dream no density"
+            if where:
+                raise ValueError(f"insomnia: expected 1 (no sleep) where {where}, got {self.insomnia:g}")
 
     def _dreamed_arguments(self, programs: Programs, dream: poutine.Trace) -> inspect.BoundArguments:
-        """The arguments of the programs, with dreamed data in the place of what was observed."""
-        bound = _signature(programs.model).bind(*programs.args, **programs.kwargs)
+        """Put dreamed data in the place of observed data in the arguments of the programs."""
+        model, _ = unwrapped(programs.model)
+        signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+        bound = signature.bind(*programs.args, **programs.kwargs)
         for name in dream.stochastic_nodes:
-            infer: Any = dream.nodes[name]["infer"]
-            if infer.get("was_observed") and not isinstance(dream.nodes[name]["fn"], Unit):
+            site: Any = dream.nodes[name]
+            if site["infer"].get("was_observed") and not isinstance(site["fn"], Unit):
                 argument = self.dreams.get(name, name)
                 if argument not in bound.arguments:
                     raise ValueError(
                         f"dreams: expected the argument that holds the data of site '{name}', the model has "
                         f"{sorted(bound.arguments)}"
                     )
-                bound.arguments[argument] = dream.nodes[name]["value"]
+                bound.arguments[argument] = site["value"]
         return bound
-
-
-def _given(guide_trace: poutine.Trace) -> list[str]:
-    """Names of the guide's sites whose values are not drawn."""
-    return [s["name"] for s in sample_sites(guide_trace) if s["is_observed"] and not isinstance(s["fn"], Unit)]
-
-
-def _signature(program: PyroProgram) -> inspect.Signature:
-    program, _ = unwrapped(program)
-    return inspect.signature(program.forward if isinstance(program, nn.Module) else program)
