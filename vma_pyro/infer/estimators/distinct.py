@@ -90,7 +90,7 @@ class DistinctELBO(SubsetELBO):
 
     @staticmethod
     def _score_part(terms: Tensor, log_q: Tensor, bound: Tensor, v: Tensor, live: Tensor) -> Float[Tensor, ""]:
-        """Compute the score part of s', whose log probability outside C is log_q; in it L has the derivative -v."""
+        """Compute the score part of s', of log probability log_q outside C; in it L has the derivative -v."""
         without = terms[:-1].logsumexp(0)
         coefficient = bound - torch.where(without == -math.inf, 0.0, without) - v
         coefficient = torch.where(live & (bound > -math.inf), coefficient, 0.0)
