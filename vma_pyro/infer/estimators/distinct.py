@@ -6,6 +6,7 @@ import math
 from typing import Any, Unpack
 
 import torch
+from jaxtyping import Float
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -84,12 +85,16 @@ class DistinctELBO(SubsetELBO):
             shares = torch.where(live, (particles.log_q_enumerated[:, 0].detach() + log_ratio).exp(), 0.0)
             surrogate = surrogate + ((v - shares) * log_q).sum()
         else:
-            without = terms[:-1].logsumexp(0)
-            # L has the derivative -v[-1] with respect to the log probability of s' outside C.
-            coefficient = bound - torch.where(without == -math.inf, 0.0, without) - v[-1]
-            coefficient = torch.where(live & (bound > -math.inf), coefficient, 0.0)
-            surrogate = surrogate + (coefficient * (log_q[-1] - log_outside)).sum()
+            surrogate = surrogate + self._score_part(terms, log_q[-1] - log_outside, bound, v[-1], live)
         return Estimate(bound, surrogate, particles.scale)
+
+    @staticmethod
+    def _score_part(terms: Tensor, log_q: Tensor, bound: Tensor, v: Tensor, live: Tensor) -> Float[Tensor, ""]:
+        """Compute the score part of s', of log probability log_q outside C; in it L has the derivative -v."""
+        without = terms[:-1].logsumexp(0)
+        coefficient = bound - torch.where(without == -math.inf, 0.0, without) - v
+        coefficient = torch.where(live & (bound > -math.inf), coefficient, 0.0)
+        return (coefficient * log_q).sum()
 
 
 class _DependsOnNothing(Messenger):
