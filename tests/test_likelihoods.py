@@ -276,12 +276,12 @@ def test_replays_make_the_checks_of_the_likelihood():
     captured = Captured(MultiSampleELBO(2, max_plate_nesting=1)(model, guide), wait=0)
     memory = Memory(grey(S))
     for _ in range(2):
-        captured(memory, grey(B))
+        captured.gradient(memory, grey(B))
     assert captured.replays == 2
     with pytest.raises(ValueError, match="^x: expected values from 0 to 1, got values from "):
-        captured(memory, 2 * grey(B))
+        captured.gradient(memory, 2 * grey(B))
     with pytest.raises(ValueError, match="^memory.entries: expected values from 0 to 1, got values from "):
-        captured(Memory(3 * grey(S)), grey(B))
+        captured.gradient(Memory(3 * grey(S)), grey(B))
 
 
 def test_the_base_says_what_is_missing():
