@@ -97,7 +97,7 @@ def test_inference_knows_sites_but_not_our_classes():
             assert all(i.startswith(allowed) for i in imports(path) if i.startswith("vma_pyro")), name
 
 
-def test_networks_know_no_pyro_and_only_training_knows_fabric():
+def test_a_memory_knows_no_pyro_and_only_training_knows_fabric():
     for name, path in modules():
         found = set(imports(path))
         if name.startswith("vma_pyro.memory.memory"):
