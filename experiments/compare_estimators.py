@@ -34,7 +34,7 @@ from laboratory.pictures import save_curves, save_slopes
 from vma_pyro import cli
 from vma_pyro._system import lock
 from vma_pyro._system.atomic import write_text
-from vma_pyro._system.record import command
+from vma_pyro._system.command import command
 from vma_pyro.data import load_split
 from vma_pyro.training import keep_freed_memory
 

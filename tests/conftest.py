@@ -61,7 +61,7 @@ def random_images():
 def data_folder(tmp_path_factory):
     """A small Omniglot and MNIST of random images in prepared files, as `--data-dir` takes them."""
     from vma_pyro.data import omniglot
-    from vma_pyro.data.records import write_npz
+    from vma_pyro.data.prepared import write_npz
 
     root = tmp_path_factory.mktemp("data")
     generator = np.random.default_rng(0)

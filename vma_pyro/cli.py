@@ -17,7 +17,7 @@ import tyro
 
 from vma_pyro._system import lock
 from vma_pyro._system.allocator import keep_freed_memory
-from vma_pyro._system.record import command
+from vma_pyro._system.command import command
 
 Config = TypeVar("Config")
 

@@ -17,7 +17,7 @@ from common.timing import ratio, take_turns
 from common.train import train_pair
 from laboratory.findings import JUDGE, Training
 from laboratory.options import Candidate, LaboratoryConfig, initial_pair, sampler
-from vma_pyro._system.record import read_metrics
+from vma_pyro._system.metrics import read_metrics
 from vma_pyro.data import Episode, Split
 from vma_pyro.evaluation import Mean, log_likelihood, split_bound, undisturbed
 from vma_pyro.infer import make

@@ -17,7 +17,8 @@ from main_job.options import FewShotConfig
 from main_job.pictures import PICTURES
 from vma_pyro import models
 from vma_pyro._system.atomic import write_text
-from vma_pyro._system.record import command, read_metrics
+from vma_pyro._system.command import command
+from vma_pyro._system.metrics import read_metrics
 from vma_pyro.data import Split
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from vma_pyro._system.record import command
+from vma_pyro._system.command import command
 
 _held: dict[Path, BinaryIO] = {}  # by the job that goes on in this process
 _open_locks: set[BinaryIO] = set()

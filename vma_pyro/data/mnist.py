@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vma_pyro.data.records import LabelledImages, data_root, keep_npz, made_for, read_npz
+from vma_pyro.data.prepared import data_root, keep_npz, made_for, read_npz
+from vma_pyro.data.records import LabelledImages
 
 SPLITS = ("train", "test")
 BINARISATION_SEED = {"train": 0, "test": 1}

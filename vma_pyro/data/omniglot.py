@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vma_pyro.data.records import Characters, data_root, keep_npz, made_for, read_npz
+from vma_pyro.data.prepared import data_root, keep_npz, made_for, read_npz
+from vma_pyro.data.records import Characters
 
 SPLITS = ("background", "evaluation", "train", "validation", "45", "5")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vma_pyro.data.episodes import Episode, as_images
-from vma_pyro.data.records import check_binary, look_at_ink
+from vma_pyro.data.image_checks import check_binary, look_at_ink
 from vma_pyro.data.workers import Stream
 from vma_pyro.memory import Memory
 

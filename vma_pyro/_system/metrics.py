@@ -1,11 +1,8 @@
-"""What a run leaves behind: metrics.jsonl, a progress line, TensorBoard if wanted, its command."""
+"""Figures of a run: metrics.jsonl, a progress line, and TensorBoard if wanted."""
 
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +126,3 @@ def tensorboard_writer() -> Any:
 
 def _open_tensorboard(folder: Path, resume_at: int) -> Any:
     return tensorboard_writer()(str(folder / "tensorboard"), purge_step=resume_at + 1)
-
-
-def command() -> str:
-    """How the script that runs was called, as one would call it from the root of the repository."""
-    script = Path(sys.argv[0]).resolve()
-    root = Path(__file__).resolve().parents[2]
-    shown = script.relative_to(root) if script.is_relative_to(root) else Path(script.name)
-    how = ["uv", "run"]
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        local, total = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-        how = ["torchrun", f"--nnodes={total // local}", f"--nproc_per_node={local}"]
-    return shlex.join([*how, shown.as_posix(), *(a for a in sys.argv[1:] if a != "--resume")])
