@@ -423,7 +423,7 @@ def test_a_model_of_ones_own_classes_is_shown(own_model, monkeypatch):
 
     shown = []
     server = SimpleNamespace(run=lambda sockets: [socket.close() for socket in sockets])
-    monkeypatch.setattr(connection, "server_of", lambda app: shown.append(app) or server)
+    monkeypatch.setattr(connection, "make_server", lambda app: shown.append(app) or server)
     code = str(own_model.with_name("own_model.py"))
     call(__main__, f"--load={own_model}", f"--code={code}", "--port=0")
     asked = {"image": INK, "entries": [INK, INK]}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def command() -> str:
-    """How the script that runs was called, as one would call it from the root of the repository."""
+    """Say how the script that runs was called, as one would call it from the root of the repository."""
     script = Path(sys.argv[0]).resolve()
     root = Path(__file__).resolve().parents[2]
     shown = script.relative_to(root) if script.is_relative_to(root) else Path(script.name)

@@ -50,7 +50,7 @@ class Recorder:
         )
 
     def advance(self) -> None:
-        """One more update."""
+        """Count one more update."""
         self._bar.update()
 
     def write(self, update: int, **figures: float) -> None:
@@ -71,7 +71,7 @@ class Recorder:
         self._bar.set_postfix(self._status, refresh=False)
 
     def note(self, message: str) -> None:
-        """A line above the progress line."""
+        """Print a line above the progress line."""
         self._bar.write(message)
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class Recorder:
 
 
 def _reopened(path: Path, resume_at: int) -> Any:
-    """The file of figures, with those up to an update, to add to."""
+    """Open the file of figures to add to it, with those up to an update."""
     kept = _lines_until(path, resume_at) if resume_at else []
     if not path.exists() or path.read_text() != "".join(kept):
         write_text(path, "".join(kept))  # as a whole: a crash while dropping lines must not lose the others
@@ -92,7 +92,7 @@ def _reopened(path: Path, resume_at: int) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The figures of a run, oldest first; an unfinished last line (a killed run) is left out."""
+    """Read the figures of a run, oldest first; an unfinished last line (a killed run) is left out."""
     return [json.loads(line) for line in _lines_until(path, None)]
 
 
@@ -110,7 +110,7 @@ def _lines_until(path: Path, update: int | None) -> list[str]:
 
 
 def tensorboard_writer() -> Any:
-    """TensorBoard's writer class.
+    """Import TensorBoard's writer class.
 
     Raises:
         ValueError: TensorBoard is not installed.

@@ -18,7 +18,7 @@ BINARISATION_SEED = {"train": 0, "test": 1}
 
 
 def load(root: str | Path | None = None, *, split: str, download: bool = True) -> LabelledImages:
-    """MNIST's digits.
+    """Load MNIST's digits.
 
     Args:
         root: folder of the data; None takes the environment variable VMA_DATA, else a cache in the home folder.

@@ -16,7 +16,7 @@ from vma_pyro._system.atomic import write_atomically
 
 
 def data_root(root: str | Path | None) -> Path:
-    """The folder of the data: `root`, else the environment variable VMA_DATA, else a cache in the home folder."""
+    """Find the folder of the data: `root`, else the environment variable VMA_DATA, else a cache in the home."""
     chosen = Path(root or os.environ.get("VMA_DATA") or Path("~", ".cache", "vma_pyro"))
     try:
         found = chosen.expanduser()
@@ -30,7 +30,7 @@ def data_root(root: str | Path | None) -> Path:
 
 @contextmanager
 def made_for(folder: Path) -> Iterator[None]:
-    """Folders that are made for a download go again if it fails."""
+    """Remove the folders that were made for a download if it fails."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
@@ -42,7 +42,7 @@ def made_for(folder: Path) -> Iterator[None]:
 
 
 def read_npz(path: str | Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """The named arrays of a prepared file.
+    """Read the named arrays of a prepared file.
 
     Raises:
         ValueError: not an npz file, truncated, holding objects, or without one of the keys.

@@ -13,7 +13,7 @@ from vma_pyro.data.image_checks import check_binary, check_grey, look_at_ink
 
 @dataclass(frozen=True, eq=False)
 class Characters:
-    """Examples of many classes, as in Omniglot.
+    """Holds the examples of many classes, as in Omniglot.
 
     Args:
         images: uint8 {0, 1}, 1 = ink, [classes, examples, 28, 28].
@@ -40,18 +40,18 @@ class Characters:
         check_binary("images", self.images, ndim=4)
 
     def __len__(self) -> int:
-        """Number of classes."""
+        """Count the classes."""
         return len(self.images)
 
     def of_alphabets(self, alphabets: Collection[str]) -> Characters:
-        """The classes of these alphabets, in order."""
+        """Keep the classes of these alphabets, in order."""
         unknown = set(alphabets) - set(self.alphabets)
         if unknown:
             raise ValueError(f"alphabets: expected some of {sorted(set(self.alphabets))}, got {sorted(unknown)}")
         return self._keep([a in alphabets for a in self.alphabets])
 
     def without_alphabets(self, alphabets: Collection[str]) -> Characters:
-        """The classes of all other alphabets, in order."""
+        """Keep the classes of all other alphabets, in order."""
         return self._keep([a not in alphabets for a in self.alphabets])
 
     def _keep(self, keep: Sequence[bool]) -> Characters:
@@ -66,7 +66,7 @@ class Characters:
 
 @dataclass(frozen=True, eq=False)
 class GreyCharacters(Characters):
-    """The same in shades of grey: images float32 from 0 to 1 (ink), for a model with a likelihood for them.
+    """Holds characters in shades of grey: float32 from 0 to 1 (ink), for a model with a likelihood for them.
 
     Raises:
         ValueError: other dtype, shape or values, or another number of names than classes.
@@ -78,7 +78,7 @@ class GreyCharacters(Characters):
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Single images with labels, as in MNIST.
+    """Holds single images with labels, as in MNIST.
 
     Args:
         images: uint8 {0, 1}, 1 = ink, [N, 28, 28].
@@ -99,12 +99,12 @@ class LabelledImages:
         look_at_ink("images", self.images)
 
     def shuffled(self, seed: int) -> LabelledImages:
-        """The same images in random order; files may be sorted by label, and a part of them would be of few."""
+        """Shuffle the images: files may be sorted by label, and a part of them would be of few."""
         order = np.random.default_rng(seed).permutation(len(self))
         shuffled = copy.copy(self)
         shuffled.__dict__.update(images=self.images[order], labels=self.labels[order])
         return shuffled
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Count the images."""
         return len(self.images)

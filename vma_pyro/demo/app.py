@@ -89,7 +89,7 @@ def create_app(engine: Engine, banks: Sequence[Bank], *, about: str) -> FastAPI:
 
 
 async def _wrong_field(request: Request, error: Any) -> JSONResponse:
-    """The first field that is wrong, in one line."""
+    """Name the first field that is wrong, in one line."""
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return no_json(first["ctx"]["error"])
@@ -109,10 +109,10 @@ async def _busy(request: Request, error: Exception) -> JSONResponse:
 
 
 def no_json(why: str) -> JSONResponse:
-    """A body that is not JSON."""
+    """Refuse a body that is not JSON."""
     return problem(400, f"body: expected JSON, got a body with this error: {why}")
 
 
 def problem(status: int, error: str, headers: Any = None) -> JSONResponse:
-    """The one shape of errors."""
+    """Answer in the one shape of errors."""
     return JSONResponse({"error": error}, status, headers)
