@@ -38,7 +38,9 @@ class Recorder:
         show: bool = True,
     ) -> None:
         self._file: Any = None if folder is None else _reopened(folder / "metrics.jsonl", resume_at)
-        self._writer = _open_tensorboard(folder, resume_at) if folder is not None and tensorboard else None
+        self._writer: Any = None
+        if folder is not None and tensorboard:
+            self._writer = tensorboard_writer()(str(folder / "tensorboard"), purge_step=resume_at + 1)
         self._bar = tqdm(
             desc=label,
             total=total,
@@ -122,7 +124,3 @@ def tensorboard_writer() -> Any:
             "tensorboard: expected it installed, found none; pip install 'vma-pyro[track]'"
         ) from error
     return SummaryWriter
-
-
-def _open_tensorboard(folder: Path, resume_at: int) -> Any:
-    return tensorboard_writer()(str(folder / "tensorboard"), purge_step=resume_at + 1)

@@ -37,23 +37,17 @@ def look_at_ink(name: str, images: np.ndarray) -> None:
     """
     share = images.mean(axis=(-2, -1), dtype=np.float32)
     dark, empty = int((share > MOST_INK).sum()), int((share == 0).sum())
+    found = []
     if share.mean() > MOST_INK:
-        warnings.warn(
-            f"{name}: expected less ink (1) than paper (0), got {share.mean():.0%} ink; give 1 - {name} if the "
-            "drawings are dark on light",
-            stacklevel=4,
-        )
+        advice = f"give 1 - {name} if the drawings are dark on light"
+        found.append(f"less ink (1) than paper (0), got {share.mean():.0%} ink; {advice}")
     elif images.dtype == np.uint8 and dark > 0:  # a photograph may well be dark
-        warnings.warn(
-            f"{name}: expected less ink (1) than paper (0), got more than {MOST_INK:.0%} ink in {dark} of "
-            f"{share.size} images; give 1 - image for those that are inverted",
-            stacklevel=4,
-        )
+        most = f"more than {MOST_INK:.0%} ink in {dark} of {share.size} images"
+        found.append(f"less ink (1) than paper (0), got {most}; give 1 - image for those that are inverted")
     if empty:
-        warnings.warn(
-            f"{name}: expected ink in every image, got {empty} of {share.size} images without; leave these out",
-            stacklevel=4,
-        )
+        found.append(f"ink in every image, got {empty} of {share.size} images without; leave these out")
+    for text in found:
+        warnings.warn(f"{name}: expected {text}", stacklevel=4)
 
 
 def _check_shape(name: str, images: np.ndarray, ndim: int) -> None:

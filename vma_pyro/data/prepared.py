@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -51,22 +51,12 @@ def read_npz(path: str | Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
         path = Path(path)
         # Opened here, as numpy leaves a file open that it cannot read.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            missing = [key for key in keys if key not in file.files]
-            if missing:
-                raise ValueError(f"{path}: expected arrays {list(keys)}, got {file.files}")
-            return {key: file[key] for key in keys}
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        OSError,
-        TypeError,
-        ValueError,
-        NotImplementedError,
-    ) as error:
-        if isinstance(error, ValueError) and str(error).startswith(str(path)):
-            raise
+            arrays = {key: file[key] for key in keys if key in file.files}
+    except (BadZipFile, zlib.error, EOFError, OSError, TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{path}: expected a prepared npz file, got one that cannot be read ({error})") from error
+    if len(arrays) < len(keys):
+        raise ValueError(f"{path}: expected arrays {list(keys)}, got {file.files}")
+    return arrays
 
 
 def write_npz(path: str | Path, **arrays: np.ndarray) -> None:

@@ -35,14 +35,9 @@ class Connection(H11Protocol):
         else:
             self._watch()
 
-    def data_received(self, data: bytes) -> None:
-        """Take more of a request."""
-        super().data_received(data)
-        self._watch()
-
-    def on_response_complete(self) -> None:
-        """Wait for the next request once an answer is on its way out."""
-        super().on_response_complete()
+    def handle_events(self) -> None:
+        """Read on, after more has arrived or an answer is complete."""
+        super().handle_events()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -25,11 +25,7 @@ LOG = logging.getLogger("uvicorn.error")
 
 
 class Refused(Exception):
-    """Ends a request that is not answered, with a status and an error in one line."""
-
-    def __init__(self, status: int, error: str) -> None:
-        super().__init__(error)
-        self.status, self.error = status, error
+    """Ends a request that is not answered: its arguments are a status and an error in one line."""
 
 
 class Limits:
@@ -68,7 +64,7 @@ class Limits:
             if body is not None:
                 await self._run(scope, body, receive, answer)
         except Refused as refused:
-            await refuse(answer, refused.status, refused.error)
+            await refuse(answer, *refused.args)
         except Exception as error:
             if begun:
                 raise
