@@ -123,3 +123,30 @@ def untrained(tmp_path_factory):
             torch.manual_seed(0)
             models.save(folder / f"{program}.pt", models.build(architecture), data="omniglot")
     return folder
+
+
+@pytest.fixture(scope="module")
+def live_pair():
+    """Model and guide of the live page that answer in milliseconds."""
+    import live
+
+    with pyro.settings.context(module_local_params=True):
+        return live.small_pair()
+
+
+@pytest.fixture(scope="module")
+def live_server(live_pair):
+    """A client of the live page's running server."""
+    import httpx
+    import live
+
+    with live.serve(live.application(live_pair)) as address, httpx.Client(base_url=address) as client:
+        yield client
+
+
+@pytest.fixture
+def live_entries(random_images):
+    """Seven entries of a memory as the live page sends them."""
+    from vma_pyro.demo.engine import digits
+
+    return digits(random_images(7).squeeze(1))
