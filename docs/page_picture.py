@@ -13,17 +13,17 @@ from playwright.sync_api import sync_playwright
 from vma_pyro import load_pretrained
 from vma_pyro.data import glyphs
 from vma_pyro.demo.app import create_app
-from vma_pyro.demo.banks import banks_of
-from vma_pyro.demo.connection import server_of
+from vma_pyro.demo.banks import make_banks
+from vma_pyro.demo.connection import make_server
 from vma_pyro.demo.engine import Engine
 
 NUMBER = 16  # the character that is drawn, in another rendering than its tile's
 
 pyro.settings.set(module_local_params=True)
 characters = glyphs.load(classes=60, seed=1)
-app = create_app(Engine(*load_pretrained("omniglot")), banks_of(characters), about="pretrained on Omniglot")
+app = create_app(Engine(*load_pretrained("omniglot")), make_banks(characters), about="pretrained on Omniglot")
 listening = socket.create_server(("127.0.0.1", 0))
-server = server_of(app, log_level="error")
+server = make_server(app, log_level="error")
 threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True).start()
 while not server.started:
     time.sleep(0.05)

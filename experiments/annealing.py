@@ -21,7 +21,7 @@ from common.several import Session, SeveralConfig, begin, small, train_one, trai
 from common.train import TrainOptions, as_many
 from vma_pyro import ConvNetworks, CosineSimilarity, Guide, Model, cli
 from vma_pyro._system.markdown import table
-from vma_pyro._system.record import read_metrics
+from vma_pyro._system.metrics import read_metrics
 from vma_pyro.data import Episode, Split
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import Mean, TwoPhase

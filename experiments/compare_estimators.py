@@ -24,7 +24,6 @@ from laboratory import (
     LaboratoryConfig,
     Training,
     address_snr,
-    candidate_of,
     measure_all,
     to_markdown,
     train_all,
@@ -34,7 +33,7 @@ from laboratory.pictures import save_curves, save_slopes
 from vma_pyro import cli
 from vma_pyro._system import lock
 from vma_pyro._system.atomic import write_text
-from vma_pyro._system.record import command
+from vma_pyro._system.command import command
 from vma_pyro.data import load_split
 from vma_pyro.training import keep_freed_memory
 
@@ -52,7 +51,7 @@ def main(config: LaboratoryConfig) -> None:
     data = load_split(config.data, config.data_dir)
     training = train_all(config, data)
     final = train_finalists(config, data, training)
-    stages, particles, memories = measure_all(config, data, candidate_of(final[0]))
+    stages, particles, memories = measure_all(config, data, final[0].candidate)
     plan = config.plan()
     minutes = (time.monotonic() - start) / 60
     about = (

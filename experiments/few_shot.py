@@ -23,8 +23,8 @@ from main_job import rehearsal, scores
 from main_job.options import FewShotConfig
 from main_job.report import Report, memoryless_beside
 from vma_pyro import cli, models
+from vma_pyro._system.metrics import tensorboard_writer
 from vma_pyro._system.ranks import Ranks
-from vma_pyro._system.record import tensorboard_writer
 from vma_pyro.data import EpisodeSampler, Split, load_split
 from vma_pyro.data.episodes import Augmentation
 from vma_pyro.infer import make

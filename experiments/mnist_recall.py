@@ -20,7 +20,7 @@ from common import folder, plots, protocols, results
 from common.train import TrainOptions, make_elbo, train_pair
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
-from vma_pyro._system.record import read_metrics
+from vma_pyro._system.metrics import read_metrics
 from vma_pyro.data import LabelledImages, RecallSampler, mnist
 from vma_pyro.evaluation import Mean
 from vma_pyro.training import TrainConfig, device_of

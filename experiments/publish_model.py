@@ -21,7 +21,7 @@ from common.protocols import TASKS, TINY, Samples
 from vma_pyro import cli, models, pretrained
 from vma_pyro._system import lock
 from vma_pyro._system.atomic import write_text
-from vma_pyro._system.record import command
+from vma_pyro._system.command import command
 from vma_pyro.data import Characters, NestedEpisodes, load_split
 from vma_pyro.training import device_of_name
 

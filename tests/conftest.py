@@ -61,7 +61,7 @@ def random_images():
 def data_folder(tmp_path_factory):
     """A small Omniglot and MNIST of random images in prepared files, as `--data-dir` takes them."""
     from vma_pyro.data import omniglot
-    from vma_pyro.data.records import write_npz
+    from vma_pyro.data.prepared import write_npz
 
     root = tmp_path_factory.mktemp("data")
     generator = np.random.default_rng(0)
@@ -123,3 +123,30 @@ def untrained(tmp_path_factory):
             torch.manual_seed(0)
             models.save(folder / f"{program}.pt", models.build(architecture), data="omniglot")
     return folder
+
+
+@pytest.fixture(scope="module")
+def live_pair():
+    """Model and guide of the live page that answer in milliseconds."""
+    import live
+
+    with pyro.settings.context(module_local_params=True):
+        return live.small_pair()
+
+
+@pytest.fixture(scope="module")
+def live_server(live_pair):
+    """A client of the live page's running server."""
+    import httpx
+    import live
+
+    with live.serve(live.application(live_pair)) as address, httpx.Client(base_url=address) as client:
+        yield client
+
+
+@pytest.fixture
+def live_entries(random_images):
+    """Seven entries of a memory as the live page sends them."""
+    from vma_pyro.demo.engine import digits
+
+    return digits(random_images(7).squeeze(1))

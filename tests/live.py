@@ -12,8 +12,8 @@ import torch
 from vma_pyro import Guide, MLPNetworks, Model
 from vma_pyro.data import glyphs
 from vma_pyro.demo.app import create_app
-from vma_pyro.demo.banks import banks_of
-from vma_pyro.demo.connection import server_of
+from vma_pyro.demo.banks import make_banks
+from vma_pyro.demo.connection import make_server
 from vma_pyro.demo.engine import Engine
 
 
@@ -25,14 +25,16 @@ def small_pair():
 
 
 def application(pair=None):
-    return create_app(Engine(*(pair or small_pair())), banks_of(glyphs.load(classes=40, seed=1)), about="a model")
+    return create_app(
+        Engine(*(pair or small_pair())), make_banks(glyphs.load(classes=40, seed=1)), about="a model"
+    )
 
 
 @contextlib.contextmanager
 def serve(app):
     """The address of the running server."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = server_of(app, log_level="critical")
+    server = make_server(app, log_level="critical")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     while not server.started:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from vma_pyro._system import checkpoint
-from vma_pyro.data.records import read_npz, write_npz
+from vma_pyro.data.prepared import read_npz, write_npz
 
 
 def test_round_trip(tmp_path):

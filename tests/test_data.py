@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vma_pyro.data import Characters, EpisodeSampler, GreyCharacters, LabelledImages, glyphs, mnist, omniglot
-from vma_pyro.data.records import write_npz
+from vma_pyro.data.prepared import write_npz
 
 
 def draw_originals(root, half, *, alphabets, characters=2, examples=3, seed=0):
@@ -124,7 +124,7 @@ class TestOmniglot:
         def read_only(path, write):
             raise OSError(errno.EROFS, "Read-only file system")
 
-        monkeypatch.setattr("vma_pyro.data.records.write_atomically", read_only)
+        monkeypatch.setattr("vma_pyro.data.prepared.write_atomically", read_only)
         with pytest.warns(UserWarning, match=r"background.npz: prepared data not kept \(Read-only file system\)"):
             characters = omniglot.load(tmp_path, split="background", download=False)
         assert characters.images.any()

@@ -14,7 +14,7 @@ import torch
 from vma_pyro import load_pretrained
 from vma_pyro.data import glyphs
 from vma_pyro.demo.app import create_app
-from vma_pyro.demo.banks import banks_of
+from vma_pyro.demo.banks import make_banks
 from vma_pyro.demo.engine import Engine
 
 CHROMIUM = shutil.which("chromium")
@@ -35,7 +35,7 @@ def browser_type_launch_args():
 @pytest.fixture(scope="module")
 def address():
     with pyro.settings.context(module_local_params=True):
-        app = create_app(Engine(*load_pretrained("omniglot")), banks_of(CHARACTERS), about="a model")
+        app = create_app(Engine(*load_pretrained("omniglot")), make_banks(CHARACTERS), about="a model")
     with live.serve(app) as address:
         yield address
 

@@ -17,8 +17,8 @@ import torch
 from scripts import call
 
 from vma_pyro._system import checkpoint
-from vma_pyro._system.record import read_metrics
-from vma_pyro.data.records import write_npz
+from vma_pyro._system.metrics import read_metrics
+from vma_pyro.data.prepared import write_npz
 from vma_pyro.training import TrainConfig
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "few_shot.py"

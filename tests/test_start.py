@@ -9,7 +9,7 @@ import torch
 from common.train import freeze_all_but, train_pair
 from vma_pyro import ConvNetworks, Guide, Model, cli, models
 from vma_pyro._system import checkpoint
-from vma_pyro._system.record import read_metrics
+from vma_pyro._system.metrics import read_metrics
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.evaluation import log_likelihood
 from vma_pyro.infer import MultiSampleELBO

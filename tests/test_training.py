@@ -19,7 +19,7 @@ from torch import nn
 from common.plots import save_training
 from vma_pyro import Guide, MLPNetworks, Model
 from vma_pyro._system import checkpoint
-from vma_pyro._system.record import Recorder, read_metrics
+from vma_pyro._system.metrics import Recorder, read_metrics
 from vma_pyro.comparisons import MemorylessGuide, MemorylessModel
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import MultiSampleELBO, vimco

@@ -12,7 +12,7 @@ from PIL import Image
 from vma_pyro import BernoulliPixels, Guide, Memory, MLPNetworks, Model
 from vma_pyro.comparisons import SoftAttentionModel
 from vma_pyro.data import Characters, GreyCharacters, LabelledImages, RecallSampler, glyphs, mnist, omniglot
-from vma_pyro.data.records import write_npz
+from vma_pyro.data.prepared import write_npz
 from vma_pyro.evaluation import address_posterior, classify
 from vma_pyro.infer import MultiSampleELBO
 

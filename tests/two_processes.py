@@ -10,8 +10,8 @@ from torch import nn
 
 from vma_pyro import AddressIndex, Guide, LearnedAddress, MLPNetworks, Model
 from vma_pyro._system import checkpoint
+from vma_pyro._system.metrics import read_metrics
 from vma_pyro._system.ranks import Ranks
-from vma_pyro._system.record import read_metrics
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.evaluation import large_log_likelihood
 from vma_pyro.infer import MultiSampleELBO

@@ -17,13 +17,13 @@ import tyro
 
 from vma_pyro._system import lock
 from vma_pyro._system.allocator import keep_freed_memory
-from vma_pyro._system.record import command
+from vma_pyro._system.command import command
 
 Config = TypeVar("Config")
 
 
 class Stopped(Exception):
-    """A run was told to stop, and has left a checkpoint.
+    """Says that a run was told to stop, and has left a checkpoint.
 
     Attributes:
         signal: that told it.
@@ -36,7 +36,7 @@ class Stopped(Exception):
 
 
 def set_up() -> None:
-    """Pyro as all experiments use it: parameters live in the modules, and nothing is checked over and over."""
+    """Set Pyro up as all experiments use it: parameters live in the modules, and no value is checked."""
     keep_freed_memory()  # chunks of an evaluation free as much as updates do
     pyro.settings.set(module_local_params=True)
     pyro.enable_validation(False)  # 0.4 to 1.3 ms per update; the tests run with it
@@ -73,7 +73,7 @@ def run(
 
 
 def _parsed(config: type[Config], description: str | None, arguments: Sequence[str] | None) -> Config:
-    """The options; what they themselves refuse is one line as well, not tyro's frame around it."""
+    """Parse the options; what they themselves refuse is one line as well, not tyro's frame around it."""
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
@@ -93,7 +93,7 @@ def _parsed(config: type[Config], description: str | None, arguments: Sequence[s
 
 
 def _at_home(config: Config) -> Config:
-    """With the home folder instead of ~, which a shell leaves alone after an equals sign."""
+    """Put the home folder in place of ~, which a shell leaves alone after an equals sign."""
     paths = {f.name: getattr(config, f.name) for f in fields(config)}  # type: ignore[arg-type]
     found = {}
     for name, path in paths.items():
@@ -106,13 +106,13 @@ def _at_home(config: Config) -> Config:
 
 
 def _with_option(message: str, config: Any) -> str:
-    """The message about a value with the option's name as it is typed."""
+    """Name the option in a message about its value as it is typed."""
     name, colon, rest = message.partition(":")
     return f"--{name.replace('_', '-')}{colon}{rest}" if name in _options(config) else message
 
 
 def _options(config: Any) -> set[str]:
-    """The names of all options, those of parts among them."""
+    """List the names of all options, those of parts among them."""
     names = set()
     for option in fields(config) if is_dataclass(config) else ():
         names.add(option.name)
@@ -147,7 +147,7 @@ def check_factor(config: Any, name: str) -> None:
 
 @contextlib.contextmanager
 def option(name: str, *, instead_of: str) -> Iterator[None]:
-    """Errors about an argument of something inside name the option that it came from."""
+    """Have errors about an argument of something inside name the option that it came from."""
     try:
         yield
     except ValueError as error:

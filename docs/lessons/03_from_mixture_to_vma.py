@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from pictures import keep, rows_of
 
 from vma_pyro import ConvNetworks, Guide, Memory, Model
-from vma_pyro._system.record import read_metrics
+from vma_pyro._system.metrics import read_metrics
 from vma_pyro.comparisons import MemorylessGuide, MemorylessModel, SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.data import EpisodeSampler, NestedEpisodes, glyphs
 from vma_pyro.evaluation import address_posterior, classify, encoded, kl_report, log_likelihood

@@ -11,7 +11,7 @@ import torch
 from machine import describe
 
 from common import results
-from vma_pyro._system.record import command
+from vma_pyro._system.command import command
 
 
 @dataclass(frozen=True)

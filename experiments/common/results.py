@@ -17,7 +17,7 @@ import torch
 
 from common import plots
 from vma_pyro._system.atomic import write_text
-from vma_pyro._system.record import command
+from vma_pyro._system.command import command
 from vma_pyro.evaluation import Mean
 
 

@@ -12,8 +12,8 @@ import tyro
 from pyro.infer.elbo import ELBO
 
 from vma_pyro import models
+from vma_pyro._system.command import command
 from vma_pyro._system.ranks import Ranks
-from vma_pyro._system.record import command
 from vma_pyro.cli import Stopped, option
 from vma_pyro.data.episodes import Episode, Episodes
 from vma_pyro.infer import make

@@ -8,7 +8,7 @@ from laboratory.findings import Findings, Quality, Training, address_snr
 from laboratory.gradients import measure_all
 from laboratory.options import LaboratoryConfig
 from laboratory.page import to_markdown
-from laboratory.runs import candidate_of, train_all, train_finalists
+from laboratory.runs import train_all, train_finalists
 
 __all__ = [
     "Findings",
@@ -16,7 +16,6 @@ __all__ = [
     "Quality",
     "Training",
     "address_snr",
-    "candidate_of",
     "measure_all",
     "to_markdown",
     "train_all",

@@ -20,13 +20,13 @@ from vma_pyro.infer import Row
 
 
 def title(quality: Quality) -> str:
-    """Program, stage, |M| and budget."""
+    """Name program, stage, |M| and budget."""
     stage = f", {quality.stage} of training" if quality.stage else ""
     return f"{quality.program}{stage}, |M| = {quality.memory}, {quality.evaluations} runs of the model"
 
 
 def address_answers(found: Findings) -> list[str]:
-    """The lowest variance x time on the address at each stage: of the unbiased, of VIMCO's own bound, of all."""
+    """Name the lowest variance x time on the address at each stage: of the unbiased, of VIMCO's bound, of all."""
     lines = []
     for quality in found.stages:
         rows = quality.address_rows()
@@ -48,7 +48,7 @@ def address_answers(found: Findings) -> list[str]:
 
 
 def memory_answers(memories: Sequence[Quality]) -> list[str]:
-    """The lowest variance x time on the address for each |M|, at the last stage that was measured."""
+    """Name the lowest variance x time on the address for each |M|, at the last stage that was measured."""
     lines = []
     for quality in _last_stage(memories):
         rows = [row for row in quality.address_rows() if row.claims_unbiased]
@@ -65,7 +65,7 @@ def memory_answers(memories: Sequence[Quality]) -> list[str]:
 
 
 def particle_answers(particles: Sequence[Quality]) -> list[str]:
-    """The highest signal-to-noise ratio with most runs of the model, at the last stage that was measured."""
+    """Name the highest signal-to-noise ratio with most runs of the model, at the last stage that was measured."""
     last = _last_stage(particles)
     snr = {name: values[-1] for name, values in address_snr(last).items() if values[-1] > 0} if last else {}
     if not snr:
@@ -84,7 +84,7 @@ def _last_stage(qualities: Sequence[Quality]) -> list[Quality]:
 
 
 def training_answers(found: Findings) -> list[str]:
-    """Which trains fastest, and whether any reaches VIMCO's result in half of its time."""
+    """Say which trains fastest, and whether any reaches VIMCO's result in half of its time."""
     judge = found.training[0]
     if not judge.validation or judge.test_nll is None:
         return []
@@ -106,7 +106,7 @@ def training_answers(found: Findings) -> list[str]:
 
 
 def final_answer(final: Sequence[Training]) -> list[str]:
-    """Whether any of the others reaches VIMCO's test NLL in half of its time, over all seeds."""
+    """Say whether any of the others reaches VIMCO's test NLL in half of its time, over all seeds."""
     runs: dict[str, list[Training]] = {}
     for run in final:
         runs.setdefault(run.label, []).append(run)

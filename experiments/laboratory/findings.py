@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from laboratory.options import Candidate
 from vma_pyro.evaluation import Mean
 from vma_pyro.infer import Comparison, Row
 
@@ -19,7 +20,7 @@ BOUND = "iwae"  # the K-sample bound, which VIMCO follows
 
 
 class Quality(NamedTuple):
-    """One table of gradients.
+    """Holds one table of gradients.
 
     Attributes:
         program: what was measured.
@@ -36,15 +37,15 @@ class Quality(NamedTuple):
     table: Comparison
 
     def gain(self, estimator: str, group: str = ADDRESS) -> float:
-        """How many times less variance x time than VIMCO."""
+        """Say how many times less variance x time it has than VIMCO."""
         return self.table.of(JUDGE, group).variance_time / self.table.of(estimator, group).variance_time
 
     def address_rows(self) -> list[Row]:
-        """The rows of the address that have a finite figure."""
+        """List the rows of the address that have a finite figure."""
         return [row for row in self.table.rows if row.group == ADDRESS and math.isfinite(row.variance_time)]
 
     def plain(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Give plain values for JSON."""
         return self._asdict() | {"table": self.table.plain()}
 
     @classmethod
@@ -54,7 +55,7 @@ class Quality(NamedTuple):
 
 
 class Training(NamedTuple):
-    """One training run; NLL and KL(a) in nats per image, with standard errors where they are of test classes.
+    """Holds one training run; NLL and KL(a) in nats per image, with standard errors where of test classes.
 
     Attributes:
         estimator: its name.
@@ -92,21 +93,26 @@ class Training(NamedTuple):
     stopped: str = ""
 
     @property
+    def candidate(self) -> Candidate:
+        """Name the candidate that this run trained."""
+        return Candidate(self.estimator, self.num_particles, self.queries, self.learning_rate)
+
+    @property
     def label(self) -> str:
-        """Name, K, images per update and learning rate."""
+        """Show name, K, images per update and learning rate."""
         return f"{self.estimator} (K = {self.num_particles}, {self.queries} images, {self.learning_rate:g})"
 
     @property
     def mean_nll(self) -> float:
-        """Mean test NLL; infinite for a run that did not get to the end."""
+        """Average the test NLL; infinite for a run that did not get to the end."""
         return math.inf if self.test_nll is None else self.test_nll.mean
 
     def seconds_to(self, nll: float) -> float:
-        """Seconds until the validation NLL first was as low; infinity if it never was."""
+        """Count the seconds until the validation NLL first was as low; infinity if it never was."""
         return next((seconds for _, seconds, value in self.validation if value <= nll), math.inf)
 
     def plain(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Give plain values for JSON."""
         return {k: v._asdict() if isinstance(v, Mean) else v for k, v in self._asdict().items()}
 
     @classmethod
@@ -132,7 +138,7 @@ class Training(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """All that was measured.
+    """Holds all that was measured.
 
     Attributes:
         command: that repeats it.
@@ -153,20 +159,20 @@ class Findings(NamedTuple):
     final: tuple[Training, ...]
 
     def plain(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Give plain values for JSON."""
         found = ("stages", "particles", "memories", "training", "final")
         plain = {name: [each.plain() for each in getattr(self, name)] for name in found}
         return {"command": self.command, "about": self.about, **plain}
 
 
 def address_snr(qualities: Sequence[Quality]) -> dict[str, list[float]]:
-    """Signal-to-noise ratio of the address by estimator, in the order of the tables."""
+    """List the signal-to-noise ratio of the address by estimator, in the order of the tables."""
     names = dict.fromkeys(row.estimator for quality in qualities for row in quality.address_rows())
     return {name: [quality.table.of(name, ADDRESS).snr for quality in qualities] for name in names}
 
 
 def by_program(qualities: Sequence[Quality]) -> dict[tuple[str, str], list[Quality]]:
-    """The tables of each program and stage."""
+    """Group the tables by program and stage."""
     groups: dict[tuple[str, str], list[Quality]] = {}
     for quality in qualities:
         groups.setdefault((quality.program, quality.stage), []).append(quality)
@@ -174,13 +180,13 @@ def by_program(qualities: Sequence[Quality]) -> dict[tuple[str, str], list[Quali
 
 
 def by_length(final: Sequence[Training]) -> list[list[Training]]:
-    """The final's runs, for each length of VIMCO's."""
+    """Group the final's runs by the length of VIMCO's."""
     lengths = dict.fromkeys(run.final_minutes for run in final)
     return [[run for run in final if run.final_minutes == length] for length in lengths]
 
 
 def objective_mark(row: Row) -> str:
-    """What stands behind an estimator that does not follow VIMCO's bound without bias: " (biased)", " (elbo)"."""
+    """Mark an estimator that does not follow VIMCO's bound without bias: " (biased)", " (elbo)"."""
     if not row.claims_unbiased:
         return " (biased)"
     return "" if row.objective == BOUND else f" ({row.objective})"

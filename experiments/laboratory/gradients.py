@@ -50,7 +50,7 @@ def measure(
 
 
 def measure_toy(config: LaboratoryConfig, evaluations: int, names: Sequence[str]) -> Quality:
-    """Gradients on the mixture, whose addresses are summed for reference; twice the draws, as they cost little."""
+    """Measure gradients on the mixture, whose addresses are summed for reference; twice the cheap draws."""
     size = 8
     model, guide, x = toy(size, config.images, config.seed)
     facts: dict[str, Any] = {"program": "toy", "stage": "", "memory": size, "draws": 2 * config.draws}
@@ -68,7 +68,7 @@ def measure_model(
     evaluations: int = 4,
     shape: tuple[int, int] | None = None,
 ) -> Quality:
-    """Gradients of one model on held-out classes; `shape` is classes and shots of the memory."""
+    """Measure gradients of one model on held-out classes; `shape` is classes and shots of the memory."""
     plan = config.plan()
     classes, shots = shape or (plan.classes, plan.shots)
     episode = sampler(config, data.validation, config.images, classes=classes, shots=shots, seed=3).sample()
@@ -77,7 +77,7 @@ def measure_model(
 
 
 def train_stages(config: LaboratoryConfig, name: str, data: Split, finalist: Candidate) -> dict[str, Pair]:
-    """VIMCO's model before training, after `minutes`, and at the end of its long run."""
+    """Load VIMCO's model before training, after `minutes`, and at the end of its long run."""
     assert config.minutes is not None
     assert config.final_minutes is not None
     judge, longest = config.plan().trained[0], config.final_minutes[-1]

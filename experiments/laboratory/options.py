@@ -14,7 +14,7 @@ from vma_pyro.models import Pair, build
 
 
 class Candidate(NamedTuple):
-    """Who trains: an estimator, K, images per update, learning rate."""
+    """Says who trains: an estimator, K, images per update, learning rate."""
 
     estimator: str
     num_particles: int = 4
@@ -151,7 +151,7 @@ class LaboratoryConfig:
         return replace(self, minutes=0.01, final_minutes=(0.01, 0.02), **sizes)
 
     def plan(self) -> Plan:
-        """All of the comparison, or a little of everything."""
+        """Plan all of the comparison, or a little of everything."""
         if self.tiny:
             tiny = (
                 Candidate("vimco", 2, 4),
@@ -163,14 +163,14 @@ class LaboratoryConfig:
 
 
 def initial_pair(config: LaboratoryConfig) -> Pair:
-    """Model and guide with the same initial weights for every estimator."""
+    """Make model and guide with the same initial weights for every estimator."""
     sizes = {"width": config.width, "latent_dim": config.plan().latent_dim}
     torch.manual_seed(config.seed)
     return build({"networks": "conv", "program": "memory", **sizes})
 
 
 def sampler(config: LaboratoryConfig, characters: Characters, queries: int, **options: Any) -> EpisodeSampler:
-    """Episodes of the shape that all are trained on."""
+    """Make episodes of the shape that all are trained on."""
     plan = config.plan()
     shape: dict[str, Any] = {"classes": plan.classes, "shots": plan.shots, "queries": queries} | options
     return EpisodeSampler(characters, seed=shape.pop("seed", config.seed), **shape)

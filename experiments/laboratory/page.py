@@ -20,7 +20,7 @@ from vma_pyro.infer import fit_slope
 
 
 def to_markdown(found: Findings) -> str:
-    """The whole page."""
+    """Write the whole page."""
     parts = [
         "# Which gradient estimator, and when",
         "",
@@ -80,7 +80,7 @@ def to_markdown(found: Findings) -> str:
 
 
 def final_table(final: Sequence[Training]) -> list[str]:
-    """Under a heading, the table of each seed."""
+    """Write the table of each seed under a heading."""
     lines = []
     for seed in dict.fromkeys(run.seed for run in final):
         runs = [run for run in final if run.seed == seed]
@@ -89,7 +89,7 @@ def final_table(final: Sequence[Training]) -> list[str]:
 
 
 def training_table(runs: Sequence[Training]) -> str:
-    """One line per run, the best test NLL first; the first run is VIMCO's."""
+    """Write one line per run, the best test NLL first; the first run is VIMCO's."""
     judge = runs[0]
     target = judge.validation[-1][2] if judge.validation else math.nan
     head = ["estimator", "updates", "runs of the model per image", "seconds", "test NLL, nats"]
@@ -106,7 +106,7 @@ def training_table(runs: Sequence[Training]) -> str:
 
 
 def gain_table(qualities: Sequence[Quality]) -> str:
-    """Variance x time on the address relative to VIMCO: tables down, estimators across, or the other way round."""
+    """Tabulate variance x time on the address relative to VIMCO: tables down, estimators across, or swapped."""
     names = list(dict.fromkeys(row.estimator for quality in qualities for row in quality.address_rows()))
     heads = [f"{q.program} {q.stage}".strip() + f", M = {q.memory}" for q in qualities]
     cells = [[_gain(quality, name) for quality in qualities] for name in names]
@@ -121,12 +121,12 @@ def _gain(quality: Quality, name: str) -> str:
 
 
 def slope_table(qualities: Sequence[Quality]) -> list[str]:
-    """SNR of the address against K, and the slope in logarithms."""
+    """Tabulate the SNR of the address against K, and the slope in logarithms."""
     lines = []
     for (program, stage), group in by_program(qualities).items():
         budgets = [quality.evaluations for quality in group]
         rows = [
-            [name, *(f"{value:.3g}" for value in values), slope_of(budgets, values)]
+            [name, *(f"{value:.3g}" for value in values), format_slope(budgets, values)]
             for name, values in address_snr(group).items()
         ]
         shown = table(["estimator", *(f"{b} runs" for b in budgets), "slope"], rows)
@@ -134,8 +134,8 @@ def slope_table(qualities: Sequence[Quality]) -> list[str]:
     return lines
 
 
-def slope_of(particles: Sequence[int], snr: Sequence[float]) -> str:
-    """The fitted slope, or why there is none."""
+def format_slope(particles: Sequence[int], snr: Sequence[float]) -> str:
+    """Write the fitted slope, or why there is none."""
     usable = [(k, value) for k, value in zip(particles, snr, strict=True) if 0 < value < math.inf]
     if len(usable) < 2:
         return "lost in noise"

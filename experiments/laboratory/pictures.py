@@ -14,7 +14,7 @@ Curves = Mapping[str, Sequence[Sequence[float]]]
 
 
 def save_curves(path: Path, nll: Curves, kl_address: Curves) -> None:
-    """Validation NLL, and KL(a), against updates and against seconds.
+    """Draw validation NLL, and KL(a), against updates and against seconds.
 
     Args:
         path: of the picture.
@@ -45,7 +45,7 @@ def save_curves(path: Path, nll: Curves, kl_address: Curves) -> None:
 
 
 def save_slopes(path: Path, particles: Sequence[int], snr: Mapping[str, Sequence[float]]) -> None:
-    """log SNR against log K, with lines of slope +1/2 and -1/2 for comparison.
+    """Draw log SNR against log K, with lines of slope +1/2 and -1/2 for comparison.
 
     Args:
         path: of the picture.

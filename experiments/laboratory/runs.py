@@ -17,7 +17,7 @@ from common.timing import ratio, take_turns
 from common.train import train_pair
 from laboratory.findings import JUDGE, Training
 from laboratory.options import Candidate, LaboratoryConfig, initial_pair, sampler
-from vma_pyro._system.record import read_metrics
+from vma_pyro._system.metrics import read_metrics
 from vma_pyro.data import Episode, Split
 from vma_pyro.evaluation import Mean, log_likelihood, split_bound, undisturbed
 from vma_pyro.infer import make
@@ -108,7 +108,7 @@ def train_and_score(
 
 
 def minus_judge(judge: torch.Tensor, run: tuple[Training, torch.Tensor]) -> Training:
-    """A run with its difference to VIMCO's, image by image."""
+    """Compare a run to VIMCO's, image by image."""
     training, nll = run
     if not len(nll) or not len(judge):
         return training
@@ -132,14 +132,14 @@ def train_all(config: LaboratoryConfig, data: Split) -> list[Training]:
 
 
 def train_finalists(config: LaboratoryConfig, data: Split, runs: Sequence[Training]) -> list[Training]:
-    """The best VIMCO for longer, and the best of the others in half of its time, for each seed.
+    """Train the best VIMCO for longer, and the best of the others in half of its time, for each seed.
 
     Selected on held-out classes of the training alphabets; the test classes are scored, not looked at.
     """
     assert config.final_minutes is not None  # resolved
     ranked = sorted((r for r in runs if r.validation and not r.stopped), key=lambda r: r.validation[-1][2])
-    judges = [candidate_of(run) for run in ranked if run.estimator == JUDGE]
-    rivals = [candidate_of(run) for run in ranked if run.estimator != JUDGE]
+    judges = [run.candidate for run in ranked if run.estimator == JUDGE]
+    rivals = [run.candidate for run in ranked if run.estimator != JUDGE]
     if not judges or not rivals:
         raise ValueError("training: expected a run of vimco and of another that did not diverge, got none")
     judge, rival = judges[0], rivals[0]
@@ -163,19 +163,14 @@ def train_finalists(config: LaboratoryConfig, data: Split, runs: Sequence[Traini
 
 
 def final_folder(minutes: float, seed: int) -> str:
-    """Name of the folder of VIMCO's run in the final."""
+    """Name the folder of VIMCO's run in the final."""
     return f"final-{minutes:g}-{seed}"
-
-
-def candidate_of(run: Training) -> Candidate:
-    """The candidate that a run trained."""
-    return Candidate(run.estimator, run.num_particles, run.queries, run.learning_rate)
 
 
 def compare_costs(
     config: LaboratoryConfig, data: Split, candidate: Candidate, judge: Candidate
 ) -> dict[str, float]:
-    """Seconds per update over the judge's, both in turns; the median of the rounds."""
+    """Time an update against the judge's, both in turns: the median ratio of the rounds."""
     turns = {who.folder: partial(next, make_updates(config, data, who)) for who in (candidate, judge)}
     rounds, warm_up = (3, 1) if config.tiny else (48, 12)
     seconds = take_turns(turns, repetitions=rounds, warm_up=warm_up, label="an update of both")
@@ -197,7 +192,7 @@ def make_updates(config: LaboratoryConfig, data: Split, candidate: Candidate) ->
 def score(
     pair: Pair, episode: Episode, *, samples: int, seed: int = 0
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """NLL of each of the episode's images from `samples` importance samples, and KL(a), in nats."""
+    """Measure the NLL of each of the episode's images from `samples` importance samples, and KL(a), in nats."""
     nll = -log_likelihood(*pair, episode.memory, episode.x, num_samples=samples, seed=seed)
     with undisturbed(*pair, seed=seed):
         kl_address = split_bound(*pair, episode.memory, episode.x).kl_address

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Toy(nn.Module):
-    """A mixture of Gaussians as a memory: an address, a latent near the entry, an observation near the latent.
+    """Draws from a mixture of Gaussians as a memory: an address, a latent near the entry, an observation near it.
 
     Args:
         role: which of the two programs.
@@ -24,7 +24,7 @@ class Toy(nn.Module):
         self.p = nn.ParameterDict({name: nn.Parameter(value) for name, value in parameters.items()})
 
     def forward(self, x: Tensor) -> None:
-        """Model or guide of observations x [B]."""
+        """Run as model or as guide of observations x [B]."""
         p = self.p
         with pyro.plate("data", len(x)):
             if self.role == "model":
@@ -42,7 +42,7 @@ class Toy(nn.Module):
 
 
 def toy(size: int, images: int, seed: int) -> tuple[Toy, Toy, Tensor]:
-    """Model, guide and observations [images] of a memory of `size` entries; the guide is near the posterior."""
+    """Make model, guide and observations [images] of `size` entries; the guide is near the posterior."""
     noise = torch.Generator().manual_seed(seed)
 
     def normal(count: int) -> Tensor:

@@ -129,14 +129,14 @@ class FewShotConfig:
         )
 
     def amounts(self) -> Amounts:
-        """How much to measure."""
+        """Say how much to measure."""
         assert self.eval_images is not None  # resolved
         assert self.eval_samples is not None
         assert self.eval_queries is not None
         return Amounts(images=self.eval_images, samples=self.eval_samples, queries=self.eval_queries)
 
     def architecture(self, *, memory: bool) -> dict[str, Any]:
-        """Plain values from which `models.build` makes the model with memory, or the one without."""
+        """Give plain values from which `models.build` makes the model with memory, or the one without."""
         program = "memory" if memory else "memoryless"
         sizes = {"width": self.width, "latent_dim": self.latent_dim}
         refined = {"refinement": self.refinement} if self.refinement else {}

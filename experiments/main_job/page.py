@@ -17,7 +17,7 @@ from vma_pyro.models import updates_of
 
 
 class About(NamedTuple):
-    """What was run, and how.
+    """Says what was run, and how.
 
     Attributes:
         command: with which everything can be repeated.
@@ -48,7 +48,7 @@ SHOWN = {"samples.png": " (generated from one example)", "posterior.png": " (the
 
 
 def to_json(about: About, scores: FewShotScores, memoryless: Tensor | None) -> str:
-    """Every figure with its standard error and number of images; NLL in nats per image, accuracy as a share.
+    """List every figure with its standard error and number of images; NLL in nats per image, accuracy as a share.
 
     Args:
         about: what was run.
@@ -74,7 +74,7 @@ def to_json(about: About, scores: FewShotScores, memoryless: Tensor | None) -> s
 
 
 def to_markdown(about: About, scores: FewShotScores, memoryless: Tensor | None) -> str:
-    """The report: likelihood by number of examples, classification, and where the nats go."""
+    """Write the report: likelihood by number of examples, classification, and where the nats go."""
     amounts, kl = about.amounts, scores.kl
     likelihoods: list[tuple[str, Any]] = [
         (f"{shots} in memory", estimate) for shots, estimate in scores.nll.items()
@@ -135,7 +135,7 @@ image unless said otherwise. The reconstructions and the KLs of the sites add up
 
 
 def how_long(facts: dict[str, Any]) -> str:
-    """Updates of all cycles of training, and whether they ended before the budget did."""
+    """Count the updates of all cycles of training, and say whether they ended before the budget did."""
     early = " (no better on validation, and stopped early)" if facts.get("stopped_early") else ""
     return f"{updates_of(facts)} updates{early}"
 

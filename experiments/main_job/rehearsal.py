@@ -60,7 +60,7 @@ def check_weights_fit(architecture: dict[str, Any], device: torch.device) -> Non
 
 
 def count_bytes(architecture: dict[str, Any]) -> float:
-    """Bytes of all copies of the weights that training has; infinite beyond what can be counted."""
+    """Count the bytes of all copies of the weights that training has; infinite beyond what can be counted."""
     try:
         with torch.device("meta"):
             model = models.as_one(models.build(architecture))

@@ -17,12 +17,13 @@ from main_job.options import FewShotConfig
 from main_job.pictures import PICTURES
 from vma_pyro import models
 from vma_pyro._system.atomic import write_text
-from vma_pyro._system.record import command, read_metrics
+from vma_pyro._system.command import command
+from vma_pyro._system.metrics import read_metrics
 from vma_pyro.data import Split
 
 
 class Report:
-    """What is measured of a trained memory model, and its report.
+    """Measures a trained memory model, and writes its report.
 
     Args:
         config: all options.
@@ -65,7 +66,7 @@ class Report:
             self.scores = scores.gained_over(memoryless, self.scores, test, amounts, device=device)
 
     def facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What is known of the training of both models, here or elsewhere."""
+        """Tell what is known of the training of both models, here or elsewhere."""
         if self.config.load is not None:
             return models.facts_of(self.config.load), models.facts_of(memoryless_beside(self.config.load))
         return self.training["memory"], self.training["memoryless"]
@@ -110,5 +111,5 @@ class Report:
 
 
 def memoryless_beside(path: Path) -> Path:
-    """Where the memoryless model's checkpoint is, if it was trained with this one."""
+    """Find the memoryless model's checkpoint, if it was trained with this one."""
     return path.parent / "memoryless" / path.name

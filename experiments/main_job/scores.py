@@ -23,7 +23,7 @@ SHOTS = (1, 2, 5, 10, 19)
 
 
 class Amounts(NamedTuple):
-    """How much to measure.
+    """Says how much to measure.
 
     Attributes:
         images: test images per likelihood, the same images at every number of shots.
@@ -42,7 +42,7 @@ class Amounts(NamedTuple):
 
 
 class FewShotScores(NamedTuple):
-    """Scores on unseen classes.
+    """Holds scores on unseen classes.
 
     Attributes:
         nll: number of shots to the NLL in nats per image, an upper bound by importance sampling.
@@ -91,7 +91,7 @@ def score(pair: Pair, characters: Characters, amounts: Amounts, *, device: torch
 def likelihood_scores(
     pair: Pair, characters: Characters, amounts: Amounts, *, shots: int = 1, device: torch.device
 ) -> Float[Tensor, " images"]:
-    """NLL of the images of the likelihood protocol, nats; without a memory the number of shots has no effect."""
+    """Measure the NLL of the likelihood protocol's images, nats; without a memory the shots have no effect."""
     # The sampler nests the memories of one seed: all numbers of shots score the same images.
     episode = _sampler(characters, amounts, 1, shots, amounts.images).sample()
     return nll_of_each(pair, [episode], amounts.samples, device=device)
@@ -100,13 +100,13 @@ def likelihood_scores(
 def gained_over(
     memoryless: Pair, scores: FewShotScores, characters: Characters, amounts: Amounts, *, device: torch.device
 ) -> FewShotScores:
-    """The same scores, whose KL split has the information gained over a model and guide without memory."""
+    """Add to the KL split of scores the information gained over a model and guide without memory."""
     nll = nll_of_each(memoryless, [_split_episode(characters, amounts)], amounts.samples, device=device)
     return scores._replace(kl=scores.kl.gained_over(nll.to(scores.kl.nll_of_images.device)))
 
 
 def shared_episode(characters: Characters, amounts: Amounts) -> Episode:
-    """Figure 3's memory: 8 unseen classes with 10 examples (or half of what there is) and images of them."""
+    """Draw figure 3's memory: 8 unseen classes with 10 examples (or half of what there is) and images of them."""
     classes = min(8, len(characters))
     shots = min(10, characters.images.shape[1] // 2)
     queries = min(classes * (characters.images.shape[1] - shots), amounts.images)
@@ -116,7 +116,7 @@ def shared_episode(characters: Characters, amounts: Amounts) -> Episode:
 
 
 def one_example_each(characters: Characters, amounts: Amounts, number: int) -> Tensor:
-    """Examples [number, 1, 28, 28] of unseen classes."""
+    """Draw examples [number, 1, 28, 28] of unseen classes."""
     return _sampler(characters, amounts, 1, 1, number).sample().memory.entries[:, 0]
 
 
@@ -127,7 +127,7 @@ def _sampler(characters: Characters, amounts: Amounts, classes: int, shots: int,
 
 
 def _tasks(characters: Characters, amounts: Amounts, ways: int, shots: int) -> Iterator[Episode]:
-    """The queries of a classification task, each under a memory of its own, at most a hundred at a time."""
+    """Yield the queries of a classification task, each under a memory of its own, at most a hundred at a time."""
     stream = _sampler(characters, amounts, ways, shots, min(100, amounts.queries))
     for done in range(0, amounts.queries, stream.queries):
         yield first_of(stream.sample(), amounts.queries - done)

@@ -17,7 +17,7 @@ from vma_pyro.evaluation import Mean
 
 
 def claims(found: Results) -> list[Claim]:
-    """All rows, in the order of the paper."""
+    """Judge all claims, in the order of the paper."""
     rows: list[Claim] = []
     for name, make in CLAIMS:
         if name in found:
@@ -209,7 +209,7 @@ def soft(content: dict[str, Any]) -> Iterator[Claim]:
 
 
 def soft_name(model: str) -> str:
-    """A soft program in words: "soft attention", "target-guided soft attention"."""
+    """Name a soft program in words: "soft attention", "target-guided soft attention"."""
     kind, _, how = model.partition(", ")
     return f"{how} {kind} attention".strip()
 

@@ -14,7 +14,7 @@ ROUNDING = 1e-3  # nats
 
 
 class Identity(NamedTuple):
-    """Something that must hold.
+    """Holds something that must be true.
 
     Attributes:
         what: in words.
@@ -40,7 +40,7 @@ def identities(results: Results) -> list[Identity]:
 
 
 def _kl_below_log_memory(content: dict[str, Any], source: str) -> Identity:
-    """Wherever both stand side by side, whatever the experiment: p(a) is uniform in all of these."""
+    """Compare both wherever they stand side by side, whatever the experiment: p(a) is uniform in all of these."""
     rows = [row for row in _tables(content) if "log_memory" in row and isinstance(row.get("kl_address"), dict)]
     found = [
         f"KL(a) = {Mean.read(row['kl_address'])} with log |M| = {row['log_memory']:.3f}"
@@ -51,7 +51,7 @@ def _kl_below_log_memory(content: dict[str, Any], source: str) -> Identity:
 
 
 def _tables(value: Any) -> Iterator[dict[str, Any]]:
-    """All dictionaries in a value, at any depth."""
+    """Yield all dictionaries in a value, at any depth."""
     if isinstance(value, dict):
         yield value
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():

@@ -13,7 +13,7 @@ Results = Mapping[str, dict[str, Any]]  # name of an experiment to what is in it
 
 
 class Claim(NamedTuple):
-    """One row of the table of claims.
+    """Holds one row of the table of claims.
 
     Attributes:
         claim: what the paper says.
@@ -33,12 +33,12 @@ class Claim(NamedTuple):
 
 
 def verdict(*, reached: bool, short: str) -> str:
-    """The verdict on a claim that either holds or falls short."""
+    """Judge a claim that either holds or falls short."""
     return "reproduced" if reached else f"not reached: {short}"
 
 
 def verdict_against(ours: Mean, paper: float, *, how: str, higher: bool = False) -> str:
-    """The verdict on a figure that the paper has too: better by two standard errors, as good, or worse."""
+    """Judge a figure that the paper has too: better by two standard errors, as good, or worse."""
     better = (ours.mean - paper) * (1 if higher else -1)
     if better > 2 * ours.se:
         return "exceeded"
@@ -46,7 +46,7 @@ def verdict_against(ours: Mean, paper: float, *, how: str, higher: bool = False)
 
 
 def describe_training(content: dict[str, Any]) -> str:
-    """The budget behind a figure, the usual reason why it falls short."""
+    """Name the budget behind a figure, the usual reason why it falls short."""
     facts = next(iter(content["training"].values()))
     if "training_seconds" not in facts:
         return "training unknown"
@@ -57,7 +57,7 @@ def describe_training(content: dict[str, Any]) -> str:
 
 
 def verdict_on_growth(gaps: Mapping[int, Mean]) -> str:
-    """The verdict on gaps by number of classes: above zero at the most, and larger than at the fewest."""
+    """Judge gaps by number of classes: above zero at the most, and larger than at the fewest."""
     first, last = gaps[min(gaps)], gaps[max(gaps)]
     grows, error = last.mean - first.mean, math.hypot(last.se, first.se)
     reached = last.mean > 2 * last.se and grows > 2 * error

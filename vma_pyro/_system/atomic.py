@@ -43,12 +43,12 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """`write_atomically` for text."""
+    """Write text so that the path holds either what it held before or the whole of it."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _temporary(path: Path) -> tuple[BinaryIO, str]:
-    """An open file beside the path, locked while it is being written: one without a lock is left over."""
+    """Open a file beside the path, locked while it is being written: one without a lock is left over."""
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         file = os.fdopen(handle, "wb")

@@ -9,10 +9,10 @@ WITHOUT_FLOAT64 = {"mps"}
 
 
 def in_double(values: Tensor) -> Tensor:
-    """In float64: sums over thousands of samples keep their digits. On the CPU where the device has no float64."""
+    """Convert to float64, on the CPU if the device has none: sums over thousands of samples keep their digits."""
     return (values.cpu() if values.device.type in WITHOUT_FLOAT64 else values).double()
 
 
 def widest_float(device: torch.device) -> torch.dtype:
-    """float64, or float32 where the device has no other."""
+    """Choose float64, or float32 where the device has no other."""
     return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from vma_pyro._system.record import command
+from vma_pyro._system.command import command
 
 _held: dict[Path, BinaryIO] = {}  # by the job that goes on in this process
 _open_locks: set[BinaryIO] = set()
@@ -67,8 +67,8 @@ def holding(folder: Path, *, argument: str) -> Iterator[None]:
 
 
 def _locked(folder: Path, argument: str) -> BinaryIO:
-    """The lock of a folder, open and held, with who holds it in it."""
-    path = _lock_of(folder.resolve())
+    """Open and hold the lock of a folder, and write into it who holds it."""
+    path = _lock_path(folder.resolve())
     file = _open(path, argument, folder)
     while not _lock(file, path, argument, folder):
         file.close()
@@ -81,15 +81,15 @@ def _locked(folder: Path, argument: str) -> BinaryIO:
     try:
         for around in folder.resolve().parents:
             if around not in _held:
-                _check_free(_lock_of(around), argument, folder)
+                _check_free(_lock_path(around), argument, folder)
     except BlockingIOError:
         _give_up(file)
         raise
     return file
 
 
-def _lock_of(folder: Path) -> Path:
-    """Beside the folder; within it where nothing can be put beside it, so that it cannot be moved either."""
+def _lock_path(folder: Path) -> Path:
+    """Put the lock beside the folder, or into one that nothing can lie beside: it cannot be moved either."""
     beside = folder.parent / f".{folder.name}.lock"
     writable = os.access(beside if beside.exists() else folder.parent, os.W_OK)
     return beside if writable or not folder.exists() else folder / ".lock"
@@ -155,7 +155,7 @@ def _give_up(file: BinaryIO) -> None:
 
 
 def _forget() -> None:
-    """A process that is forked off holds nothing: the job's lock must not outlive the job in it."""
+    """Close all locks in a process that is forked off: the job's lock must not outlive the job in it."""
     for file in _open_locks:
         file.close()
     _open_locks.clear()

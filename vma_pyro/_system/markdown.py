@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    r"""A table with one line per row; a bar within a cell is escaped, unless it is already.
+    r"""Write a table with one line per row; a bar within a cell is escaped, unless it is already.
 
     >>> print(table(["entries", "nats"], [["|M| = 8", 2.08]]))
     | entries | nats |

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of `torch.distributed`, or this one alone.
+    """Joins the processes of `torch.distributed`, or stands for this one alone.
 
     Attributes:
         rank: of this process.
@@ -41,20 +41,20 @@ class Ranks:
 
     @classmethod
     def present(cls) -> Ranks:
-        """All processes that torch.distributed has been started with; this one alone if it has not."""
+        """Find the processes that torch.distributed has been started with; this one alone if it has not."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return cls()
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
     def sum(self, value: Tensor) -> Tensor:
-        """Over all processes; each gets the result."""
+        """Add up the values of all processes; each gets the result."""
         if self.size > 1:
             value = value.clone()
             torch.distributed.all_reduce(value)
         return value
 
     def gather(self, value: Tensor) -> list[Tensor]:
-        """The values of all processes, which must have one shape, in the order of ranks."""
+        """Gather the values of all processes, which must have one shape, in the order of ranks."""
         if self.size == 1:
             return [value]
         values = [torch.empty_like(value) for _ in range(self.size)]
@@ -62,7 +62,7 @@ class Ranks:
         return values
 
     def first(self, value: Tensor) -> Tensor:
-        """The value of process 0."""
+        """Send the value of process 0 to all."""
         if self.size > 1:
             value = value.clone()
             torch.distributed.broadcast(value, 0)
@@ -78,5 +78,5 @@ class Ranks:
         return result
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all are here."""
         self.sum(torch.zeros(()))

@@ -18,7 +18,7 @@ Augmentation = Literal["rotations", "rotations+flips"]
 
 
 class Episode(NamedTuple):
-    """One episode.
+    """Holds one episode.
 
     Attributes:
         memory: entries [S, 1, 28, 28], or [B, S, 1, 28, 28] with one memory per query, S = classes * shots, and
@@ -32,7 +32,7 @@ class Episode(NamedTuple):
     labels: Tensor
 
     def to(self, device: torch.device | str) -> Episode:
-        """The same episode on another device."""
+        """Move the episode to another device."""
         return Episode(self.memory.to(device), self.x.to(device), self.labels.to(device))
 
 
@@ -40,10 +40,10 @@ class Episodes(Protocol):
     """An endless stream of episodes whose position can be saved."""
 
     def sample(self) -> Episode:
-        """The next episode."""
+        """Draw the next episode."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the stream; tensors only."""
+        """Return the position in the stream, as tensors only."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved position."""
@@ -118,7 +118,7 @@ class EpisodeSampler(Stream):
         self.shared_memory = shared_memory
 
     def _drawn(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Classes, orders of their examples, and queries."""
+        """Draw classes, orders of their examples, and queries."""
         b, c, s = self.queries, self.classes, self.shots
         if self.shared_memory:
             chosen = torch.randperm(len(self.images), generator=self._generator)[:c]
@@ -134,7 +134,7 @@ class EpisodeSampler(Stream):
         return self._shared(*drawn) if self.shared_memory else self._per_query(*drawn)
 
     def _shared(self, chosen: Tensor, order: Tensor, queries: Tensor) -> Episode:
-        """Of classes [c], orders of their examples [c, examples] and places among those left for queries [b]."""
+        """Assemble classes [c], orders of their examples [c, examples] and queries [b] among those left."""
         c, s = self.classes, self.shots
         memory = self.images[chosen[:, None], order[:, :s]]  # [c, s, 28, 28]
         left = order[:, s:]
@@ -144,7 +144,7 @@ class EpisodeSampler(Stream):
         return Episode(Memory(as_images(memory.flatten(0, 1)), memory_labels), as_images(x), labels)
 
     def _per_query(self, chosen: Tensor, order: Tensor, labels: Tensor) -> Episode:
-        """Of classes [b, c], orders of their examples [b, c, examples] and places of the queries' classes [b]."""
+        """Assemble classes [b, c], orders of their examples [b, c, examples] and labels [b], places of classes."""
         b, c, s = self.queries, self.classes, self.shots
         rows = (chosen[:, :, None] * order.shape[2] + order[:, :, :s]).flatten(1, 2)  # [b, c s]
         each = torch.arange(b)
@@ -158,12 +158,12 @@ class EpisodeSampler(Stream):
         return Episode(memory, as_images(x), labels)
 
     def _random_orders(self, rows: int) -> Tensor:
-        """Independent random orders of the examples [rows, examples]."""
+        """Draw independent random orders of the examples [rows, examples]."""
         return torch.rand(rows, self.images.shape[1], generator=self._generator).argsort(dim=1)
 
 
 def augmented(images: np.ndarray, augment: Augmentation | None) -> np.ndarray:
-    """Rotated (and mirrored) classes as classes of their own: [classes * {1, 4, 8}, examples, 28, 28]."""
+    """Add rotated (and mirrored) classes as classes of their own: [classes * {1, 4, 8}, examples, 28, 28]."""
     if augment is None:
         return np.ascontiguousarray(images)
     if augment not in ("rotations", "rotations+flips"):
@@ -175,5 +175,5 @@ def augmented(images: np.ndarray, augment: Augmentation | None) -> np.ndarray:
 
 
 def as_images(binary: Tensor) -> Tensor:
-    """uint8 [..., 28, 28] to float [..., 1, 28, 28]."""
+    """Convert uint8 [..., 28, 28] to float [..., 1, 28, 28]."""
     return binary.float().unsqueeze(-3)

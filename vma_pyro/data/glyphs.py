@@ -31,7 +31,7 @@ _PROTOTYPES = np.array(
 
 
 def load(*, classes: int = 300, examples: int = 20, seed: int = 0) -> Characters:
-    """Random characters, the same on every call with the same arguments.
+    """Make random characters, the same on every call with the same arguments.
 
     Args:
         classes: number of characters, in alphabets of `CHARACTERS_PER_ALPHABET`.
@@ -62,7 +62,7 @@ def load(*, classes: int = 300, examples: int = 20, seed: int = 0) -> Characters
 
 
 def _strokes(rng: np.random.Generator) -> np.ndarray:
-    """The stroke shapes of one alphabet [STROKES_PER_ALPHABET, 4, 2], centred at 0."""
+    """Draw the stroke shapes of one alphabet [STROKES_PER_ALPHABET, 4, 2], centred at 0."""
     shapes = _PROTOTYPES[rng.integers(len(_PROTOTYPES), size=STROKES_PER_ALPHABET)]
     shapes = shapes + rng.normal(0, 0.08, shapes.shape)
     # Writing prefers the horizontal, the vertical and the two diagonals.
@@ -72,7 +72,7 @@ def _strokes(rng: np.random.Generator) -> np.ndarray:
 
 
 def _character(rng: np.random.Generator, pool: np.ndarray) -> np.ndarray:
-    """Control points of one character in the unit square [MAX_STROKES, 4, 2]; absent strokes are NaN."""
+    """Draw the control points of one character in the unit square [MAX_STROKES, 4, 2]; absent strokes are NaN."""
     program = np.full((MAX_STROKES, 4, 2), np.nan)
     chosen = rng.choice(len(pool), size=rng.integers(2, MAX_STROKES + 1), replace=False)
     for i, shape in enumerate(chosen):
@@ -94,14 +94,14 @@ def _anchor(rng: np.random.Generator, stroke: np.ndarray) -> np.ndarray:
 
 
 def bezier(control: np.ndarray) -> np.ndarray:
-    """Points along cubic Bezier curves: [..., 4, 2] to [..., POINTS, 2]."""
+    """Trace points along cubic Bezier curves: [..., 4, 2] to [..., POINTS, 2]."""
     t = np.linspace(0, 1, POINTS)[:, None]
     weights = np.concatenate([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], axis=1)
     return np.einsum("pc,...cd->...pd", weights, control)
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:
-    """Matrices [..., 2, 2]."""
+    """Make the matrices of rotations [..., 2, 2]."""
     cos, sin = np.cos(angles), np.sin(angles)
     return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
 
@@ -121,7 +121,7 @@ def _render(rng: np.random.Generator, programs: np.ndarray, examples: int) -> np
 
 
 def _ink(points: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Pixels whose centre is within the radius [N] of one of the points [N, P, 2]: uint8 [N, 28, 28]."""
+    """Ink the pixels whose centre is within the radius [N] of one of the points [N, P, 2]: uint8 [N, 28, 28]."""
     image, point = np.nonzero(~np.isnan(points[..., 0]))  # absent strokes are NaN
     points, radius = points[image, point], radius[image]
     ink = np.zeros((image.max() + 1, SIZE, SIZE), np.uint8)

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from vma_pyro.data.records import LabelledImages, data_root, keep_npz, made_for, read_npz
+from vma_pyro.data.prepared import data_root, keep_npz, made_for, read_npz
+from vma_pyro.data.records import LabelledImages
 
 SPLITS = ("train", "test")
 BINARISATION_SEED = {"train": 0, "test": 1}
 
 
 def load(root: str | Path | None = None, *, split: str, download: bool = True) -> LabelledImages:
-    """MNIST's digits.
+    """Load MNIST's digits.
 
     Args:
         root: folder of the data; None takes the environment variable VMA_DATA, else a cache in the home folder.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vma_pyro.data.episodes import Episode, as_images
 from vma_pyro.data.records import Characters
-from vma_pyro.data.workers import of_this_worker
+from vma_pyro.data.workers import take_turns
 from vma_pyro.memory import Memory
 from vma_pyro.memory.selected import SelectedMemory
 
@@ -74,16 +74,16 @@ class NestedEpisodes:
         self._class, self._example = possible[drawn // self.examples], drawn % self.examples
 
     def __len__(self) -> int:
-        """Number of targets."""
+        """Count the targets."""
         return len(self._class)
 
     @property
     def examples(self) -> int:
-        """Of each class, the target among them."""
+        """Count the examples of each class, the target among them."""
         return self.images.shape[1]
 
     def episodes(self, classes: int, shots: int, *, first: int | None = None) -> Iterator[Episode]:
-        """All targets, some at a time, each under the target's class and `classes` - 1 others.
+        """Yield all targets, some at a time, each under the target's class and `classes` - 1 others.
 
         Args:
             classes: of the memory.
@@ -108,7 +108,7 @@ class NestedEpisodes:
     def pooled(
         self, classes: int, entries: int, *, replacement: bool = False, first: int | None = None
     ) -> Iterator[Episode]:
-        """All targets, each under `entries` images in all, drawn from the images of its class and of others.
+        """Yield all targets, each under `entries` images in all, drawn from the images of its class and of others.
 
         The conditioning sets of Generative Matching Networks (Bartunov & Vetrov 2016): "shots" are a total, and
         the target's class may be absent. Their public sampler draws with replacement, the target included.
@@ -144,7 +144,7 @@ class NestedEpisodes:
             yield Episode(read(torch.stack(chosen), None), self._targets(part), torch.stack(labels))
 
     def _reader(self, first: int | None, size: int) -> Callable[[Tensor, Tensor | None], Memory]:
-        """Memories from the numbers of their entries; of a bank if they have more in all than there are images."""
+        """Make memories of numbered entries, of a bank if they have more in all than there are images."""
         flat = self.images.flatten(0, 1)
         if self._number(first) * size <= len(flat):
             return lambda rows, labels: Memory(as_images(flat[rows]), labels)
@@ -155,14 +155,14 @@ class NestedEpisodes:
         return len(self) if first is None else min(first, len(self))
 
     def _parts(self, first: int | None, size: int) -> Iterator[range]:
-        """Targets whose memories fit together into a quarter of a gigabyte."""
+        """Yield targets whose memories fit together into a quarter of a gigabyte."""
         number = self._number(first)
         step = max(1, min(256, MOST_ENTRIES // size))
-        for start in of_this_worker(range(0, number, step)):
+        for start in take_turns(range(0, number, step)):
             yield range(start, min(start + step, number))
 
     def _memory(self, i: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Classes of target i's memory [C], the place of its own among them, orders of their examples [C, E]."""
+        """Draw target i's classes [C], the place of its own among them, and orders of their examples [C, E]."""
         own = int(self._class[i])
         others = self._others[own]
         pool = torch.arange(len(self.images)) if others is None else torch.from_numpy(others)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vma_pyro.data.records import Characters, data_root, keep_npz, made_for, read_npz
+from vma_pyro.data.prepared import data_root, keep_npz, made_for, read_npz
+from vma_pyro.data.records import Characters
 
 SPLITS = ("background", "evaluation", "train", "validation", "45", "5")
 
@@ -28,7 +29,7 @@ TEST_5 = ("Tengwar", "Sylheti", "Tibetan", "Syriac_(Serto)", "ULOG")
 
 
 def load(root: str | Path | None = None, *, split: str, download: bool = True) -> Characters:
-    """Omniglot's characters.
+    """Load Omniglot's characters.
 
     Args:
         root: folder of the data; None takes the environment variable VMA_DATA, else a cache in the home folder.
@@ -132,7 +133,7 @@ def _prepare(root: Path, half: str, prepared: Path, download: bool) -> dict[str,
 
 
 def _visible(folder: Path, pattern: str) -> list[Path]:
-    """What is in a folder, without hidden files: a Mac leaves `._*` beside every file that it copies."""
+    """List a folder without hidden files: a Mac leaves `._*` beside every file that it copies."""
     return [path for path in folder.glob(pattern) if not path.name.startswith(".")]
 
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from vma_pyro.data.episodes import Episode, as_images
-from vma_pyro.data.records import check_binary, look_at_ink
+from vma_pyro.data.image_checks import check_binary, look_at_ink
 from vma_pyro.data.workers import Stream
 from vma_pyro.memory import Memory
 
 
 class RecallSampler(Stream):
-    """An endless, reproducible stream of memories of distinct images, with some of their own entries as targets.
+    """Draws memories of distinct images without end, reproducibly, with some of their own entries as targets.
 
     The label of an entry is its address; the label of a target is the address that it is to be found at.
 
@@ -39,7 +39,7 @@ class RecallSampler(Stream):
         self.size, self.queries = size, queries
 
     def _drawn(self) -> tuple[Tensor, Tensor]:
-        """Images of the memory [S], and addresses of the targets [b]."""
+        """Draw the images of the memory [S] and the addresses of the targets [b]."""
         chosen = torch.randperm(len(self.images), generator=self._generator)[: self.size]
         return chosen, torch.randperm(self.size, generator=self._generator)[: self.queries]
 

@@ -12,7 +12,7 @@ DATA_SETS = ("glyphs", "omniglot", "omniglot-45")
 
 
 class Split(NamedTuple):
-    """Disjoint classes: no alphabet is in two of them."""
+    """Holds disjoint classes: no alphabet is in two of them."""
 
     train: Characters
     validation: Characters
@@ -20,7 +20,7 @@ class Split(NamedTuple):
 
 
 def load_split(data: str, root: str | Path | None = None) -> Split:
-    """The classes of a data set.
+    """Load the classes of a data set.
 
     Args:
         data: "glyphs" (procedural), "omniglot" (the canonical split: 30 background alphabets, of which 3 validate;

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Stream(IterableDataset[Any]):
-    """An endless, reproducible stream of episodes, from random numbers of its own.
+    """Draws episodes without end, reproducibly, from random numbers of its own.
 
     Of n workers, worker w takes episodes w, w + n, w + 2 n, ..., and draws only the random numbers of those
     between: `DataLoader(stream, batch_size=None, num_workers=n)` gives the same episodes in the same order for any
@@ -31,25 +31,25 @@ class Stream(IterableDataset[Any]):
 
     @abstractmethod
     def _drawn(self) -> tuple[Any, ...]:
-        """Everything random about the next episode, from `_generator`."""
+        """Draw everything random about the next episode from `_generator`."""
 
     @abstractmethod
     def _episode(self, *drawn: Any) -> Any:
-        """The episode, without anything random."""
+        """Make the episode of what was drawn, without anything random."""
 
     def __iter__(self) -> Iterator[Any]:
-        """Episodes without end; the stream goes on where the last iteration stopped."""
+        """Yield episodes without end; the stream goes on where the last iteration stopped."""
         while True:
             yield self.sample()
 
     def sample(self) -> Any:
-        """The next episode."""
+        """Draw the next episode."""
         for _ in range(self._turns_of_others()):
             self._drawn()
         return self._episode(*self._drawn())
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the stream; holds tensors only."""
+        """Return the position in the stream, as tensors only."""
         return {"generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -64,17 +64,17 @@ class Stream(IterableDataset[Any]):
         return worker.num_workers - 1 if began else worker.id
 
     def __getstate__(self) -> dict[str, Any]:
-        """With the generator as bytes: torch's own way to a spawned process loses its state."""
+        """Pickle the generator as bytes: torch's own way to a spawned process loses its state."""
         return self.__dict__ | {"_generator": self._generator.get_state().numpy().tobytes()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """The same stream at the same position."""
+        """Restore the same stream at the same position."""
         self.__dict__.update(state)
         self._generator = torch.Generator()
         self._generator.set_state(torch.frombuffer(bytearray(state["_generator"]), dtype=torch.uint8))
 
 
-def of_this_worker(parts: Iterable[T]) -> Iterator[T]:
-    """Every n-th part in one of n workers of a `DataLoader`, all of them elsewhere."""
+def take_turns(parts: Iterable[T]) -> Iterator[T]:
+    """Take every n-th part in one of n workers of a `DataLoader`, all of them elsewhere."""
     worker = get_worker_info()
     return iter(parts) if worker is None else islice(parts, worker.id, None, worker.num_workers)

@@ -35,7 +35,7 @@ def main(config: DemoConfig) -> None:
     """Load, say where the page is, and serve until Ctrl-C."""
     try:
         from vma_pyro.demo.app import create_app
-        from vma_pyro.demo.connection import server_of
+        from vma_pyro.demo.connection import make_server
         from vma_pyro.demo.engine import Engine
     except ModuleNotFoundError as error:
         raise ValueError(
@@ -50,16 +50,16 @@ def main(config: DemoConfig) -> None:
     except OSError as error:
         raise OSError(f"port: expected a free one, got {config.port} ({error.strerror})") from error
     print(f"http://127.0.0.1:{listening.getsockname()[1]}  (Ctrl-C ends)", flush=True)
-    server_of(app).run(sockets=[listening])
+    make_server(app).run(sockets=[listening])
 
 
 def banks(config: DemoConfig) -> list[Bank]:
     """Characters that the pretrained model has not seen, the chosen data first."""
-    from vma_pyro.demo.banks import banks_of
+    from vma_pyro.demo.banks import make_banks
 
-    made = banks_of(glyphs.load(classes=200, seed=1))
+    made = make_banks(glyphs.load(classes=200, seed=1))
     if config.data == "omniglot":
-        return [*banks_of(omniglot.load(config.data_dir, split="evaluation")), *made]
+        return [*make_banks(omniglot.load(config.data_dir, split="evaluation")), *made]
     return made
 
 

@@ -33,7 +33,7 @@ PAGE_PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(engine: Engine, banks: Sequence[Bank], *, about: str) -> FastAPI:
-    """The application.
+    """Make the application.
 
     Args:
         engine: what does the work.
@@ -43,53 +43,56 @@ def create_app(engine: Engine, banks: Sequence[Bank], *, about: str) -> FastAPI:
     app = FastAPI(
         title="Variational Memory Addressing, live", docs_url=None, redoc_url=None, redirect_slashes=False
     )
+    for error, answer in ((RequestValidationError, _wrong_field), (HTTPException, _refused), (Busy, _busy)):
+        app.add_exception_handler(error, answer)
     app.add_middleware(Limits)
-    api = APIRouter(prefix="/api", responses=PROBLEMS)
-    queue = Queue()
-    by_name = {bank.name: bank for bank in banks}
     page = PAGE.read_text(encoding="utf-8")
 
     @app.get("/", response_class=HTMLResponse, responses=PAGE_PROBLEMS)
     async def show() -> str:
-        """The page, in one piece."""
+        """Show the page, in one piece."""
         return page
+
+    app.include_router(_questions(engine, {bank.name: bank for bank in banks}, about))
+    return app
+
+
+def _questions(engine: Engine, banks: dict[str, Bank], about: str) -> APIRouter:
+    """Route the page's questions; those to the model wait for each other."""
+    api, queue = APIRouter(prefix="/api", responses=PROBLEMS), Queue()
 
     @api.get("/about")
     async def about_model() -> About:
-        """The model, and the names of the banks."""
-        return About(model=about, banks=list(by_name))
+        """Name the model and the banks."""
+        return About(model=about, banks=list(banks))
 
     @api.get("/banks/{name}", responses={404: {"model": Problem, "description": "No such bank"}})
     async def bank(name: str) -> Bank:
-        """The images of a bank."""
-        if name not in by_name:
-            raise HTTPException(404, f"name: expected one of {', '.join(by_name)}, got {name[:60]!a}")
-        return by_name[name]
+        """Give the images of a bank."""
+        if name not in banks:
+            raise HTTPException(404, f"name: expected one of {', '.join(banks)}, got {name[:60]!a}")
+        return banks[name]
 
     @api.post("/look")
     async def look(request: Look) -> Found:
-        """Where in the memory is this drawing?"""
+        """Find where in the memory this drawing is."""
         return await queue.do(engine.look, request)
 
     @api.post("/generate")
     async def generate(request: Generate) -> Images:
-        """More images like those in the memory."""
+        """Generate more images like those in the memory."""
         return await queue.do(engine.generate, request)
 
     @api.post("/interpolate")
     async def interpolate(request: Interpolate) -> Images:
-        """One character on its way from one z to another."""
+        """Show one character on its way from one z to another."""
         return await queue.do(engine.interpolate, request)
 
-    app.include_router(api)
-    app.add_exception_handler(RequestValidationError, _wrong_field)
-    app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(Busy, _busy)
-    return app
+    return api
 
 
 async def _wrong_field(request: Request, error: Any) -> JSONResponse:
-    """The first field that is wrong, in one line."""
+    """Name the first field that is wrong, in one line."""
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return no_json(first["ctx"]["error"])
@@ -109,10 +112,10 @@ async def _busy(request: Request, error: Exception) -> JSONResponse:
 
 
 def no_json(why: str) -> JSONResponse:
-    """A body that is not JSON."""
+    """Refuse a body that is not JSON."""
     return problem(400, f"body: expected JSON, got a body with this error: {why}")
 
 
 def problem(status: int, error: str, headers: Any = None) -> JSONResponse:
-    """The one shape of errors."""
+    """Answer in the one shape of errors."""
     return JSONResponse({"error": error}, status, headers)

@@ -11,8 +11,8 @@ from vma_pyro.demo.messages import MOST_ENTRIES, Bank, Tile
 MOST_BANKS = 50  # all of Omniglot
 
 
-def banks_of(characters: Characters) -> list[Bank]:
-    """A bank for each alphabet, up to `MOST_BANKS` of up to 200 tiles: the first image of each character."""
+def make_banks(characters: Characters) -> list[Bank]:
+    """Make a bank of each alphabet, up to `MOST_BANKS` of up to 200 tiles: the first image of each character."""
     banks = []
     for alphabet in list(dict.fromkeys(characters.alphabets))[:MOST_BANKS]:
         chosen = characters.of_alphabets([alphabet])

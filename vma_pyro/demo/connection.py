@@ -13,7 +13,7 @@ from vma_pyro.demo.limits import HEADERS, refusal
 
 
 class Connection(H11Protocol):
-    """uvicorn's, which by itself waits for the end of a request's headers for ever, on any number of connections.
+    """Limits uvicorn's connection, which by itself waits for the end of a request's headers for ever.
 
     Attributes:
         most: connections at a time.
@@ -26,7 +26,7 @@ class Connection(H11Protocol):
     answer_within = 60.0
 
     def connection_made(self, transport: Any) -> None:
-        """Take it, or say that there are too many."""
+        """Take a connection, or say that there are too many."""
         super().connection_made(transport)
         self._deadline: asyncio.TimerHandle | None = None
         self._watched: Any = None
@@ -35,28 +35,23 @@ class Connection(H11Protocol):
         else:
             self._watch()
 
-    def data_received(self, data: bytes) -> None:
-        """More of a request."""
-        super().data_received(data)
-        self._watch()
-
-    def on_response_complete(self) -> None:
-        """An answer is on its way out, and the next request may come."""
-        super().on_response_complete()
+    def handle_events(self) -> None:
+        """Read on, after more has arrived or an answer is complete."""
+        super().handle_events()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing more is expected."""
+        """Drop the deadline, as nothing more is expected."""
         if self._deadline is not None:
             self._deadline.cancel()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """What is not HTTP."""
+        """Refuse what is not HTTP."""
         self._refuse(400, "request: expected HTTP, got something else")
 
     def _watch(self) -> None:
-        """A new deadline whenever another request begins or ends."""
+        """Set a new deadline whenever another request begins or ends."""
         answering = self.cycle is not None and not self.cycle.response_complete
         if (self.cycle, answering) == self._watched:
             return
@@ -78,8 +73,8 @@ class Connection(H11Protocol):
         self.transport.close()
 
 
-def server_of(app: Any, *, log_level: str = "warning") -> uvicorn.Server:
-    """The server of an application, to be run on a socket of its own."""
+def make_server(app: Any, *, log_level: str = "warning") -> uvicorn.Server:
+    """Make the server of an application, to be run on a socket of its own."""
     return uvicorn.Server(
         uvicorn.Config(app, http=Connection, ws="none", timeout_keep_alive=5, backlog=50, log_level=log_level)
     )

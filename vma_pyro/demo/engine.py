@@ -20,7 +20,7 @@ ROUNDING = 1e-4  # nats
 
 
 class Engine:
-    """One model, one request at a time: torch's noise is shared by all threads, and so are the cores.
+    """Serves one request at a time: torch's noise is shared by all threads, and so are the cores.
 
     Nothing of a request outlives it.
 
@@ -33,7 +33,7 @@ class Engine:
         self._lock = threading.Lock()
 
     def look(self, request: Look) -> Found:
-        """q(a | x, M), and KL(a) in nats and bits."""
+        """Find q(a | x, M), and KL(a) in nats and bits."""
         memory, x = Memory(pixels(request.entries)), pixels([request.image])
         with self._alone(seed=0):
             split = split_bound(self.model, self.guide, memory, x)
@@ -50,14 +50,14 @@ class Engine:
         )
 
     def generate(self, request: Generate) -> Images:
-        """E[x | z, m_a] for addresses and z from the model."""
+        """Draw addresses and z from the model, and show E[x | z, m_a]."""
         with self._alone(request.seed):
             trace = poutine.trace(self.model).get_trace(Memory(pixels(request.entries)), num_images=request.count)
         address: Any = trace.nodes["address"]["value"]
         return Images(images=greys(trace), addresses=address.tolist())
 
     def interpolate(self, request: Interpolate) -> Images:
-        """E[x | z, m] along the great circle between two draws of the noise of z, which keeps its length."""
+        """Show E[x | z, m] along the great circle between two draws of the noise of z, which keeps its length."""
         memory = Memory(pixels([request.entry]))
         with self._alone(request.seed):
             prior = distribution_at(poutine.trace(self.model).get_trace(memory, num_images=1), "z").base_dist
@@ -70,24 +70,24 @@ class Engine:
 
     @contextmanager
     def _alone(self, seed: int) -> Iterator[None]:
-        """One thread inside, without gradients, with noise of its own."""
+        """Let one thread in, without gradients, with noise of its own."""
         with self._lock, torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             yield
 
 
 def pixels(images: list[str]) -> Tensor:
-    """Digits to float images [N, 1, 28, 28]."""
+    """Convert digits to float images [N, 1, 28, 28]."""
     digits = torch.frombuffer(bytearray("".join(images), "ascii"), dtype=torch.uint8)
     return (digits - ord("0")).float().reshape(-1, 1, 28, 28)
 
 
 def digits(images: Tensor) -> list[str]:
-    """Binary images [N, 28, 28] to digits."""
+    """Convert binary images [N, 28, 28] to digits."""
     return ["".join(map(str, row)) for row in images.flatten(1).int().tolist()]
 
 
 def greys(trace: poutine.Trace) -> list[str]:
-    """The means of site `x` as hexadecimal digits."""
+    """Write the means of site `x` as hexadecimal digits."""
     mean: Tensor = distribution_at(trace, "x").mean
     return [bytes(row).hex() for row in (255 * mean.flatten(1)).round().clamp(0, 255).int().tolist()]

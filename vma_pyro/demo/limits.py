@@ -25,11 +25,7 @@ LOG = logging.getLogger("uvicorn.error")
 
 
 class Refused(Exception):
-    """A request that is not answered: status, and error in a line."""
-
-    def __init__(self, status: int, error: str) -> None:
-        super().__init__(error)
-        self.status, self.error = status, error
+    """Ends a request that is not answered: its arguments are a status and an error in one line."""
 
 
 class Limits:
@@ -48,7 +44,7 @@ class Limits:
         self.app, self.most_bytes, self.seconds = app, most_bytes, seconds
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One request."""
+        """Answer one request, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -68,7 +64,7 @@ class Limits:
             if body is not None:
                 await self._run(scope, body, receive, answer)
         except Refused as refused:
-            await refuse(answer, refused.status, refused.error)
+            await refuse(answer, *refused.args)
         except Exception as error:
             if begun:
                 raise
@@ -83,7 +79,7 @@ class Limits:
             raise self._too_large()  # it asks before it sends
 
     async def _body(self, headers: dict[bytes, bytes], receive: Any) -> bytes | None:
-        """All of it, or None if the client has left; what is too much is read and dropped, so that it hears."""
+        """Read all of it, or None if the client has left; what is too much is dropped, so that it hears."""
         parts, size, more = [], 0, True
         try:
             async with asyncio.timeout(self.seconds):
@@ -108,7 +104,7 @@ class Limits:
         return Refused(413, f"body: expected at most {self.most_bytes} bytes, got more")
 
     async def _run(self, scope: Any, body: bytes, receive: Any, answer: Any) -> None:
-        """The application, as long as somebody waits for its answer."""
+        """Run the application, as long as somebody waits for its answer."""
         whole = [{"type": "http.request", "body": body, "more_body": False}]
         gone = asyncio.ensure_future(_gone(receive))
 
@@ -127,14 +123,14 @@ class Limits:
 
 
 async def _gone(receive: Any) -> Any:
-    """Waits until the client has left, or has its answer."""
+    """Wait until the client has left, or has its answer."""
     while (message := await receive())["type"] != "http.disconnect":
         pass
     return message
 
 
 def refusal(error: str) -> tuple[bytes, dict[bytes, bytes]]:
-    """Body and headers in the one shape of errors; the connection ends, as some of the request may be unread."""
+    """Make body and headers of an error; the connection ends, as some of the request may be unread."""
     body = json.dumps({"error": error}).encode()
     length = str(len(body)).encode()
     return body, {b"content-type": b"application/json", b"content-length": length, b"connection": b"close"}
@@ -148,11 +144,11 @@ async def refuse(send: Any, status: int, error: str) -> None:
 
 
 class Busy(Exception):
-    """More work is waiting than can be done soon."""
+    """Says that more work is waiting than can be done soon."""
 
 
 class Queue:
-    """Work in threads, one piece at a time, a few waiting.
+    """Has work done in threads, one piece at a time, while a few wait.
 
     Args:
         waiting: pieces at most, the one that is being done included.
@@ -163,7 +159,7 @@ class Queue:
         self._turn = asyncio.Lock()
 
     async def do(self, work: Callable[[Any], Result], request: Any) -> Result:
-        """The result of the work.
+        """Wait for a turn, do the work and return its result.
 
         Raises:
             Busy: too many are waiting.

@@ -16,8 +16,8 @@ from torch import nn
 
 from vma_pyro._system.allocator import keep_freed_memory
 from vma_pyro._system.lock import holding
+from vma_pyro._system.metrics import Recorder
 from vma_pyro._system.ranks import Ranks
-from vma_pyro._system.record import Recorder
 from vma_pyro.data import Episode
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.training.config import TrainConfig, identity_of, learning_rate

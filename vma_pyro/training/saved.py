@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vma_pyro._system import checkpoint
-from vma_pyro._system.record import Recorder
+from vma_pyro._system.metrics import Recorder
 from vma_pyro.models import describe
 from vma_pyro.models.description import check_arguments
 from vma_pyro.models.provenance import check_weights, record_provenance, with_weights

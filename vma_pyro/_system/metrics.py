@@ -1,11 +1,8 @@
-"""What a run leaves behind: metrics.jsonl, a progress line, TensorBoard if wanted, its command."""
+"""Figures of a run: metrics.jsonl, a progress line, and TensorBoard if wanted."""
 
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +38,9 @@ class Recorder:
         show: bool = True,
     ) -> None:
         self._file: Any = None if folder is None else _reopened(folder / "metrics.jsonl", resume_at)
-        self._writer = _open_tensorboard(folder, resume_at) if folder is not None and tensorboard else None
+        self._writer: Any = None
+        if folder is not None and tensorboard:
+            self._writer = tensorboard_writer()(str(folder / "tensorboard"), purge_step=resume_at + 1)
         self._bar = tqdm(
             desc=label,
             total=total,
@@ -53,7 +52,7 @@ class Recorder:
         )
 
     def advance(self) -> None:
-        """One more update."""
+        """Count one more update."""
         self._bar.update()
 
     def write(self, update: int, **figures: float) -> None:
@@ -74,7 +73,7 @@ class Recorder:
         self._bar.set_postfix(self._status, refresh=False)
 
     def note(self, message: str) -> None:
-        """A line above the progress line."""
+        """Print a line above the progress line."""
         self._bar.write(message)
 
     def close(self) -> None:
@@ -87,7 +86,7 @@ class Recorder:
 
 
 def _reopened(path: Path, resume_at: int) -> Any:
-    """The file of figures, with those up to an update, to add to."""
+    """Open the file of figures to add to it, with those up to an update."""
     kept = _lines_until(path, resume_at) if resume_at else []
     if not path.exists() or path.read_text() != "".join(kept):
         write_text(path, "".join(kept))  # as a whole: a crash while dropping lines must not lose the others
@@ -95,7 +94,7 @@ def _reopened(path: Path, resume_at: int) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The figures of a run, oldest first; an unfinished last line (a killed run) is left out."""
+    """Read the figures of a run, oldest first; an unfinished last line (a killed run) is left out."""
     return [json.loads(line) for line in _lines_until(path, None)]
 
 
@@ -113,7 +112,7 @@ def _lines_until(path: Path, update: int | None) -> list[str]:
 
 
 def tensorboard_writer() -> Any:
-    """TensorBoard's writer class.
+    """Import TensorBoard's writer class.
 
     Raises:
         ValueError: TensorBoard is not installed.
@@ -125,19 +124,3 @@ def tensorboard_writer() -> Any:
             "tensorboard: expected it installed, found none; pip install 'vma-pyro[track]'"
         ) from error
     return SummaryWriter
-
-
-def _open_tensorboard(folder: Path, resume_at: int) -> Any:
-    return tensorboard_writer()(str(folder / "tensorboard"), purge_step=resume_at + 1)
-
-
-def command() -> str:
-    """How the script that runs was called, as one would call it from the root of the repository."""
-    script = Path(sys.argv[0]).resolve()
-    root = Path(__file__).resolve().parents[2]
-    shown = script.relative_to(root) if script.is_relative_to(root) else Path(script.name)
-    how = ["uv", "run"]
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        local, total = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-        how = ["torchrun", f"--nnodes={total // local}", f"--nproc_per_node={local}"]
-    return shlex.join([*how, shown.as_posix(), *(a for a in sys.argv[1:] if a != "--resume")])
