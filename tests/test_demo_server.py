@@ -9,13 +9,15 @@ from types import SimpleNamespace
 import httpx
 import live
 import processes
+import pyro.distributions as dist
 import pytest
 import torch
 from scripts import call
+from torch.distributions import transforms
 
-from vma_pyro import Memory
-from vma_pyro.demo.engine import Engine, digits, pixels
-from vma_pyro.demo.messages import Look
+from vma_pyro import Guide, Memory, MLPNetworks, Model
+from vma_pyro.demo.engine import Engine, digits, pixels, walk
+from vma_pyro.demo.messages import Interpolate, Look
 from vma_pyro.evaluation import address_posterior, kl_report
 from vma_pyro.evaluation.kl import BoundParts
 
@@ -257,3 +259,32 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "vma_pyro.demo.connection", raising=False)
     with pytest.raises(SystemExit, match="^error: uvicorn: not installed; run `uv run --extra demo"):
         call(__main__)
+
+
+class FlowNetworks(MLPNetworks):
+    """Networks whose p(z | m) is no Gaussian, and has no mean."""
+
+    def prior(self, m):
+        return dist.TransformedDistribution(super().prior(m), [transforms.SigmoidTransform()])
+
+
+class CorrelatedNetworks(MLPNetworks):
+    """Networks whose p(z | m) has a covariance."""
+
+    def prior(self, m):
+        base = super().prior(m).base_dist
+        factor = torch.diag_embed(base.scale) + 0.3 * torch.ones(4, 4).tril(-1)
+        return dist.MultivariateNormal(base.loc, scale_tril=factor)
+
+
+@pytest.mark.parametrize("kind", [FlowNetworks, CorrelatedNetworks, MLPNetworks])
+def test_any_prior_of_z_is_walked_from_draw_to_draw(kind):
+    networks = kind(4, hidden_dims=(8, 7), key_dim=5)
+    found = Engine(Model(networks), Guide(networks)).interpolate(Interpolate(entry=INK, steps=3, seed=0))
+    assert len(set(found.images)) == 3
+    memory = Memory(pixels([INK])).encode(networks)
+    prior = networks.prior(memory.read(torch.zeros(1, dtype=torch.long)))
+    torch.manual_seed(1)
+    ends = walk(prior, 5)[[0, -1]]
+    torch.manual_seed(1)
+    torch.testing.assert_close(ends, prior.sample((2,))[:, 0])

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
 
@@ -57,13 +58,14 @@ class Engine:
         return Images(images=greys(trace), addresses=address.tolist())
 
     def interpolate(self, request: Interpolate) -> Images:
-        """Show E[x | z, m] along the great circle between two draws of the noise of z, which keeps its length."""
+        """Show E[x | z, m] between two draws of z, along an arc about its mean.
+
+        Of a Gaussian each point of it is a draw as well. What has no mean is walked in a straight line.
+        """
         memory = Memory(pixels([request.entry]))
         with self._alone(request.seed):
-            prior = distribution_at(poutine.trace(self.model).get_trace(memory, num_images=1), "z").base_dist
-            first, last = torch.randn(2, *prior.loc.shape[-1:])
-            angle = torch.linspace(0, math.pi / 2, request.steps).unsqueeze(-1)
-            z = prior.loc + prior.scale * (angle.cos() * first + angle.sin() * last)  # [steps, Z]
+            prior = distribution_at(poutine.trace(self.model).get_trace(memory, num_images=1), "z")
+            z = walk(prior, request.steps)
             model = poutine.condition(self.model, data={"z": z})
             trace = poutine.trace(model).get_trace(memory, num_images=request.steps)
         return Images(images=greys(trace), addresses=[0] * request.steps)
@@ -74,6 +76,18 @@ class Engine:
         with self._lock, torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             yield
+
+
+def walk(prior: Any, steps: int) -> Float[Tensor, "steps Z"]:
+    """Walk from one draw of a distribution of one datapoint to another."""
+    first, last = prior.sample((2,)).flatten(1, -2)[:, 0]
+    try:
+        mean = prior.mean.flatten(0, -2)[0]
+    except (NotImplementedError, AttributeError):  # as of a flow
+        share = torch.linspace(0, 1, steps).unsqueeze(-1)
+        return first + share * (last - first)
+    angle = torch.linspace(0, math.pi / 2, steps).unsqueeze(-1)
+    return mean + angle.cos() * (first - mean) + angle.sin() * (last - mean)
 
 
 def pixels(images: list[str]) -> Tensor:
