@@ -94,7 +94,7 @@ def split(content: dict[str, Any]) -> Iterator[Claim]:
 
 
 def table(content: dict[str, Any]) -> Iterator[Claim]:
-    """NLL of Table 1."""
+    """Compare the NLL of Table 1."""
     cells = {
         (row["counting"], row["classes"], row["shots"]): Mean.read(row["nll"])
         for row in content["rows"]
@@ -153,7 +153,7 @@ def size(content: dict[str, Any]) -> Iterator[Claim]:
 
 
 def classification(content: dict[str, Any]) -> Iterator[Claim]:
-    """Few-shot classification from q(a | x)."""
+    """Compare few-shot classification from q(a | x)."""
     for row in content["rows"]:
         if (row["by"], row["among"]) != ("guide", "all alphabets"):
             continue

@@ -41,6 +41,7 @@ class Recorder:
         self._writer: Any = None
         if folder is not None and tensorboard:
             self._writer = tensorboard_writer()(str(folder / "tensorboard"), purge_step=resume_at + 1)
+        self._status: dict[str, str] = {}
         self._bar = tqdm(
             desc=label,
             total=total,
@@ -67,9 +68,7 @@ class Recorder:
             for name, value in figures.items():
                 self._writer.add_scalar(name, value, update)
         shown = {"bound": "bound", "kl_address": "KL(a)", "kl_z": "KL(z)", "validation_nll": "validation NLL"}
-        self._status = getattr(self, "_status", {}) | {
-            shown[name]: f"{value:.2f}" for name, value in figures.items() if name in shown
-        }
+        self._status |= {shown[name]: f"{value:.2f}" for name, value in figures.items() if name in shown}
         self._bar.set_postfix(self._status, refresh=False)
 
     def note(self, message: str) -> None:

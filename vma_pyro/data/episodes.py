@@ -37,7 +37,7 @@ class Episode(NamedTuple):
 
 
 class Episodes(Protocol):
-    """An endless stream of episodes whose position can be saved."""
+    """Streams episodes without end; its position can be saved."""
 
     def sample(self) -> Episode:
         """Draw the next episode."""
@@ -60,7 +60,7 @@ default_collate_fn_map[Memory] = _refuse_to_collate  # torch's own way to tell `
 
 
 class EpisodeSampler(Stream):
-    """An endless, reproducible stream of episodes; memory and queries are drawn without replacement.
+    """Draws episodes without end, reproducibly; memory and queries are drawn without replacement.
 
     In the workers of a `DataLoader` (with `batch_size=None`) it is the same stream, see `Stream`.
 

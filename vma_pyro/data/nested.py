@@ -18,7 +18,7 @@ MOST_ENTRIES = 80_000  # of the memories of one part
 
 
 class NestedEpisodes:
-    """Fixed targets, each with a memory of its own of any number of classes and examples.
+    """Holds fixed targets, each with a memory of its own of any number of classes and examples.
 
     Where the memories have more entries in all than there are images, they are selected from one bank of all of
     these, which `vma_pyro.evaluation.encoded` encodes once.
@@ -53,20 +53,15 @@ class NestedEpisodes:
         self.images = torch.from_numpy(np.ascontiguousarray(characters.images))
         self.seed = seed
         names = np.array(characters.alphabets)
-        self._others = [np.flatnonzero(names == name) if within_alphabet else None for name in names]
-        possible = torch.tensor(
-            [
-                n
-                for n, others in enumerate(self._others)
-                if others is None or len(others) >= max(2, smallest_alphabet)
-            ],
-            dtype=torch.long,
-        )
+        everything = np.arange(len(names))
+        self._others = [np.flatnonzero(names == name) if within_alphabet else everything for name in names]
+        smallest = max(2, smallest_alphabet) if within_alphabet else 1
+        possible = torch.from_numpy(np.flatnonzero([len(others) >= smallest for others in self._others]))
         available = len(possible) * self.examples
         if images is not None and images < 1:
             raise ValueError(f"images: expected at least 1, got {images}")
         if not available:
-            most = max(0 if others is None else len(others) for others in self._others)
+            most = max(map(len, self._others))
             raise ValueError(
                 f"smallest_alphabet: expected at most {most}, the largest there is, got {smallest_alphabet}"
             )
@@ -164,8 +159,7 @@ class NestedEpisodes:
     def _memory(self, i: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
         """Draw target i's classes [C], the place of its own among them, and orders of their examples [C, E]."""
         own = int(self._class[i])
-        others = self._others[own]
-        pool = torch.arange(len(self.images)) if others is None else torch.from_numpy(others)
+        pool = torch.from_numpy(self._others[own])
         if not 1 <= classes <= len(pool):
             raise ValueError(f"classes: expected 1 to {len(pool)}, those to choose from, got {classes}")
         generator = self._generator(i, 0)

@@ -31,20 +31,20 @@ GreyImage = Annotated[
 
 
 class Message(BaseModel):
-    """No field more than those named."""
+    """Refuses any field but those named."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Look(Message):
-    """A drawing, and where to look it up."""
+    """Asks where in a memory a drawing is."""
 
     image: Image
     entries: Entries
 
 
 class Found(Message):
-    """The posterior q(a | x, M) over the entries, and what the lookup told."""
+    """Holds the posterior q(a | x, M) over the entries, and what the lookup told."""
 
     probabilities: list[float]
     kl_nats: float
@@ -54,7 +54,7 @@ class Found(Message):
 
 
 class Generate(Message):
-    """Sample an address, then z, and show E[x | z, m_a]."""
+    """Asks to sample an address, then z, and show E[x | z, m_a]."""
 
     entries: Entries
     seed: Seed = 0
@@ -62,7 +62,7 @@ class Generate(Message):
 
 
 class Interpolate(Message):
-    """Walk from one z to another under one entry."""
+    """Asks to walk from one z to another under one entry."""
 
     entry: Image
     seed: Seed = 0
@@ -70,28 +70,28 @@ class Interpolate(Message):
 
 
 class Images(Message):
-    """Generated images."""
+    """Holds generated images."""
 
     images: list[GreyImage]
     addresses: Annotated[list[int], Field(description="The entry that each image varies.")]
 
 
 class Tile(Message):
-    """An image of a bank, and its character."""
+    """Holds an image of a bank, and its character."""
 
     image: Image
     label: str
 
 
 class Bank(Message):
-    """Images to fill the memory with."""
+    """Holds images to fill the memory with."""
 
     name: str
     tiles: list[Tile]
 
 
 class About(Message):
-    """What is behind the page."""
+    """Says what is behind the page."""
 
     model: str
     banks: list[str]
@@ -99,6 +99,6 @@ class About(Message):
 
 
 class Problem(BaseModel):
-    """The one shape of all errors."""
+    """Says what is wrong, in the one shape of all errors."""
 
     error: str
