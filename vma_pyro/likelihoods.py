@@ -10,7 +10,12 @@ own subclass `Likelihood`, with parameters if you like::
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -85,8 +90,49 @@ class ContinuousBernoulli(Likelihood):
 
     def forward(self, decoded: Float[Tensor, "*batch C height width"]) -> Distribution:
         """See `Likelihood.forward`."""
-        return dist.ContinuousBernoulli(logits=decoded).to_event(3)
+        return StableContinuousBernoulli(logits=decoded).to_event(3)
 
     def check(self, name: str, images: Tensor) -> None:
         """Refuse values outside 0 to 1."""
         check_shares(name, images)
+
+
+class StableContinuousBernoulli(dist.ContinuousBernoulli):
+    r"""The distribution of Pyro, by its logit l alone: :math:`\lambda` is clamped, at black and white pixels.
+
+    With :math:`\log C = \log (l / \tanh(l/2))`, and a series of it near l = 0.
+    """
+
+    NEAR = 0.2  # |l| below which the series is exact to 1e-14
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of values [0, 1]."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return value * self.logits - F.softplus(self.logits) + self._log_norm()
+
+    def _log_norm(self) -> Tensor:
+        near = self.logits.abs() < self.NEAR
+        y = (torch.where(near, self.logits, 0.0) / 2) ** 2
+        series = math.log(2) + torch.log1p(y / 3 - y**2 / 45 + 2 * y**3 / 945 - y**4 / 4725)
+        size = torch.where(near, 1.0, self.logits.abs())
+        log_tanh = torch.log(-torch.expm1(-size)) - torch.log1p(torch.exp(-size))
+        return torch.where(near, series, size.log() - log_tanh)
+
+    @property
+    def mean(self) -> Tensor:
+        """E x = 1 / (1 - exp(-l)) - 1 / l."""
+        near = self.logits.abs() < self.NEAR
+        y = torch.where(near, self.logits, 0.0)
+        series = 0.5 + y / 12 - y**3 / 720 + y**5 / 30240 - y**7 / 1209600
+        far = torch.where(near, 1.0, self.logits)
+        return torch.where(near, series, -1 / torch.expm1(-far) - 1 / far)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw by the inverse of the distribution function of a dark pixel (l < 0), or of its negative."""
+        u = torch.rand(self._extended_shape(sample_shape), dtype=self.logits.dtype, device=self.logits.device)
+        size = self.logits.abs()
+        near = size < 1e-3
+        far = torch.where(near, 1.0, size)
+        dark = torch.where(near, u - size * u * (1 - u) / 2, -torch.log1p(u * torch.expm1(-far)) / far)
+        return torch.where(self.logits < 0, dark, 1 - dark).clamp(0, 1)

@@ -121,6 +121,11 @@ class ImageModel(Program):
         if not isinstance(chosen, Likelihood):
             raise TypeError(f"likelihood: expected a Likelihood, got {type(chosen).__name__}")
         by_method = type(self).likelihood is not ImageModel.likelihood
+        if isinstance(type(self).likelihood, nn.Module):
+            raise TypeError(
+                f"likelihood: expected a method of {type(self).__name__} or an argument, got a class attribute, "
+                "whose parameters no model would have"
+            )
         if by_method and likelihood is not None:
             raise ValueError(
                 f"likelihood: expected none, as {type(self).__name__} has a method of that name, got "
@@ -134,6 +139,11 @@ class ImageModel(Program):
             )
         self.networks = networks
         self.likelihood = chosen  # type: ignore[misc]  # torch keeps modules apart from attributes
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Program`, but a p(x | z, m) of another shape than the images is refused: it would broadcast."""
+        with _OneImage(self.networks):
+            return super().__call__(*args, **kwargs)
 
     @property
     def likelihood(self) -> Any:
@@ -160,6 +170,27 @@ def check_number(num_images: int) -> int:
     if num_images < 1:
         raise ValueError(f"num_images: expected at least 1, got {num_images}")
     return num_images
+
+
+class _OneImage(Messenger):
+    """Refuse a distribution of the site `x` that is not of one image for each datapoint."""
+
+    def __init__(self, networks: Any) -> None:
+        super().__init__()
+        self.expected = getattr(networks, "image_shape", None)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] != "x":
+            return
+        actual, value = tuple(msg["fn"].event_shape), msg["value"]
+        # Where the networks do not say: as many dimensions as the distribution has, of what is observed.
+        observed = None if value is None else tuple(value.shape[value.dim() - len(actual) :])
+        expected = observed if self.expected is None else tuple(self.expected)
+        if expected is not None and actual != expected:
+            raise ValueError(
+                f"site 'x': expected a distribution of images {list(expected)}, got one of {list(actual)}; see "
+                "`channels` of the networks and of the likelihood"
+            )
 
 
 class _NoPadding(Messenger):

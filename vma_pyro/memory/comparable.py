@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import pyro
@@ -16,13 +17,26 @@ if TYPE_CHECKING:  # the programs are above; here they are only known by their p
     from vma_pyro.guide import Guide
     from vma_pyro.model import Model
 
-ENTRIES = 6  # of the small memory
+ENTRIES = 64  # of the small memory
 TOLERANCE = 1e-3  # nats
+
+
+@contextmanager
+def at_rest(*programs: Any) -> Iterator[None]:
+    """Have programs in evaluation mode, in which keys are made and compared."""
+    training = [m for p in programs if isinstance(p, nn.Module) for m in p.modules() if m.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @torch.no_grad()
 def check_comparable(model: Model, guide: Guide, entries: Tensor) -> None:
-    """Refuse programs whose address is not what an index computes, on the first few entries.
+    """Refuse programs whose address is not what an index computes, on some of the entries.
 
     An index takes q(a | x, M) for the softmax of `similarity.log_scale.exp()` times the inner product of the
     embedded keys, and p(a | M) for that of `address_prior`, which scores each entry by itself. A subclass may say
@@ -32,8 +46,9 @@ def check_comparable(model: Model, guide: Guide, entries: Tensor) -> None:
         ValueError: another distribution of the address in either program, or a prior that mixes entries.
     """
     device = next(iter(guide.networks.parameters())).device
-    memory = Memory(entries[:ENTRIES].to(device).float())
-    x = memory.entries[:2]
+    spread = torch.linspace(0, len(entries) - 1, min(ENTRIES, len(entries))).long()
+    memory = Memory(entries[spread].to(device).float())
+    x = memory.entries[:: max(1, len(spread) // 4)]
     networks, similarity = guide.networks, cast("Any", guide.similarity)
     encoded = memory.encode(networks)
     keys = encoded.features.key
@@ -60,15 +75,8 @@ def _compare(name: str, whose: str, expected: Tensor, actual: Tensor) -> None:
 
 def _address_logits(program: Callable[..., Any], memory: Memory, x: Tensor) -> Tensor:
     """Run a program for a look at its address; neither it nor any random stream is changed by that."""
-    training = [m for m in program.modules() if m.training] if isinstance(program, nn.Module) else []
-    for module in training:
-        module.training = False
-    try:
-        with torch.random.fork_rng(), pyro.get_param_store().scope(), poutine.block():
-            site = poutine.trace(program).get_trace(memory, x).nodes.get("address")
-    finally:
-        for module in training:
-            module.training = True
+    with at_rest(program), torch.random.fork_rng(), pyro.get_param_store().scope(), poutine.block():
+        site = poutine.trace(program).get_trace(memory, x).nodes.get("address")
     logits = None if site is None else getattr(site["fn"], "logits", None)
     if not isinstance(logits, Tensor):
         raise ValueError(f"{type(program).__name__}: expected a categorical site 'address', found none")

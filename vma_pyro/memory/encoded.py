@@ -25,8 +25,10 @@ class Table:
 
     def __init__(self, features: Any, networks: Encoder) -> None:
         self.features = features
+        self.networks = networks
+        self.with_gradient = torch.is_grad_enabled()
         self._heads = getattr(networks, "heads", None)
-        self._all: Any = None  # heads of every row of a constant table
+        self._all: tuple[Any, Any] | None = None  # of a constant table: whether in training, heads of every row
 
     @classmethod
     def of(cls, entries: Tensor, networks: Encoder) -> Table:
@@ -53,9 +55,10 @@ class Table:
             return self.features
         if not self.is_constant:
             return self._heads(self.features)
-        if self._all is None:
-            self._all = self._heads(self.features)
-        return self._all
+        mode = getattr(self.networks, "training", False)
+        if self._all is None or self._all[0] != mode:
+            self._all = (mode, self._heads(self.features))
+        return self._all[1]
 
     def heads_at(self, rows: Tensor) -> Any:
         """Return the heads at rows of any shape, computed of these or of all, whichever are fewer."""
@@ -80,6 +83,11 @@ class Encoded(Memory):
     """
 
     def __init__(self, memory: Memory, networks: Encoder, table: Table, rows: Tensor | None = None) -> None:
+        if type(memory).read is not Memory.read:
+            raise TypeError(
+                f"memory: expected the method `read` of Memory, got that of {type(memory).__name__}; what is read "
+                "is for the `heads` of the networks to say"
+            )
         self.memory, self.networks, self.table, self._rows = memory, networks, table, rows
         # What was found last, so that model and guide share it: arguments, their state, result.
         self._last_read: tuple[Tensor, tuple[int, bool], Any] | None = None
@@ -130,15 +138,26 @@ class Encoded(Memory):
         return self if self.is_shared else self.memory.datapoints(index)
 
     def encode(self, networks: Encoder) -> Encoded:
-        """Return this very value for the networks that made it, else what others make of the memory."""
-        return self if networks is self.networks else self.memory.encode(networks)
+        """Return this very value for the networks that made it, else what others make of the memory.
+
+        One that was made without gradients is made again where they are wanted.
+        """
+        return self if self.is_of(networks) else self.memory.encode(networks)
+
+    def is_of(self, networks: Encoder) -> bool:
+        """Whether these networks have made it, with gradients if they are wanted now."""
+        return networks is self.networks and (self.table.with_gradient or not torch.is_grad_enabled())
+
+    def masked(self, logits: Tensor) -> Tensor:
+        """Mask logits as the memory does."""
+        return self.memory.masked(logits)
 
     def check(self, x: Tensor) -> None:
         """Refuse datapoints that do not fit, as the memory does; the same ones are looked at once."""
-        state = (x, x._version)
-        if self._last_check is None or self._last_check[0] is not x or self._last_check[1] != x._version:
+        last, version = self._last_check, version_of(x)
+        if last is None or last[0] is not x or last[1] != version:
             self.memory.check(x)
-            self._last_check = state
+            self._last_check = (x, version)
 
     def read(self, address: Tensor) -> Any:
         """m_a: what the networks' `heads` (or, without them, `encode`) give for the entries at the addresses.
@@ -150,7 +169,7 @@ class Encoded(Memory):
             The structure that the heads return, with tensors [*address.shape, *F].
         """
         # The model reads what the guide has just read at the very same addresses; evaluations hold on to nothing.
-        state, last = (address._version, torch.is_grad_enabled()), self._last_read
+        state, last = (version_of(address), torch.is_grad_enabled()), self._last_read
         if last is not None and last[0] is address and last[1] == state:
             return last[2]
         if address.is_floating_point():
@@ -160,6 +179,11 @@ class Encoded(Memory):
         if not self.table.is_constant:
             self._last_read = (address, state, found)
         return found
+
+
+def version_of(values: Tensor) -> int:
+    """How often values have been changed in place; those of inference mode cannot be outside of it."""
+    return 0 if values.is_inference() else values._version
 
 
 def is_on(values: Tensor, device: torch.device | str) -> bool:

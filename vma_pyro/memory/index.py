@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vma_pyro._system.ranks import Ranks
 from vma_pyro.memory.addresses import Addresses, best_of_both
-from vma_pyro.memory.comparable import check_comparable
+from vma_pyro.memory.comparable import at_rest, check_comparable
 from vma_pyro.memory.fingerprint import fingerprint_of, kinds_of, sums_of
 from vma_pyro.memory.keys import CHUNK, Keys
 from vma_pyro.memory.memory import Memory
@@ -55,7 +55,8 @@ class AddressIndex:
         self._most_chunks = math.ceil(max(shares) / CHUNK)
         self._seen: tuple[list[str], Tensor] | None = None  # of parameters whose fingerprint has been compared
         self._check_parameters()
-        check_comparable(model, guide, kept.entries)
+        with at_rest(model, guide):
+            check_comparable(model, guide, kept.entries)
 
     @classmethod
     def encode(
@@ -221,6 +222,7 @@ class AddressIndex:
 
     def log_prior(self, address: Int[Tensor, "B k"]) -> Float[Tensor, "B k"]:
         """log p(a | M) among all entries."""
+        self._check_parameters()
         here, held = self._here(address)
         logits = self.ranks.sum(torch.where(held, self.kept.prior[here], 0.0))
         return logits - self._log_sum(self.kept.prior.logsumexp(0)[None])
@@ -241,8 +243,9 @@ class AddressIndex:
         """The embedded queries, and the factor on the inner products."""
         self._check_parameters()
         similarity: Any = self.guide.similarity
-        query = self.guide.networks.query(x).key
-        embedded = similarity.embed(query, self.kept.centre.to(query.device))
+        with at_rest(self.guide):
+            query = self.guide.networks.query(x).key
+            embedded = similarity.embed(query, self.kept.centre.to(query.device))
         return embedded.cpu().float(), similarity.log_scale.exp().cpu().float()  # in 32 bits, like the prior
 
     def _compare(self, query: Tensor, scale: Tensor, chunk: int) -> Float[Tensor, "B chunk"]:

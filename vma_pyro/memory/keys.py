@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from vma_pyro._system import checkpoint
 from vma_pyro._system.ranks import Ranks
+from vma_pyro.memory.comparable import at_rest
 from vma_pyro.memory.fingerprint import fingerprint_of
 from vma_pyro.memory.memory import Memory
 
@@ -60,7 +61,8 @@ class Keys:
     ) -> Keys:
         """Compute the keys of all entries; arguments and errors as of `AddressIndex.encode`."""
         _check(guide, entries, labels, key_dtype)
-        raw, prior = _keys_and_prior(model, guide, entries, chunk_size, show_progress)
+        with at_rest(model, guide):
+            raw, prior = _keys_and_prior(model, guide, entries, chunk_size, show_progress)
         total = torch.zeros(raw.shape[1] + 1, dtype=torch.float64)  # of keys, and their number
         for part in raw.split(chunk_size):
             total[:-1] += part.double().sum(0)

@@ -222,8 +222,10 @@ class Memory:
                 f"(memory {[*self.lead, *self.entry_shape]}, x {list(x.shape)})"
             )
         check_finite("x", x)
-        if self.event_dim == 3 and self._first("like x") and check_alike(x, self.values):
-            self._checked.add("inverted")
+        if self.event_dim == 3 and self._is_unchecked("like x"):
+            if check_alike(x, self.values):
+                self._checked.add("inverted")
+            self._checked.add("like x")  # now that nothing has been refused
 
     def check_values(self, likelihood: Any) -> None:
         """Refuse entries that a likelihood cannot score, unless they are learned; each kind looks once per memory.
@@ -235,16 +237,14 @@ class Memory:
             ValueError: values that it cannot score.
         """
         # Not by identity: copies of a model are of one kind.
-        made_with = vars(likelihood).get("made_with", {})
-        kind = f"{type(likelihood).__module__}.{type(likelihood).__qualname__} {made_with}"
-        if not (self.learned or self.values.requires_grad) and self._first(f"entries of {kind}"):
+        plain = {k: v for k, v in vars(likelihood).items() if not k.startswith("_") and k != "training"}
+        kind = f"entries of {type(likelihood).__module__}.{type(likelihood).__qualname__} {plain}"
+        if not (self.learned or self.values.requires_grad) and self._is_unchecked(kind):
             likelihood.check("memory.entries", self.values)
             if "inverted" not in self._checked:  # which has been said
                 likelihood.warn("memory.entries", self.values)
+            self._checked.add(kind)
 
-    def _first(self, check: str) -> bool:
-        """Whether the entries have not had this look at their values yet."""
-        if not looks_at(check, self.values) or check in self._checked:
-            return False
-        self._checked.add(check)
-        return True
+    def _is_unchecked(self, check: str) -> bool:
+        """Whether the entries have not passed this look at their values yet."""
+        return looks_at(check, self.values) and check not in self._checked

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -44,14 +41,10 @@ class SelectedMemory(Memory):
         self._describe(labels, bank.event_dim, None, bank.learned)
         self._checked = bank._checked
 
-    @cached_property
+    @property
     def entries(self) -> Tensor:  # type: ignore[override]
-        """The entries of each memory [B, S, *E]."""
+        """The entries of each memory [B, S, *E], as the bank is now."""
         return self.bank.entries[self.rows]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Bank and rows, without what has been gathered."""
-        return {name: value for name, value in self.__dict__.items() if name != "entries"}
 
     @property
     def lead(self) -> torch.Size:
@@ -82,7 +75,7 @@ class SelectedMemory(Memory):
     def encode(self, networks: Encoder) -> Encoded:
         """Encode each entry of the bank that is selected, once; none if the bank is encoded by these networks."""
         bank = self.bank
-        if isinstance(bank, Encoded) and bank.networks is networks:
+        if isinstance(bank, Encoded) and bank.is_of(networks):
             return Encoded(self, networks, bank.table, self.rows)
         if len(bank.entries) <= self.rows.numel():
             return Encoded(self, networks, Table.of(bank.entries, networks), self.rows)
