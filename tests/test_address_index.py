@@ -303,6 +303,42 @@ class TestRefusals:
             ):
                 AddressIndex.encode(Model(networks, address_prior=prior), guide, random_images(S))
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda model, guide: guide.networks.to_key.weight.copy_(guide.networks.to_key.weight.flip(0)),
+            lambda model, guide: setattr(guide, "temperature", 5.0),
+            lambda model, guide: setattr(guide.similarity, "weights", torch.tensor([1.0, 2.0])),
+            lambda model, guide: setattr(guide.networks.pyramid[1], "power", (1, 2)),
+            lambda model, guide: setattr(model, "address_prior", LearnedAddress(model.networks)),
+        ],
+    )
+    def test_whatever_may_decide_on_the_address_is_not_to_change(self, change, random_images):
+        model, guide = build()
+        index = AddressIndex.encode(model, guide, random_images(S))
+        x = random_images(B)
+        index.posterior(x)
+        with torch.no_grad():
+            change(model, guide)
+        with pytest.raises(ValueError, match=r"^guide: expected the parameters that made the keys, got others"):
+            index.posterior(x)
+        with pytest.raises(ValueError, match=r"^guide: expected the parameters that made the keys, got others"):
+            index.log_prior(torch.zeros(1, 1, dtype=torch.long))
+
+    def test_noise_of_a_training_mode_is_not_in_the_keys(self, random_images):
+        class Noisy(MLPNetworks):
+            def query(self, x):
+                found = super().query(x)
+                return found._replace(key=nn.functional.dropout(found.key, 0.5, self.training))
+
+        networks = Noisy(4, hidden_dims=(8, 7), key_dim=6)
+        model, guide = Model(networks), Guide(networks)
+        entries, x = random_images(S), random_images(B)
+        index = AddressIndex.encode(model, guide, entries)
+        guide.train()
+        torch.testing.assert_close(index.posterior(x), address_posterior(guide, Memory(entries), x).log())
+        assert guide.training
+
     def test_a_file_of_other_parameters(self, tmp_path, random_images):
         model, guide = build()
         AddressIndex.encode(model, guide, random_images(S)).save(tmp_path / "memory.pt")

@@ -288,3 +288,58 @@ def test_the_base_says_what_is_missing():
     with pytest.raises(NotImplementedError, match="^Likelihood.forward: expected a distribution of images"):
         Model(mlp(), likelihood=Likelihood())(torch.zeros(S, 1, 28, 28))
     assert isinstance(ImageModel.likelihood, property)
+
+
+class Second(Likelihood):
+    """The second of two channels is the mean."""
+
+    channels = 2
+
+    def forward(self, decoded):
+        return dist.Normal(decoded[..., 1:, :, :], 1.0).to_event(3)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_likelihood_of_another_shape_does_not_broadcast(channels):
+    """A sum of too many pixels, or of none, is no likelihood of an image."""
+    likelihood, other = (Second, BernoulliPixels) if channels == 2 else (BernoulliPixels, Second)
+    networks = mlp(channels=channels)
+    model = Model(networks, likelihood=likelihood())
+    memory, x = Memory((grey(S) > 0.5).float()), (grey(B) > 0.5).float()
+    model(memory, x)
+    model.likelihood = other()
+    for arguments in ((memory, x), (memory,)):
+        with pytest.raises(ValueError, match=r"^site 'x': expected a distribution of images \[1, 28, 28\], got"):
+            model(*arguments)
+
+
+def test_a_likelihood_of_the_class_is_refused():
+    """It would be one for all models, and its parameters those of none."""
+
+    class Shared(Model):
+        likelihood = MixedGaussian()
+
+    with pytest.raises(TypeError, match="^likelihood: expected a method of Shared or an argument, got a class"):
+        Shared(mlp(channels=2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_continuous_bernoulli_at_black_and_white_pixels(dtype):
+    """log p(0) = log (l / tanh(l / 2)) - softplus(l), with a gradient, at every logit l; mean and draws agree."""
+    logits = torch.tensor([-100.0, -30.0, -16.0, -3.0, -0.3, -1e-3, 0.0, 1e-4, 0.15, 0.25, 9.0, 40.0], dtype=dtype)
+    logits.requires_grad_()
+    fn = ContinuousBernoulli()(logits.reshape(-1, 1, 1, 1))
+    found = fn.log_prob(torch.zeros(len(logits), 1, 1, 1, dtype=dtype))
+    exact = logits.detach().double()
+    safe = torch.where(exact.abs() < 1e-2, 1.0, exact)
+    log_norm = torch.where(exact.abs() < 1e-2, math.log(2) + exact**2 / 12, (safe / (safe / 2).tanh()).log())
+    torch.testing.assert_close(found.double(), log_norm - F.softplus(exact), rtol=1e-6, atol=1e-6)
+    (slope,) = torch.autograd.grad(found.sum(), logits)
+    by_hand = torch.where(exact.abs() < 1e-2, exact / 6, 1 / safe - 1 / torch.sinh(safe)) - exact.sigmoid()
+    torch.testing.assert_close(slope.double(), by_hand, rtol=1e-4, atol=1e-5)
+    torch.manual_seed(0)
+    draws = ContinuousBernoulli()(logits.detach().reshape(1, 1, -1)).sample((20000,)).double()
+    mean = ContinuousBernoulli()(logits.detach().reshape(1, 1, -1)).base_dist.mean.double()
+    assert (draws.mean(0) - mean).abs().max() < 4 * 0.29 / math.sqrt(20000)
+    assert 0 <= draws.min() <= draws.max() <= 1
+    assert mean.flatten()[0] == pytest.approx(0.01, rel=1e-4)

@@ -1,14 +1,16 @@
 """Memory: reading, encoding once, and refusing what is no memory."""
 
 import copy
+import math
 import pickle
 
 import pytest
 import torch
 
 from vma_pyro import Guide, Memory, MLPNetworks, Model
-from vma_pyro.evaluation import log_likelihood
+from vma_pyro.evaluation import address_posterior, log_likelihood
 from vma_pyro.infer import MultiSampleELBO
+from vma_pyro.memory import SelectedMemory
 
 B, S = 3, 5
 
@@ -137,6 +139,51 @@ def test_the_memory_may_go_by_name_and_programs_may_take_more(by_name, random_im
         loss = loss_fn(memory=memory, x=x, shift=2.0) if by_name else loss_fn(memory, x, shift=2.0)
     assert networks.encoded == S
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_encoding_without_gradients_is_made_again_where_they_are_wanted(own, random_images):
+    networks = MLPNetworks(4, hidden_dims=(8, 7), key_dim=6)
+    loss_fn = MultiSampleELBO(3, max_plate_nesting=1)(Model(networks), Guide(networks))
+    bank, x = Memory(random_images(S)), random_images(B)
+    rows = torch.randint(S, (B, 4))
+
+    def gradients(bank):
+        loss_fn.zero_grad()
+        torch.manual_seed(0)
+        loss_fn(SelectedMemory(bank, rows) if own else bank, x).backward()
+        return [parameter.grad.clone() for parameter in loss_fn.parameters()]
+
+    gradients(bank)  # after the first look at the programs
+    expected = gradients(bank)
+    with torch.no_grad():
+        encoded = bank.encode(networks)
+    for ours, theirs in zip(gradients(encoded), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_memory_of_ones_own_masks_as_it_says(random_images):
+    class WithoutFirst(Memory):
+        def masked(self, logits):
+            return logits.masked_fill(torch.arange(self.size) == 0, -math.inf)
+
+    class Twice(Memory):
+        def read(self, address):
+            return 2 * super().read(address)
+
+    networks = MLPNetworks(4, hidden_dims=(8, 7), key_dim=6)
+    guide, x = Guide(networks), random_images(B)
+    assert (address_posterior(guide, WithoutFirst(random_images(S)), x)[:, 0] == 0).all()
+    with pytest.raises(TypeError, match="^memory: expected the method `read` of Memory, got that of Twice"):
+        Twice(random_images(S)).encode(networks)
+
+
+def test_in_inference_mode(random_images):
+    networks = MLPNetworks(4, hidden_dims=(8, 7), key_dim=6)
+    with torch.inference_mode():
+        images = Model(networks)(random_images(S), num_images=2)
+        Guide(networks)(Memory(random_images(S)), random_images(B))
+    assert images.shape == (2, 1, 28, 28)
 
 
 def test_two_losses_of_one_memory_have_graphs_of_their_own(random_images):

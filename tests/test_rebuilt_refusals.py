@@ -1,5 +1,6 @@
 """Nothing of what a stranger's file says is done unasked, and what cannot be said is refused with its reason."""
 
+import copy
 import re
 
 import pyro.distributions as dist
@@ -8,11 +9,7 @@ import torch
 from own_parts import Free, Looking, Tempered, Weighted, bound, mlp, pairs, refused
 from torch import nn
 
-from vma_pyro import (
-    Guide,
-    Model,
-    models,
-)
+from vma_pyro import ContinuousBernoulli, Guide, InnerProduct, Model, models
 from vma_pyro._system import checkpoint
 
 
@@ -231,3 +228,37 @@ def test_what_cannot_be_said_is_saved_with_the_reason(reason, tmp_path):
     models.read_weights(pair, tmp_path / "model.pt")
     assert bound(pair) == expected
     assert models.facts_of(tmp_path / "model.pt") == {"data": "glyphs"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model, guide: setattr(guide, "similarity", InnerProduct()),
+        lambda model, guide: setattr(guide, "networks", mlp(1)),
+        lambda model, guide: setattr(guide.similarity, "centred", False),
+        lambda model, guide: setattr(model, "likelihood", ContinuousBernoulli()),
+    ],
+)
+def test_what_has_changed_since_it_was_made_is_not_made_again(change, tmp_path):
+    """A file would say the arguments of the constructor, and another model would come back."""
+    networks = mlp()
+    model, guide = Model(networks), Guide(networks)
+    models.save(tmp_path / "same.pt", (copy.deepcopy(model), copy.deepcopy(guide)))  # two networks, as they are
+    change(model, guide)
+    models.save(tmp_path / "changed.pt", (model, guide))
+    refused(tmp_path / "changed.pt", "expected programs that can be made again, got ones of which ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"program": 5},
+        {"program": {}},
+        {"program": {"sources": 5, "probe": {}}},
+        {"program": {"sources": {}, "probe": {"model x": "b"}}},
+        {"architecture": {"networks": ["x"], "program": "memory"}},
+        {"architecture": [1]},
+    ],
+)
+def test_malformed_facts_are_refused_in_one_line(change, written):
+    refused(written(lambda content: content.update(change)))

@@ -15,6 +15,7 @@ from vma_pyro.data import Characters, GreyCharacters, LabelledImages, RecallSamp
 from vma_pyro.data.prepared import write_npz
 from vma_pyro.evaluation import address_posterior, classify
 from vma_pyro.infer import MultiSampleELBO
+from vma_pyro.memory import SelectedMemory
 
 GLYPHS = glyphs.load(classes=4, examples=5)
 NAMES = ("a", "b", "c", "d")
@@ -101,6 +102,11 @@ def programs():
     return Model(networks), Guide(networks)
 
 
+def selected(entries):
+    """A memory of its own for each image, of a bank."""
+    return SelectedMemory(Memory(entries), torch.randint(len(entries), (3, 5)))
+
+
 class Grey(Model):
     """A model of shades of grey."""
 
@@ -140,6 +146,20 @@ class TestEntriesOfABinaryModel:
         MultiSampleELBO(2)(Grey(model.networks), guide)(Memory(0.8 * entries), 0.5 * x)
         MultiSampleELBO(2)(model, guide)(Memory((0.8 * entries).requires_grad_()), x)
         MultiSampleELBO(2)(model, guide)(Memory(0.8 * entries, learned=True), x)
+
+    @pytest.mark.parametrize("kind", [lambda e: Memory(e), lambda e: e, lambda e: selected(e)])
+    def test_what_is_refused_is_refused_each_time(self, kind, entries, x):
+        """Also by the first loss of two programs, which has a look at them before."""
+        memory = kind(0.8 * entries)
+        loss_fn = MultiSampleELBO(2)(*programs())
+        for _ in range(3):
+            with pytest.raises(ValueError, match=r"^memory\.entries: expected binary values 0 and 1, got"):
+                loss_fn(memory, x)
+        model, guide = programs()
+        bytes_of = kind(255 * entries)
+        for program in (model, guide, model, guide):
+            with pytest.raises(ValueError, match=r"^memory\.entries: expected .* got"):
+                program(bytes_of, x)
 
     def test_inverted_ones_are_named(self, entries, x):
         loss = MultiSampleELBO(2)(*programs())

@@ -128,6 +128,11 @@ class StableContinuousBernoulli(dist.ContinuousBernoulli):
         far = torch.where(near, 1.0, self.logits)
         return torch.where(near, series, -1 / torch.expm1(-far) - 1 / far)
 
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw without a gradient."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw by the inverse of the distribution function of a dark pixel (l < 0), or of its negative."""
         u = torch.rand(self._extended_shape(sample_shape), dtype=self.logits.dtype, device=self.logits.device)

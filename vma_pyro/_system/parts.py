@@ -22,15 +22,33 @@ class Part(nn.Module):
     Attributes:
         made_with: the arguments by name, as they stand in the signature of the class; tensors and containers as
             they were then, whatever becomes of them in training.
+        made_of: what its constructor made of them, see `composition`.
     """
 
     made_with: dict[str, Any]
+    made_of: dict[str, str]
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Have the constructor of a subclass note what it is given, even where the subclass only inherits it."""
         super().__init_subclass__(**options)
         if not hasattr(cls.__init__, "notes_arguments"):
             cls.__init__ = _noting(cls.__init__)  # type: ignore[method-assign]
+
+
+def composition(part: nn.Module) -> dict[str, str]:
+    """Name the class of every module within a module, with its arguments and the attributes of their names."""
+    found = {}
+    for name, module in part.named_modules():
+        made_with = vars(module).get("made_with", {})
+        held = {key: vars(module)[key] for key in made_with if key in vars(module)}
+        plain = [
+            f"{key}={value!r}"
+            for values in (made_with, held)
+            for key, value in values.items()
+            if value is None or isinstance(value, bool | int | float | str)
+        ]
+        found[name] = f"{type(module).__module__}.{type(module).__qualname__}({', '.join(plain)})"
+    return found
 
 
 def module_of(thing: Any) -> str:
@@ -48,7 +66,8 @@ def _noting(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def __init__(self: Part, *args: Any, **kwargs: Any) -> None:
         # Constructors of base classes run inside that of the class, which has noted its arguments already.
-        if "made_with" not in self.__dict__:
+        outermost = "made_with" not in self.__dict__
+        if outermost:
             try:
                 bound = signature.bind(self, *args, **kwargs)
             except TypeError:
@@ -59,6 +78,8 @@ def _noting(init: Callable[..., None]) -> Callable[..., None]:
             # Past `__setattr__`, which takes modules for submodules and wants `nn.Module.__init__` first.
             self.__dict__["made_with"] = {name: _as_it_is(value) for name, value in rest}
         init(self, *args, **kwargs)
+        if outermost:
+            self.__dict__["made_of"] = composition(self)
 
     __init__.notes_arguments = True  # type: ignore[attr-defined]
     return __init__

@@ -67,6 +67,8 @@ def load(
 def _made(content: Mapping[str, Any], classes: tuple[type[Part], ...]) -> Pair:
     """Make model and guide, with fresh weights, as their file says."""
     if content.get("architecture"):  # files of before there were parts
+        if not isinstance(content["architecture"], dict):
+            raise ValueError("architecture: expected names and their values, got malformed ones")
         return build(content["architecture"])
     if "parts" not in content:
         raise ValueError(f"expected a trained model, got one of {', '.join(content)}")

@@ -31,7 +31,7 @@ def build(architecture: dict[str, Any]) -> Pair:
     """
     options = dict(architecture)
     kind, program = options.pop("networks", None), options.pop("program", None)
-    if kind not in NETWORKS or program not in PROGRAMS:
+    if not isinstance(kind, str) or kind not in NETWORKS or program not in PROGRAMS:
         raise ValueError(
             f"architecture: expected networks {' or '.join(NETWORKS)} and a program among {', '.join(PROGRAMS)}, "
             f"got {kind!r} and {program!r}"

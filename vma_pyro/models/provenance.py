@@ -46,6 +46,8 @@ def check_weights(saved: Mapping[str, Any] | None, model: nn.Module, guide: nn.M
     Raises:
         ValueError: another program.
     """
+    if saved is not None and not _is_sound(saved):
+        raise ValueError(f"checkpoint {file}: expected sources and a probe of its programs, got malformed ones")
     present = record_provenance(model, guide)
     if saved is None:
         kind = name_likelihood(model)
@@ -71,6 +73,17 @@ def check_weights(saved: Mapping[str, Any] | None, model: nn.Module, guide: nn.M
                 f"log probability of {shown(first)} on an example, got {shown(second)}; {because}: undo that, or "
                 "train anew"
             )
+
+
+def _is_sound(saved: Any) -> bool:
+    """Whether what a file says has the form that `record_provenance` gives it."""
+    if not isinstance(saved, dict) or not {"sources", "probe"} <= saved.keys():
+        return False
+    sources, probed = saved["sources"], saved["probe"]
+    if not isinstance(sources, dict) or not isinstance(probed, dict | None):
+        return False
+    named = all(isinstance(key, str) and isinstance(value, str) for key, value in sources.items())
+    return named and all(isinstance(k, str) and isinstance(v, int | float) for k, v in (probed or {}).items())
 
 
 def same(first: float, second: float) -> bool:
