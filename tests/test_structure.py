@@ -108,7 +108,7 @@ def test_a_memory_knows_no_pyro_and_only_training_knows_fabric():
 
 @pytest.mark.parametrize("statement", ["import vma_pyro", "import vma_pyro; vma_pyro.load_pretrained()"])
 def test_a_model_is_loaded_without_what_only_training_and_pages_need(statement):
-    heavy = "tyro", "matplotlib", "fastapi", "lightning_fabric", "lightning", "torchvision"
+    heavy = "tyro", "matplotlib", "fastapi", "lightning_fabric", "lightning", "torchvision", "torch._dynamo"
     code = f"import sys; {statement}; print(*sorted(set({heavy}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from vma_pyro.infer.engine.programs import Arguments
+from vma_pyro._system.arguments import Arguments
 from vma_pyro.memory import Encoded, Memory
 from vma_pyro.networks import Networks, dtype_of
 from vma_pyro.program import ImageModel, Program

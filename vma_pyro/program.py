@@ -10,8 +10,8 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from vma_pyro._system.arguments import Arguments
 from vma_pyro._system.parts import Part
-from vma_pyro.infer.engine.programs import Arguments
 from vma_pyro.likelihoods import BernoulliPixels, Likelihood
 from vma_pyro.memory import Encoded, Memory
 from vma_pyro.memory.checks import looks_at

@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from vma_pyro._system.compiling import not_compiled
 from vma_pyro.infer.engine.checks import check_dimensions
 from vma_pyro.infer.engine.plates import Layout, PyroProgram, Site, sample_sites
 from vma_pyro.infer.engine.programs import Programs, unwrapped
@@ -57,7 +58,7 @@ class FirstLook:
     def __init__(self) -> None:
         self._known: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
 
-    @torch.compiler.disable
+    @not_compiled
     def check(self, programs: Programs, nesting: int) -> None:
         """Run both once, leave no trace behind, and refuse a dimension that no plate declares."""
         if _is_recorded():  # what is recorded is run as well, and looked at then

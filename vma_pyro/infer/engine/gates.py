@@ -11,6 +11,7 @@ from pyro.distributions.util import detach
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from vma_pyro._system.compiling import not_compiled
 from vma_pyro.infer.engine.checks import check_nothing_depends_on, is_reparameterised
 from vma_pyro.infer.engine.distributions import is_point
 from vma_pyro.infer.engine.handlers import is_drawn
@@ -31,7 +32,7 @@ class Gate:
         self.rule = rule
         self.factor: Tensor | None = None
 
-    @torch.compiler.disable
+    @not_compiled
     def pass_through(self, value: Tensor) -> Tensor:
         """Return the value, with the gate in its backward pass."""
         value = value.view_as(value)

@@ -6,22 +6,16 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from vma_pyro._system.arguments import Arguments
 from vma_pyro.infer.engine.plates import PyroProgram
 
 Handler = Callable[[PyroProgram], PyroProgram]
-
-
-class Arguments(NamedTuple):
-    """Arguments of both programs, for a method `prepare` that keeps those given by name."""
-
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
