@@ -51,6 +51,19 @@ def composition(part: nn.Module) -> dict[str, str]:
     return found
 
 
+def check_unchanged(part: Part, name: str) -> None:
+    """Refuse to say what a part was made with where it has become another since: that would be made again."""
+    now, then = composition(part), vars(part).get("made_of", {})
+    for within in sorted(now.keys() | then.keys()):
+        if now.get(within) != then.get(within):
+            raise ValueError(
+                f"{within or 'an attribute'} of {name} has changed: {now.get(within)}, made as {then.get(within)}"
+            )
+    for key, value in vars(part).get("made_with", {}).items():
+        if isinstance(value, nn.Module) and part._modules.get(key, value) is not value:
+            raise ValueError(f"{key} of {name} is another one than it was made with")
+
+
 def module_of(thing: Any) -> str:
     """The name of the module of a class or function; a script that runs goes by its file."""
     module: str = thing.__module__

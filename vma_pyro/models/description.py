@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vma_pyro._system.parts import MOST_LEVELS, Part, composition
+from vma_pyro._system.parts import MOST_LEVELS, Part, check_unchanged
 from vma_pyro.models.allowed import Allowed
 from vma_pyro.models.programs import NETWORKS, Pair, class_name, name_program
 
@@ -54,7 +54,7 @@ class _Parts:
         if id(part) not in self._numbers:
             name = class_name(type(part))
             made_with = vars(part).get("made_with", {})
-            _check_unchanged(part, name, made_with)
+            check_unchanged(part, name)
             given = {key: self.plain(value, f"the argument {key} of {name}") for key, value in made_with.items()}
             self.said.append({"class": name, "arguments": given})
             self._numbers[id(part)] = len(self.said) - 1
@@ -78,19 +78,6 @@ class _Parts:
         if isinstance(value, nn.Module):
             return {"part": self.number(value, what)}
         raise ValueError(f"{what} is a {class_name(type(value))}, which is no plain value, tensor or part")
-
-
-def _check_unchanged(part: Part, name: str, made_with: Mapping[str, Any]) -> None:
-    """Refuse to say what a part was made with where it has become another since: that would be made again."""
-    now, then = composition(part), vars(part).get("made_of", {})
-    for within in sorted(now.keys() | then.keys()):
-        if now.get(within) != then.get(within):
-            raise ValueError(
-                f"{within or 'an attribute'} of {name} has changed: {now.get(within)}, made as {then.get(within)}"
-            )
-    for key, value in made_with.items():
-        if isinstance(value, nn.Module) and part._modules.get(key, value) is not value:
-            raise ValueError(f"{key} of {name} is another one than it was made with")
 
 
 def _key(key: Any, what: str) -> Any:
