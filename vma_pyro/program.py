@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -63,8 +64,10 @@ class Program(Part, PyroModule):
             args, kwargs: what `forward` takes: a memory first, or by name, and perhaps images `x`, which are
                 looked at here. What is no memory is passed on as it is.
         """
-        given = inspect.signature(self.forward).bind_partial(*args, **kwargs).arguments
-        name, memory = next(iter(given.items()))
+        given = _signature(type(self).forward).bind_partial(self, *args, **kwargs).arguments
+        if len(given) < 2:  # self alone
+            return Arguments(args, kwargs)
+        name, memory = list(given.items())[1]
         is_memory = isinstance(memory, Memory) or (isinstance(memory, Tensor) and name == "memory")
         if not is_memory or not hasattr(self, "networks"):
             return Arguments(args, kwargs)
@@ -163,6 +166,9 @@ class ImageModel(Program):
         if x is not None:
             likelihood.check("x", x)
             likelihood.warn("x", x)
+
+
+_signature = functools.cache(inspect.signature)  # which takes longer than all else in `prepare`
 
 
 def check_number(num_images: int) -> int:
