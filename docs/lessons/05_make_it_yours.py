@@ -246,10 +246,10 @@ for model, _ in (gaussian, continuous):
 keep(rows_of(columns, ["entry", "Gaussian", "cont. B."]), "05_grey")
 
 # %% [markdown]
-# Each column shows the mean of a likelihood. (The second one's strokes are coarse. At a logit of $-L$ its density of
-# a pixel that is exactly 0 is about $L$, without bound: a few hundred updates of a small model go into the white of
-# the paper first.) The NLL of a density may be negative: nats per image still, but against another measure. Only
-# densities of the same images compare.
+# Each column shows the mean of a likelihood. (The second one's strokes are coarse. At a logit of $-L$ its density
+# of a pixel that is exactly 0 is about $L$, without bound: a few hundred updates of a small model go into the
+# white of the paper first.) The NLL of a density may be negative: nats per image still, but against another
+# measure. Only densities of the same images compare.
 #
 # ## 3. A hierarchical address: class, then example
 #
