@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
+from vma_pyro._system.at_rest import at_rest
 from vma_pyro.memory.memory import Memory
 
 if TYPE_CHECKING:  # the programs are above; here they are only known by their parts
@@ -19,19 +19,6 @@ if TYPE_CHECKING:  # the programs are above; here they are only known by their p
 
 ENTRIES = 64  # of the small memory
 TOLERANCE = 1e-3  # nats
-
-
-@contextmanager
-def at_rest(*programs: Any) -> Iterator[None]:
-    """Have programs in evaluation mode, in which keys are made and compared."""
-    training = [m for p in programs if isinstance(p, nn.Module) for m in p.modules() if m.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @torch.no_grad()

@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from vma_pyro._system.at_rest import at_rest
 from vma_pyro._system.ranks import Ranks
 from vma_pyro.memory.addresses import Addresses, best_of_both
-from vma_pyro.memory.comparable import at_rest, check_comparable
+from vma_pyro.memory.comparable import check_comparable
 from vma_pyro.memory.fingerprint import fingerprint_of, kinds_of, sums_of
 from vma_pyro.memory.keys import CHUNK, Keys
 from vma_pyro.memory.memory import Memory

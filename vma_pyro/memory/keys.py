@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vma_pyro._system import checkpoint
+from vma_pyro._system.at_rest import at_rest
 from vma_pyro._system.ranks import Ranks
-from vma_pyro.memory.comparable import at_rest
 from vma_pyro.memory.fingerprint import fingerprint_of
 from vma_pyro.memory.memory import Memory
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
+from vma_pyro._system.at_rest import at_rest
 from vma_pyro._system.compiling import not_compiled
 from vma_pyro.infer.engine.checks import check_dimensions
 from vma_pyro.infer.engine.plates import Layout, PyroProgram, Site, sample_sites
@@ -132,12 +133,5 @@ def _sites(programs: Programs) -> tuple[list[Site], list[Site]]:
 @contextmanager
 def _undisturbed(*programs: PyroProgram) -> Iterator[None]:
     """Take no gradient, no number of the random stream, and no statistics that a training mode would gather."""
-    training = [m for p in programs if isinstance(p, nn.Module) for m in p.modules() if m.training]
-    with torch.random.fork_rng(), torch.no_grad():
-        for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+    with torch.random.fork_rng(), torch.no_grad(), at_rest(*programs):
+        yield
