@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vma_pyro.networks.interface import Distribution, Entry, Query
-from vma_pyro.networks.layers import at_least_32_bits, dtype_of, initialise
+from vma_pyro.networks.layers import ConvTranspose2d, at_least_32_bits, dtype_of, initialise
 from vma_pyro.networks.pyramid import PyramidNetworks
 from vma_pyro.networks.refinement import Refinement
 
@@ -67,11 +67,11 @@ class ConvNetworks(PyramidNetworks):
         self.skip2 = nn.Conv2d(low, high, 3, padding=1, bias=False)
 
         self.stem = nn.Linear(latent_dim, top)
-        self.up7 = nn.ConvTranspose2d(high, high, 3, stride=2, padding=1)
+        self.up7 = ConvTranspose2d(high, high, 3, stride=2, padding=1)
         self.conv7 = nn.Conv2d(high, high, 3, padding=1)
-        self.up14 = nn.ConvTranspose2d(high, high, 4, stride=2, padding=1)
+        self.up14 = ConvTranspose2d(high, high, 4, stride=2, padding=1)
         self.conv14 = nn.Conv2d(high, high, 3, padding=1)
-        self.up28 = nn.ConvTranspose2d(high, low, 4, stride=2, padding=1)
+        self.up28 = ConvTranspose2d(high, low, 4, stride=2, padding=1)
         self.conv28 = nn.Conv2d(low, low, 3, padding=1)
         self.to_logits = nn.Conv2d(low, self.output_shape[0], 3, padding=1)
         initialise(self, outputs=(self.to_key, self.hidden_to_posterior, self.to_prior[-1], self.to_logits))

@@ -4,9 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """Torch's layer, with the gradient of its bias by a sum: torch's takes longer than all the rest on a CPU."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """As torch's."""
+        if self.bias is None or output_size is not None:
+            return super().forward(input, output_size)
+        added = F.conv_transpose2d(
+            input,
+            self.weight,
+            self.bias.detach(),
+            self.stride,
+            self.padding,
+            self.output_padding,
+            self.groups,
+            self.dilation,
+        )
+        out: Tensor = _AddedBias.apply(added, self.bias)
+        return out
+
+
+class _AddedBias(torch.autograd.Function):
+    """Maps [N, C, height, width], to which a bias [C] has been added, and its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, bias: Tensor) -> Tensor:
+        ctx.mark_dirty(maps)  # returned as they are
+        ctx.dtype = bias.dtype
+        return maps
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        maps, bias = ctx.needs_input_grad
+        return gradient if maps else None, gradient.sum((0, 2, 3), dtype=ctx.dtype) if bias else None
 
 
 def initialise(networks: nn.Module, *, outputs: Sequence[nn.Module]) -> None:
@@ -37,6 +75,13 @@ def check_images(name: str, images: Tensor, image_shape: tuple[int, int, int]) -
         raise ValueError(
             f"{name}: expected shape [N, {', '.join(map(str, image_shape))}], got {list(images.shape)}"
         )
+
+
+def in_full_precision(layer: nn.Module, values: Tensor) -> Tensor:
+    """Apply a layer in the type of its parameters under autocast, too."""
+    with torch.autocast(values.device.type, enabled=False):
+        out: Tensor = layer(values.to(dtype_of(layer)))
+        return out
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:

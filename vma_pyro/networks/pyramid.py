@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vma_pyro._system.parts import Part
 from vma_pyro.networks.interface import Distribution, Entry, Features, Query
-from vma_pyro.networks.layers import at_least_32_bits, check_images, dtype_of
+from vma_pyro.networks.layers import at_least_32_bits, check_images, dtype_of, in_full_precision
 
 MIN_SCALE = 1e-3  # keeps log q(z | x, m) finite when the posterior collapses on a point
 
@@ -87,7 +87,7 @@ class PyramidNetworks(Part):
         check_images("images", entries, self.image_shape)
         entries = entries.to(dtype_of(self))
         maps, top = self.climb(entries)
-        return Features(at_least_32_bits(self.to_key(top)), top, maps, self.wanted(entries))
+        return Features(at_least_32_bits(in_full_precision(self.to_key, top)), top, maps, self.wanted(entries))
 
     def heads(self, features: Features) -> Entry:
         """See `Networks.heads`."""
@@ -104,7 +104,7 @@ class PyramidNetworks(Part):
         check_images("x", x, self.image_shape)
         x = x.to(dtype_of(self))
         _, top = self.climb(x)
-        return Query(at_least_32_bits(self.to_key(top)), self.to_hidden(top), self.wanted(x))
+        return Query(at_least_32_bits(in_full_precision(self.to_key, top)), self.to_hidden(top), self.wanted(x))
 
     def prior(self, m: Entry) -> Distribution:
         """See `Networks.prior`."""

@@ -8,6 +8,7 @@ they are written down once, gradient included, and then only these are run: bit 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import pyro
@@ -75,12 +76,18 @@ class Captured(Loss):
         loss_fn: module of (memory, x), a scalar summed over images; `elbo(model, guide)`.
         note: told in one line why there are no replays, once.
         wait: calls before one is recorded; 200 by default.
+        autocast: as of `Loss`.
     """
 
     def __init__(
-        self, loss_fn: nn.Module, *, note: Callable[[str], object] = print, wait: int | None = None
+        self,
+        loss_fn: nn.Module,
+        *,
+        note: Callable[[str], object] = print,
+        wait: int | None = None,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        super().__init__(loss_fn, note=note)
+        super().__init__(loss_fn, note=note, autocast=autocast)
         self.wait = WAIT if wait is None else wait
         self.parameters = {name: p for name, p in loss_fn.named_parameters() if p.requires_grad}
         self.possible = True
@@ -147,7 +154,8 @@ class Captured(Loss):
             parameters: dict[str, Tensor], entries: Tensor, labels: Tensor | None, mask: Tensor | None, x: Tensor
         ) -> Any:
             same = Memory(entries, labels, memory.event_dim, mask=mask, learned=memory.learned)
-            loss = functional_call(self.loss_fn, parameters, (same, x))
+            with self.autocast():
+                loss = functional_call(self.loss_fn, parameters, (same, x))
             loss = loss / len(x)
             return loss, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
 
@@ -158,7 +166,9 @@ class Captured(Loss):
 
     def _run(self, memory: Memory, x: Tensor) -> Gradient:
         """Run the program itself."""
-        loss = self.loss_fn(memory, x) / len(x)
+        with self.autocast():
+            loss = self.loss_fn(memory, x)
+        loss = loss / len(x)
         gradient = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
         return Gradient(loss.detach(), gradient)
 

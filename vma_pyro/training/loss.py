@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vma_pyro.memory import Memory
@@ -20,7 +22,8 @@ class Loss:
     Args:
         loss_fn: module of (memory, x), a scalar summed over images; `elbo(model, guide)`.
         note: see above.
-        backward: from a scalar to the gradients in the parameters; with scaling or exchange between processes.
+        backward: from a scalar to the gradients in the parameters; with exchange between processes.
+        autocast: in which precision the program runs forward, see `bf16`.
     """
 
     def __init__(
@@ -29,8 +32,9 @@ class Loss:
         *,
         note: Callable[[str], object] = print,
         backward: Callable[[Tensor], Any] = Tensor.backward,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        self.loss_fn, self.note = loss_fn, note
+        self.loss_fn, self.note, self.autocast = loss_fn, note, autocast
         self._backward = backward
 
     def gradient(self, memory: Memory, x: Tensor) -> Tensor:
@@ -39,7 +43,17 @@ class Loss:
         Raises:
             ValueError: images that do not fit the memory, or are not binary; what the program itself raises.
         """
-        loss: Tensor = self.loss_fn(memory, x) / len(x)
+        with self.autocast():
+            loss: Tensor = self.loss_fn(memory, x)
+        loss = loss / len(x)
         self.loss_fn.zero_grad()
         self._backward(loss)
         return loss.detach()
+
+
+def bf16(device: torch.device) -> AbstractContextManager[Any]:
+    """Have layers multiply in bfloat16.
+
+    Weights are cast at each use: a cast that several uses share would add up their gradients in bfloat16.
+    """
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)

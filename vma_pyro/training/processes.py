@@ -21,16 +21,15 @@ def start_fabric(config: TrainConfig, ranks: Ranks) -> Any:
     from lightning_fabric import Fabric  # seconds to import
     from lightning_fabric.strategies import DDPStrategy
 
-    accelerator = device_of(config).type
+    accelerator: Any = device_of(config).type
     if ranks.size == 1:
-        return Fabric(accelerator=accelerator, devices=1, precision=config.precision)  # type: ignore[arg-type]
+        return Fabric(accelerator=accelerator, devices=1)
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     fabric = Fabric(
         accelerator=accelerator,
         devices=local,
         num_nodes=ranks.size // local,
         strategy=DDPStrategy(static_graph=True),  # parts of the networks may be left alone, always the same ones
-        precision=config.precision,  # type: ignore[arg-type]
     )
     fabric.launch()
     return fabric

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ from vma_pyro.data import Episode
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import log_likelihood, split_bound, undisturbed
 from vma_pyro.training.captured import Captured
-from vma_pyro.training.config import TrainConfig
+from vma_pyro.training.config import TrainConfig, precision_of
 from vma_pyro.training.faults import check_params, find_fault
-from vma_pyro.training.loss import Loss
+from vma_pyro.training.loss import Loss, bf16
+from vma_pyro.training.optimizers import make_optimizer
 from vma_pyro.training.processes import mean_over, start_fabric
 
 SOUND = 1e4  # largest weight of a network that has not been torn apart by its steps
@@ -44,14 +47,16 @@ class Run:
         self.fabric = start_fabric(config, self.ranks)
         torch.manual_seed(config.seed + self.ranks.rank)  # noise of its own for each process
         self.bare = elbo(model, guide).to(self.fabric.device)
-        trained = [p for p in self.bare.parameters() if p.requires_grad]
-        if not trained:
+        if not any(p.requires_grad for p in self.bare.parameters()):
             raise ValueError("model, guide: expected a parameter that requires a gradient, found none")
-        optimizer = torch.optim.Adam(trained, config.learning_rate, fused=True)
+        mixed = precision_of(config) == "bf16-mixed"
+        optimizer = make_optimizer(config.optimizer, self.bare, config.learning_rate, bf16=mixed)
         self.average = AveragedModel(self.bare, multi_avg_fn=_average(config.ema_decay))
         self.loss_fn, self.optimizer = self.fabric.setup(self.bare, optimizer)
-        captures = config.capture and self.ranks.size == 1 and config.precision == "32-true"
-        self.loss: Loss = Captured(self.bare) if captures else Loss(self.loss_fn, backward=self.fabric.backward)
+        autocast = partial(bf16, self.fabric.device) if mixed else nullcontext
+        self.loss: Loss = Loss(self.loss_fn, backward=self.fabric.backward, autocast=autocast)
+        if config.capture and self.ranks.size == 1:
+            self.loss = Captured(self.bare, autocast=autocast)
         self.identity: dict[str, Any] = {}
         self.update = self.stale = self.bound_count = 0
         self.seconds = self.seconds_before = 0.0

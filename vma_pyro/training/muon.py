@@ -1,0 +1,125 @@
+"""Muon: steps of equal size in every direction of a layer's weights, and Adam for what is no layer's weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adam import adam
+
+# A quintic whose iteration takes singular values from (0, 1] to about 1, the small ones as fast as possible.
+QUINTIC = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+LIKE_ADAM = 0.2  # root mean square of Adam's steps, in units of the learning rate
+
+
+class Muon(torch.optim.Optimizer):
+    r"""Momentum whose matrices are orthogonalised, for weights of layers; Adam for all other parameters.
+
+    .. math:: G_t = g_t + \mu M_t, \quad M_t = \mu M_{t-1} + g_t, \qquad
+              W_{t+1} = W_t - 0.2 \, \eta \, \sqrt{\max(n, k)} \, U V^\top \text{ where } G_t = U \Sigma V^\top
+
+    Jordan et al. 2024; the factor of Liu et al. 2025 (arXiv 2502.16982, section 2.2), under which a learning rate of
+    Adam's serves. A convolution is a matrix of maps out by (maps in times taps), which `torch.optim.Muon` does not take.
+
+    Args:
+        module: whose weights of linear and convolutional layers are matrices. A learned memory, biases, scales and
+            parameters of other layers are Adam's.
+        lr: learning rate of both.
+        momentum: mu.
+        betas, eps: Adam's.
+        dtype: in which matrices are multiplied; bfloat16 is enough, where the processor has it.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: float,
+        *,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        matrices = {weight: outputs for weight, outputs in _weights(module) if weight.requires_grad}
+        others = [p for p in module.parameters() if p.requires_grad and p not in matrices]
+        groups: list[dict[str, Any]] = [
+            {"params": [w for w, dim in matrices.items() if dim == outputs], "outputs": outputs, "momentum": momentum}
+            for outputs in (0, 1)
+        ]
+        groups.append({"params": others, "betas": betas, "eps": eps})
+        self.dtype = dtype
+        super().__init__([group for group in groups if group["params"]], {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move the parameters that have a gradient."""
+        for group in self.param_groups:
+            moved = [p for p in group["params"] if p.grad is not None]
+            if "momentum" in group:
+                self._step_matrices(group, moved)
+            elif moved:
+                self._step_others(group, moved)
+
+    def _step_matrices(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        gradients = [weight.grad for weight in weights]
+        momenta = [self.state[weight]["momentum"] for weight in weights]
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, gradients)
+        steps = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
+        for weight, step in zip(weights, steps, strict=True):
+            across, matrix = (t.transpose(0, group["outputs"]) for t in (weight, step))
+            matrix = matrix.flatten(1)
+            size = LIKE_ADAM * math.sqrt(max(matrix.shape)) * group["lr"]
+            step = orthogonalised(matrix.to(self.dtype)).to(weight.dtype)
+            across.sub_(step.view(across.shape), alpha=size)
+
+    def _step_others(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+        state = [self.state[p] for p in parameters]
+        adam(
+            parameters,
+            [p.grad for p in parameters if p.grad is not None],
+            [s["exp_avg"] for s in state],
+            [s["exp_avg_sq"] for s in state],
+            [],
+            [s["step"] for s in state],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=0.0,
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """Make all singular values of a matrix [n, k] nearly 1 (0.7 to 1.2), by products of matrices alone."""
+    a, b, c = QUINTIC
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
+def _weights(module: nn.Module) -> Iterable[tuple[nn.Parameter, int]]:
+    """Give the weights of layers, and which dimension of them counts the outputs."""
+    for layer in module.modules():
+        if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            yield layer.weight, 1
+        elif isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            yield layer.weight, 0

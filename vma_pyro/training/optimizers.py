@@ -1,0 +1,24 @@
+"""Optimizers by name."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vma_pyro.training.muon import Muon
+
+OPTIMIZERS = ("muon", "adam")
+
+
+def make_optimizer(name: str, module: nn.Module, learning_rate: float, *, bf16: bool = False) -> torch.optim.Optimizer:
+    """Make the optimizer of a module's parameters.
+
+    Args:
+        name: muon or adam.
+        module: whose parameters that require a gradient are moved.
+        learning_rate: of both; one that serves Adam serves Muon.
+        bf16: whether Muon's products of matrices are in bfloat16.
+    """
+    if name == "adam":
+        return torch.optim.Adam([p for p in module.parameters() if p.requires_grad], learning_rate, fused=True)
+    return Muon(module, learning_rate, dtype=torch.bfloat16 if bf16 else torch.float32)
