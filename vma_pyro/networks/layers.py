@@ -44,7 +44,7 @@ class _AddedBias(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
         maps, bias = ctx.needs_input_grad
-        return gradient if maps else None, gradient.sum((0, 2, 3), dtype=ctx.dtype) if bias else None
+        return gradient if maps else None, gradient.sum((0, 2, 3)).to(ctx.dtype) if bias else None
 
 
 def initialise(networks: nn.Module, *, outputs: Sequence[nn.Module]) -> None:

@@ -12,6 +12,7 @@ from vma_pyro._system.processor import multiplies_bf16
 from vma_pyro.training.optimizers import OPTIMIZERS
 
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
+COMPILE = ("auto", "on", "off")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
 
@@ -63,6 +64,9 @@ class TrainConfig:
     capture: bool = True
     """Record an update once and replay it without Python, bit for bit the same, where that is possible: on a CPU,
     in one process, with one memory for all images."""
+    compile: str = "auto"
+    """Translate the functions of the networks by `torch.compile`: on, off, or auto, where the budget is 20 minutes or
+    more and the first updates are found to be faster by it. One line says which, and why."""
     seed: int = 0
     """Seed of the noise in training."""
 
@@ -93,6 +97,8 @@ class TrainConfig:
             raise ValueError(f"accelerator: expected one of {', '.join(ACCELERATORS)}, got {self.accelerator!r}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.compile not in COMPILE:
+            raise ValueError(f"compile: expected one of {', '.join(COMPILE)}, got {self.compile!r}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         if not 0 <= self.ema_decay < 1:

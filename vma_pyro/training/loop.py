@@ -181,7 +181,6 @@ def _until_done(run: Run, validation: Sequence[Episode], recorder: Recorder) -> 
 def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: Stop) -> None:
     """Make updates, with all that is due between them, until the run ends."""
     config, fabric = run.config, run.fabric
-    run.loss.note = recorder.note
     session_start = tick = time.monotonic()
     last_save = run.seconds
     stopped = int(run.agree(stop.signal))
@@ -195,6 +194,7 @@ def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: St
         episode = take_share(run.episodes.sample(), run.ranks).to(fabric.device)
         if not checked:
             run.check_params(episode)
+            run.choose_loss(episode, recorder.note)
             checked = True
         loss = run.gradient(episode)
         norm = nn.utils.clip_grad_norm_(run.loss_fn.parameters(), config.clip_norm)

@@ -59,10 +59,9 @@ class Muon(torch.optim.Optimizer):
         """Move the parameters that have a gradient."""
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
-            if "momentum" in group:
-                self._step_matrices(group, moved)
-            elif moved:
-                self._step_others(group, moved)
+            if moved:
+                step = self._step_matrices if "momentum" in group else self._step_others
+                step(group, moved)
 
     def _step_matrices(self, group: dict[str, Any], weights: list[Tensor]) -> None:
         for weight in weights:
@@ -118,8 +117,8 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 def _weights(module: nn.Module) -> Iterable[tuple[nn.Parameter, int]]:
     """Give the weights of layers, and which dimension of them counts the outputs."""
+    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     for layer in module.modules():
-        if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-            yield layer.weight, 1
-        elif isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            yield layer.weight, 0
+        weight = layer._parameters.get("weight")  # none, where it is computed of other parameters
+        if weight is not None and isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *transposed)):
+            yield weight, int(isinstance(layer, transposed))

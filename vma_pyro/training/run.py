@@ -21,6 +21,7 @@ from vma_pyro.data import Episode
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import log_likelihood, split_bound, undisturbed
 from vma_pyro.training.captured import Captured
+from vma_pyro.training.compiled import Compiled, faster, is_long
 from vma_pyro.training.config import TrainConfig, precision_of
 from vma_pyro.training.faults import check_params, find_fault
 from vma_pyro.training.loss import Loss, bf16
@@ -54,9 +55,11 @@ class Run:
         self.average = AveragedModel(self.bare, multi_avg_fn=_average(config.ema_decay))
         self.loss_fn, self.optimizer = self.fabric.setup(self.bare, optimizer)
         autocast = partial(bf16, self.fabric.device) if mixed else nullcontext
-        self.loss: Loss = Loss(self.loss_fn, backward=self.fabric.backward, autocast=autocast)
+        self.plain = Loss(self.loss_fn, backward=self.fabric.backward, autocast=autocast)
+        self.loss: Loss = self.plain
         if config.capture and self.ranks.size == 1:
             self.loss = Captured(self.bare, autocast=autocast)
+        self.is_compiled: bool | None = None  # not decided yet
         self.identity: dict[str, Any] = {}
         self.update = self.stale = self.bound_count = 0
         self.seconds = self.seconds_before = 0.0
@@ -90,6 +93,31 @@ class Run:
         """Refuse parameters that are nobody's; see `faults.check_params`."""
         memory = copy.copy(episode.memory)  # what is encoded for this look is not left for the update
         check_params(self.bare.model, self.bare.guide, memory, episode.x, parameters=self.bare.parameters())
+
+    def choose_loss(self, episode: Episode, note: Callable[[str], object]) -> None:
+        """Decide how updates are made: once for a run, as rounding differs between the ways."""
+        self.loss.note = self.plain.note = note
+        if self.config.compile == "off" or self.is_compiled is False:
+            return
+        compiled = Compiled(self.plain)
+        if self.is_compiled is None and self.config.compile == "auto":
+            self.is_compiled = self.pays(compiled, episode)
+        else:
+            self.is_compiled = True
+        if self.is_compiled:
+            self.loss = compiled
+
+    def pays(self, compiled: Compiled, episode: Episode) -> bool:
+        """Whether updates with translated networks are faster, in a run that is long enough for it."""
+        # Processes would have to agree; what changes buffers in an update may not make one on trial.
+        if self.ranks.size > 1 or any(True for _ in self.bare.buffers()):
+            return False
+        memory, x = episode.memory, episode.x
+        if not is_long(self.config, self.loss, memory, x):
+            return False
+        if isinstance(self.loss, Captured):
+            self.loss.wait = 0
+        return faster(compiled, self.loss, memory, x)
 
     def gradient(self, episode: Episode) -> Tensor:
         """Compute the loss per image; leaves its gradient in the parameters."""

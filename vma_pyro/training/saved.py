@@ -47,6 +47,7 @@ def save(run: Run) -> None:
             "update": run.update,
             "seconds": run.seconds,
             "finished": run.finished,
+            "is_compiled": run.is_compiled,
             "has_best": run.best is not None,
             "best_nll": run.best_nll,
             "nll_before": run.nll_before,
@@ -106,6 +107,7 @@ def _restore_progress(run: Run, progress: dict[str, Any]) -> None:
     run.update, run.stale = progress["update"], progress["stale"]
     run.seconds = run.seconds_before = progress["seconds"]
     run.best_nll, run.finished = progress["best_nll"], progress["finished"]
+    run.is_compiled = progress.get("is_compiled", False)  # checkpoints of before were not
     run.nll_before = progress.get("nll_before", math.nan)  # checkpoints of before have none
     run.budget_changes = progress.get("budget_changes", [])
     bound = _own(torch.atleast_1d(torch.as_tensor(progress["bound_sum"])), run.ranks.rank)
