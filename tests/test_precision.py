@@ -13,8 +13,8 @@ from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import make
 from vma_pyro.networks.layers import ConvTranspose2d
 from vma_pyro.training import TrainConfig, fit
-from vma_pyro.training.config import identity_of, precision_of
 from vma_pyro.training.captured import Captured
+from vma_pyro.training.config import identity_of, precision_of
 from vma_pyro.training.loss import Loss, bf16
 
 CPU = torch.device("cpu")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from pyro.infer.elbo import ELBO
@@ -12,14 +14,17 @@ from torch import nn
 from update import captured, updates
 
 from vma_pyro import ConvNetworks, Guide, Model
+from vma_pyro._system.processor import multiplies_bf16
 from vma_pyro.data import Episode
 from vma_pyro.infer import EnumeratedELBO, GraphELBO, MultiSampleELBO
-from vma_pyro.training.loss import Loss
+from vma_pyro.training.compiled import Compiled
+from vma_pyro.training.loss import Loss, bf16
 
-OURS, EVERY, HAND = "ours", "ours, Python in every update", "by hand"
-OWN, REENCODING = "ours, a memory per query", "re-encoding every read"
+OURS, COMPILED, EVERY = "ours", "ours, compiled", "ours, Python in every update"
+HAND, SAME, SAME_COMPILED = "by hand, float32", "by hand, same precision", "by hand, same precision, compiled"
+OURS32, OWN, REENCODING = "ours, float32", "ours, float32, a memory per query", "re-encoding every read"
 PUBLIC = "re-encoding every read, default layout"
-K, SIZE = 4, 32  # particles, |M|
+K, SIZE = 4, 36  # particles, |M|
 
 
 class Contender(NamedTuple):
@@ -52,13 +57,21 @@ def contenders(width: float, device: torch.device) -> dict[str, Callable[[], Con
         torch.manual_seed(0)
         return kind(width=width).to(device)
 
-    def ours(elbo: ELBO, own_memory: bool = False, kind: Callable[[nn.Module], Loss] = Loss) -> Contender:
+    mixed: dict[str, Any] = {"autocast": partial(bf16, device) if multiplies_bf16(device) else nullcontext}
+
+    def ours(elbo: ELBO, kind: Callable[[nn.Module], Loss] = Loss, own_memory: bool = False) -> Contender:
         nets = networks()
         return Contender(kind(elbo(Model(nets), Guide(nets).to(device))), nets, own_memory)
 
-    def by_hand() -> Contender:
+    def by_hand(kind: Callable[[nn.Module], Loss] = Loss) -> Contender:
         nets = networks()
-        return Contender(Loss(ByHand(nets, num_particles=K).to(device)), nets)
+        return Contender(kind(ByHand(nets, num_particles=K).to(device)), nets)
+
+    def compiled(loss_fn: nn.Module) -> Loss:
+        return Compiled(Loss(loss_fn, **mixed))
+
+    def as_fit_makes_it(loss_fn: nn.Module, **precision: Any) -> Loss:
+        return captured(loss_fn, **precision) if device.type == "cpu" else Loss(loss_fn, **precision)
 
     def reencoding(kind: type[ConvNetworks] = ConvNetworks) -> Contender:
         public = Reencoding(networks(kind), networks(kind), num_particles=K).to(device)
@@ -66,12 +79,16 @@ def contenders(width: float, device: torch.device) -> dict[str, Callable[[], Con
 
     bound = MultiSampleELBO(K, max_plate_nesting=1)
     return {
-        OURS: lambda: ours(bound, kind=captured if device.type == "cpu" else Loss),
-        EVERY: lambda: ours(bound),
+        OURS: lambda: ours(bound, partial(as_fit_makes_it, **mixed)),
+        COMPILED: lambda: ours(bound, compiled),
+        EVERY: lambda: ours(bound, partial(Loss, **mixed)),
         HAND: by_hand,
+        SAME: lambda: by_hand(partial(Loss, **mixed)),
+        SAME_COMPILED: lambda: by_hand(compiled),
+        OURS32: lambda: ours(bound, as_fit_makes_it),
         OWN: lambda: ours(bound, own_memory=True),
         REENCODING: reencoding,
         PUBLIC: lambda: reencoding(DefaultLayout),
-        "TraceGraph_ELBO": lambda: ours(GraphELBO(K, vectorize_particles=True, max_plate_nesting=1)),
-        "TraceEnum_ELBO": lambda: ours(EnumeratedELBO(1, max_plate_nesting=1)),
+        "TraceGraph_ELBO, float32": lambda: ours(GraphELBO(K, vectorize_particles=True, max_plate_nesting=1)),
+        "TraceEnum_ELBO, float32": lambda: ours(EnumeratedELBO(1, max_plate_nesting=1)),
     }

@@ -50,8 +50,12 @@ def updates(loss: Loss, rounds: Sequence[Episode]) -> Callable[[], None]:
     return update
 
 
-def captured(loss_fn: nn.Module) -> Loss:
+def captured(loss_fn: nn.Module, **precision: Any) -> Loss:
     """The loss as `fit` takes it on a CPU, but recorded at the first call; what cannot be recorded is refused.
+
+    Args:
+        loss_fn: see `Captured`.
+        precision: its `autocast`; float32 without it.
 
     Raises:
         ValueError: at the first update: it cannot be recorded.
@@ -60,4 +64,4 @@ def captured(loss_fn: nn.Module) -> Loss:
     def refuse(why: str) -> None:
         raise ValueError(why)
 
-    return Captured(loss_fn, note=refuse, wait=0)
+    return Captured(loss_fn, note=refuse, wait=0, **precision)

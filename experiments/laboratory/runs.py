@@ -61,6 +61,7 @@ def train(
         validate_every=2 if config.tiny else 250,
         log_every=1 if config.tiny else 50,
         validation_samples=8,
+        optimizer="adam",  # as for the gradients that are measured
         learning_rate=candidate.learning_rate,
         patience=10**6,  # all are to use their whole budget
         seed=config.seed,

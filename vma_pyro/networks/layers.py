@@ -23,7 +23,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
             self.weight,
             self.bias.detach(),
             self.stride,
-            self.padding,
+            self.padding,  # type: ignore[arg-type]  # numbers, as transposed layers have no other
             self.output_padding,
             self.groups,
             self.dilation,
@@ -42,7 +42,7 @@ class _AddedBias(torch.autograd.Function):
         return maps
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         maps, bias = ctx.needs_input_grad
         return gradient if maps else None, gradient.sum((0, 2, 3)).to(ctx.dtype) if bias else None
 

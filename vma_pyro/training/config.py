@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vma_pyro._system.processor import multiplies_bf16
-from vma_pyro.training.optimizers import OPTIMIZERS
+from vma_pyro.training.optimizers import OPTIMIZERS, RATES
 
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 COMPILE = ("auto", "on", "off")
@@ -35,8 +35,9 @@ class TrainConfig:
     optimizer: str = "muon"
     """Muon (orthogonalised steps for the weights of layers, Adam for all other parameters), or adam alone.
     # Departs from the paper, which has Adam: it takes twice as many updates to the same bound."""
-    learning_rate: float = 1.5e-3
-    """The optimizer's, after a linear warm-up; it falls along a half cosine to `final_rate` of it."""
+    learning_rate: float | None = None
+    """After a linear warm-up; it falls along a half cosine to `final_rate` of it. Default: 4e-3 for muon, 1.5e-3 for
+    adam."""
     final_rate: float = 0.02
     """Share of the learning rate that is left at the end."""
     warmup_updates: int = 200
@@ -59,16 +60,21 @@ class TrainConfig:
     """Where to train: cpu, cuda (an NVIDIA GPU), mps (an Apple GPU), or auto, the first of cuda, mps and cpu there
     is."""
     precision: str = "auto"
-    """Arithmetic: 32-true; bf16-mixed, where layers multiply in bfloat16 (weights, keys and probabilities stay in 32
-    bits); or auto, bf16-mixed where the processor has instructions for it. Evaluations are in 32 bits always."""
+    """Arithmetic: 32-true; bf16-mixed, where layers multiply in bfloat16 (weights, keys and probabilities stay in
+    32 bits); or auto, bf16-mixed where the processor has instructions for it. Evaluations are in 32 bits."""
     capture: bool = True
     """Record an update once and replay it without Python, bit for bit the same, where that is possible: on a CPU,
     in one process, with one memory for all images."""
     compile: str = "auto"
-    """Translate the functions of the networks by `torch.compile`: on, off, or auto, where the budget is 20 minutes or
-    more and the first updates are found to be faster by it. One line says which, and why."""
+    """Translate the functions of the networks by `torch.compile`: on, off, or auto, where the budget is 20 minutes
+    or more and updates are found to be faster by it. One line says which, and why."""
     seed: int = 0
     """Seed of the noise in training."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, or the optimizer's default."""
+        return RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
 
     def __post_init__(self) -> None:
         """Refuse nonsensical steps."""
@@ -144,14 +150,14 @@ def precision_of(config: TrainConfig) -> str:
 def identity_of(config: TrainConfig) -> dict[str, Any]:
     """What the sessions of one run must share."""
     shared = {name: value for name, value in asdict(config).items() if name not in FREE_ON_RESUME}
-    return shared | {"precision": precision_of(config)}
+    return shared | {"precision": precision_of(config), "learning_rate": config.rate}
 
 
 def learning_rate(config: TrainConfig, update: int, progress: float) -> float:
     """Linear warm-up, then a half cosine from the full rate to `final_rate` of it."""
     warm = min(1.0, (update + 1) / max(1, config.warmup_updates))
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return config.learning_rate * warm * (config.final_rate + (1 - config.final_rate) * cosine)
+    return config.rate * warm * (config.final_rate + (1 - config.final_rate) * cosine)
 
 
 def differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:

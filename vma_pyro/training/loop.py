@@ -20,7 +20,7 @@ from vma_pyro._system.metrics import Recorder
 from vma_pyro._system.ranks import Ranks
 from vma_pyro.data import Episode
 from vma_pyro.data.episodes import Episodes
-from vma_pyro.training.config import TrainConfig, identity_of, learning_rate
+from vma_pyro.training.config import TrainConfig, identity_of
 from vma_pyro.training.processes import take_share
 from vma_pyro.training.run import Run
 from vma_pyro.training.saved import restore, save, try_to_save
@@ -189,21 +189,12 @@ def _train(run: Run, validation: Sequence[Episode], recorder: Recorder, stop: St
         recorder.write(0, validation_nll=run.nll_before, best_validation_nll=run.best_nll, seconds=run.seconds)
     checked = False
     while not (run.finished or stopped or run.progress() >= 1 or run.stale >= config.patience):
-        for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(config, run.update, run.progress())
         episode = take_share(run.episodes.sample(), run.ranks).to(fabric.device)
         if not checked:
             run.check_params(episode)
             run.choose_loss(episode, recorder.note)
             checked = True
-        loss = run.gradient(episode)
-        norm = nn.utils.clip_grad_norm_(run.loss_fn.parameters(), config.clip_norm)
-        run.check_gradient(loss, norm)
-        run.optimizer.step()
-        run.average.update_parameters(run.bare)
-        run.update += 1
-        run.bound_sum -= loss
-        run.bound_count += 1
+        norm = run.make_update(episode)
         recorder.advance()
         if run.update % config.log_every == 0:
             now = time.monotonic()

@@ -22,8 +22,9 @@ class Muon(torch.optim.Optimizer):
     .. math:: G_t = g_t + \mu M_t, \quad M_t = \mu M_{t-1} + g_t, \qquad
               W_{t+1} = W_t - 0.2 \, \eta \, \sqrt{\max(n, k)} \, U V^\top \text{ where } G_t = U \Sigma V^\top
 
-    Jordan et al. 2024; the factor of Liu et al. 2025 (arXiv 2502.16982, section 2.2), under which a learning rate of
-    Adam's serves. A convolution is a matrix of maps out by (maps in times taps), which `torch.optim.Muon` does not take.
+    Jordan et al. 2024; the factor of Liu et al. 2025 (arXiv 2502.16982, section 2.2), under which a learning rate
+    of Adam's serves. A convolution is a matrix of maps out by (maps in times taps), which `torch.optim.Muon` does
+    not take.
 
     Args:
         module: whose weights of linear and convolutional layers are matrices. A learned memory, biases, scales and
@@ -47,7 +48,11 @@ class Muon(torch.optim.Optimizer):
         matrices = {weight: outputs for weight, outputs in _weights(module) if weight.requires_grad}
         others = [p for p in module.parameters() if p.requires_grad and p not in matrices]
         groups: list[dict[str, Any]] = [
-            {"params": [w for w, dim in matrices.items() if dim == outputs], "outputs": outputs, "momentum": momentum}
+            {
+                "params": [w for w, dim in matrices.items() if dim == outputs],
+                "outputs": outputs,
+                "momentum": momentum,
+            }
             for outputs in (0, 1)
         ]
         groups.append({"params": others, "betas": betas, "eps": eps})
@@ -67,7 +72,7 @@ class Muon(torch.optim.Optimizer):
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
-        gradients = [weight.grad for weight in weights]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]  # all: they are moved
         momenta = [self.state[weight]["momentum"] for weight in weights]
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, gradients)

@@ -22,7 +22,7 @@ from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import log_likelihood, split_bound, undisturbed
 from vma_pyro.training.captured import Captured
 from vma_pyro.training.compiled import Compiled, faster, is_long
-from vma_pyro.training.config import TrainConfig, precision_of
+from vma_pyro.training.config import TrainConfig, learning_rate, precision_of
 from vma_pyro.training.faults import check_params, find_fault
 from vma_pyro.training.loss import Loss, bf16
 from vma_pyro.training.optimizers import make_optimizer
@@ -51,7 +51,7 @@ class Run:
         if not any(p.requires_grad for p in self.bare.parameters()):
             raise ValueError("model, guide: expected a parameter that requires a gradient, found none")
         mixed = precision_of(config) == "bf16-mixed"
-        optimizer = make_optimizer(config.optimizer, self.bare, config.learning_rate, bf16=mixed)
+        optimizer = make_optimizer(config.optimizer, self.bare, config.rate, bf16=mixed)
         self.average = AveragedModel(self.bare, multi_avg_fn=_average(config.ema_decay))
         self.loss_fn, self.optimizer = self.fabric.setup(self.bare, optimizer)
         autocast = partial(bf16, self.fabric.device) if mixed else nullcontext
@@ -86,13 +86,27 @@ class Run:
                 return FloatingPointError(f"{fault}, at update {self.update} with weights up to {largest:.2g}")
         return FloatingPointError(
             f"training: expected finite {what}, got {got} at update {self.update}; "
-            f"lower the learning rate (now {self.config.learning_rate})"
+            f"lower the learning rate (now {self.config.rate})"
         )
 
     def check_params(self, episode: Episode) -> None:
         """Refuse parameters that are nobody's; see `faults.check_params`."""
         memory = copy.copy(episode.memory)  # what is encoded for this look is not left for the update
         check_params(self.bare.model, self.bare.guide, memory, episode.x, parameters=self.bare.parameters())
+
+    def make_update(self, episode: Episode) -> Tensor:
+        """Move the parameters, and their average, by one step; return the norm of the gradient before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.update, self.progress())
+        loss = self.gradient(episode)
+        norm = nn.utils.clip_grad_norm_(self.loss_fn.parameters(), self.config.clip_norm)
+        self.check_gradient(loss, norm)
+        self.optimizer.step()
+        self.average.update_parameters(self.bare)
+        self.update += 1
+        self.bound_sum -= loss
+        self.bound_count += 1
+        return norm
 
     def choose_loss(self, episode: Episode, note: Callable[[str], object]) -> None:
         """Decide how updates are made: once for a run, as rounding differs between the ways."""

@@ -1,0 +1,214 @@
+"""How far an optimizer gets in a given time: Muon, Adam and others from scratch, at equal seconds.
+
+Seconds of an update are measured first, in turns, and each optimizer is given as many updates as fit into the
+budgets: what else the machine does meanwhile decides nothing. Scores are those of held-out training alphabets; the
+test alphabets are not looked at. Writes results.json, report.md and a picture.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import kept, plots, protocols, results
+from common.several import Session, SeveralConfig, begin, small, train_or_load, training_episodes
+from common.timing import take_turns
+from common.train import TrainOptions, as_many, make_elbo
+from vma_pyro import cli, models
+from vma_pyro._system.markdown import table
+from vma_pyro.data import NestedEpisodes
+from vma_pyro.evaluation import Mean, TwoPhase
+from vma_pyro.training import TrainConfig
+from vma_pyro.training.captured import Captured
+from vma_pyro.training.run import Run
+
+
+@dataclass(frozen=True)
+class OptimizersConfig(SeveralConfig):
+    """Train one architecture by several optimizers, in the same time."""
+
+    out: Path = Path("runs/optimizers")
+    """Folder for the results. An earlier run in it is moved aside, never overwritten."""
+    width: float = 0.5
+    """Factor on the paper's 48 and 64 maps per convolution."""
+    estimator: str = "vimco+dreg+resampled"
+    """Gradient estimator, a name in `vma_pyro.infer.ESTIMATORS`."""
+    optimizers: tuple[str, ...] = ("adam", "muon")
+    """Names of optimizers, or with a learning rate, adam:3e-3. Differences are from the first."""
+    budgets: tuple[float, ...] = (8.0, 40.0)
+    """In minutes of training, each a run of its own, as the learning rate follows it."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Of initial weights, noise and episodes."""
+    classes: int = 12
+    """Classes in the training memory."""
+    shots: int = 3
+    """Examples of each class in the training memory."""
+    test_shots: tuple[int, ...] = (1, 5, 19)
+    """Examples of one class in the memories of the likelihoods."""
+    tasks: tuple[tuple[int, int], ...] = ((20, 1), (20, 5))
+    """Classes and examples of the classification tasks."""
+    images: int = 500
+    """Images of held-out alphabets, the same for all."""
+    rounds: int = 20
+    """Updates of each that are timed."""
+    train: TrainOptions = field(default_factory=lambda: TrainConfig(patience=10**6))
+    """Training; optimizer, learning rate, budget and seed are those above."""
+
+    def resolved(self) -> OptimizersConfig:
+        """Fill in the tiny sizes, if they are wanted."""
+        sizes: dict[str, Any] = {"classes": 2, "shots": 1, "test_shots": (1, 2), "tasks": ((2, 1),), "rounds": 1}
+        tiny: dict[str, Any] = {"budgets": (1e-9,), "seeds": (0,)}
+        return replace(self, **small(self), **sizes, **tiny) if self.tiny else self
+
+    def steps(self, optimizer: str) -> TrainConfig:
+        """How one of them trains."""
+        name, _, rate = optimizer.partition(":")
+        try:
+            chosen: dict[str, Any] = {"learning_rate": float(rate)} if rate else {}
+            return replace(self.train, optimizer=name, **chosen)
+        except ValueError as error:
+            raise ValueError(f"optimizers: {error}") from error
+
+
+def seconds_of_updates(config: OptimizersConfig, session: Session) -> dict[str, Any]:
+    """Time updates of each in turns: the medians."""
+    episodes = training_episodes(config, session.data, classes=config.classes, shots=config.shots)
+    few = [episodes.sample().to(session.device) for _ in range(4)]
+
+    def updates(optimizer: str) -> Callable[[], object]:
+        pair = architecture(config)
+        steps = replace(config.steps(optimizer), updates=10**6)
+        run = Run(*pair, make_elbo(config.estimator, config.particles), episodes, steps, config.out)
+        if isinstance(run.loss, Captured):
+            run.loss.wait = 0
+        endless = iter(few * (config.rounds + 10))
+        return lambda: run.make_update(next(endless))
+
+    turns = {optimizer: updates(optimizer) for optimizer in config.optimizers}
+    found = take_turns(turns, repetitions=config.rounds, device=session.device, label="seconds of updates")
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def architecture(config: OptimizersConfig) -> models.Pair:
+    """Networks with new weights."""
+    torch.manual_seed(0)
+    return models.build(
+        {"networks": "conv", "width": config.width, "latent_dim": config.latent_dim, "program": "memory"}
+    )
+
+
+def score(pair: models.Pair, nested: NestedEpisodes, config: OptimizersConfig, device: Any) -> dict[str, Any]:
+    """NLL of every image of the held-out alphabets by shots, and accuracies."""
+    pair = models.on(device, pair)
+    nlls = [
+        {"shots": n, **protocols.nll(pair, partial(nested.episodes, 1, n), config.samples, device=device).plain()}
+        for n in config.test_shots
+    ]
+    shares = [protocols.accuracy(pair, nested.episodes(*task), device=device)._asdict() for task in config.tasks]
+    return {"nll": nlls, "accuracy": shares}
+
+
+def main(config: OptimizersConfig) -> None:
+    """Train and score all, and write."""
+    config = config.resolved()
+    for optimizer in config.optimizers:
+        config.steps(optimizer)
+    session = begin(config)
+    seconds = kept.once(config, "seconds", partial(seconds_of_updates, config, session))
+    nested = NestedEpisodes(session.data.validation, images=config.images, seed=0)
+    rows, training = [], {}
+    for minutes in config.budgets:
+        for seed in config.seeds:
+            for optimizer in config.optimizers:
+                updates = max(1, round(60 * minutes / seconds[optimizer]))
+                mine = replace(config, train=replace(as_many(config.steps(optimizer), updates), seed=seed))
+                name = f"{optimizer.replace(':', '_')}-{minutes:g}-{seed}"
+                pair, training[name] = train_or_load(
+                    mine, name, session.data, classes=config.classes, shots=config.shots
+                )
+                found = kept.once(config, f"{name}-scores", partial(score, pair, nested, config, session.device))
+                rows.append(
+                    {"optimizer": optimizer, "minutes": minutes, "seed": seed, "updates": updates, **found}
+                )
+    head = results.header(config, since=session.since, device=session.device, training=training)
+    write({**head, "seconds": seconds, "rows": against_first(rows)}, config)
+
+
+def against_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each NLL, and how much less it is than the first optimizer's in the same time, paired by image."""
+    found, first = [], {}
+    for row in copy.deepcopy(list(rows)):
+        base = first.setdefault((row["minutes"], row["seed"]), row["nll"])
+        row["nll"] = [
+            {
+                "shots": own["shots"],
+                "nll": TwoPhase.read(own).estimate()._asdict(),
+                "more": TwoPhase.read(own).minus(TwoPhase.read(theirs)).estimate()._asdict(),
+            }
+            for own, theirs in zip(row["nll"], base, strict=True)
+        ]
+        found.append(row)
+    return found
+
+
+def write(content: dict[str, Any], config: OptimizersConfig) -> None:
+    """Write results.json, report.md and the picture."""
+    rows, seconds = content["rows"], content["seconds"]
+    first = config.optimizers[0]
+    times = table(
+        ["optimizer", "seconds of an update", f"over {first}"],
+        [[name, f"{s:.3f}", f"{s / seconds[first]:.2f}"] for name, s in seconds.items()],
+    )
+    lines = [
+        [
+            f"{row['minutes']:g}",
+            row["seed"],
+            row["optimizer"],
+            f"{row['updates']:,}",
+            *(nll_cell(cell, first=row["optimizer"] == first) for cell in row["nll"]),
+            *(results.percent(Mean.read(share)) for share in row["accuracy"]),
+        ]
+        for row in rows
+    ]
+    head = ["minutes", "seed", "optimizer", "updates", *(results.plural(n, "shot") for n in config.test_shots)]
+    head += [f"{ways}-way {shots}-shot, %" for ways, shots in config.tasks]
+    about = (
+        f"From scratch, width {config.width:g}, `{config.estimator}` with K = {config.particles}, "
+        f"{config.queries} images per update, {config.classes} classes x {config.shots} examples in memory. "
+        f"Images of held-out training alphabets; {config.samples.about(rows[0]['nll'][0]['nll']['n'])} In brackets how much "
+        f"more than with {first} in the same time, paired by image."
+    )
+    longest = max(config.budgets)
+    curves = {
+        f"{row['optimizer']}, seed {row['seed']}": [
+            (cell["shots"], cell["nll"]["mean"], cell["nll"]["se"]) for cell in row["nll"]
+        ]
+        for row in rows
+        if row["minutes"] == longest
+    }
+    axes: dict[str, Any] = {"x": "examples of the class", "y": "NLL, nats per image", "log": True}
+    draw = partial(plots.save_lines, lines=curves, **axes)
+    picture = results.Picture(f"{config.out.name}.png", f"After {longest:g} minutes", draw)
+    results.write(
+        config.out,
+        content,
+        "Optimizers at equal seconds",
+        [about, "## Time of an update", times, "## Scores", table([*head], lines), picture],
+    )
+
+
+def nll_cell(cell: dict[str, Any], *, first: bool) -> str:
+    """The NLL at one number of shots, as the table shows it."""
+    nll, more = Mean.read(cell["nll"]), Mean.read(cell["more"])
+    return str(nll) if first else results.compared(nll, more)
+
+
+if __name__ == "__main__":
+    cli.run(main, OptimizersConfig, __doc__)
