@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -56,6 +56,8 @@ class OptimizersConfig(SeveralConfig):
     """Classes and examples of the classification tasks."""
     images: int = 500
     """Images of held-out alphabets, the same for all."""
+    seconds: tuple[float, ...] = ()
+    """Seconds of an update of each optimizer; default: measured here."""
     rounds: int = 20
     """Updates of each that are timed."""
     train: TrainOptions = field(default_factory=lambda: TrainConfig(patience=10**6))
@@ -75,6 +77,20 @@ class OptimizersConfig(SeveralConfig):
             return replace(self.train, optimizer=name, **chosen)
         except ValueError as error:
             raise ValueError(f"optimizers: {error}") from error
+
+
+class Item(NamedTuple):
+    """One run."""
+
+    optimizer: str
+    minutes: float
+    seed: int
+    updates: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.optimizer.replace(':', '_')}-{self.minutes:g}-{self.seed}"
 
 
 def seconds_of_updates(config: OptimizersConfig, session: Session) -> dict[str, Any]:
@@ -115,28 +131,41 @@ def score(pair: models.Pair, nested: NestedEpisodes, config: OptimizersConfig, d
     return {"nll": nlls, "accuracy": shares}
 
 
+def train_and_score(
+    config: OptimizersConfig, session: Session, item: Item
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One run: facts about its training, and its scores on classes that it has not seen."""
+    train = replace(as_many(config.steps(item.optimizer), item.updates), seed=item.seed)
+    mine = replace(config, train=train)
+    pair, facts = train_or_load(mine, item.name, session.data, classes=config.classes, shots=config.shots)
+    nested = NestedEpisodes(session.data.validation, images=config.images, seed=0)
+    scores = partial(score, pair, nested, config, session.device)
+    return facts, {"updates": facts["updates"], **kept.once(config, f"{item.name}-scores", scores)}
+
+
 def main(config: OptimizersConfig) -> None:
     """Train and score all, and write."""
     config = config.resolved()
     for optimizer in config.optimizers:
         config.steps(optimizer)
+    if config.seconds and (len(config.seconds) != len(config.optimizers) or not min(config.seconds) > 0):
+        raise ValueError(
+            f"seconds: expected one number above 0 for each of {len(config.optimizers)} optimizers, got "
+            f"{' '.join(map(str, config.seconds))}"
+        )
     session = begin(config)
-    seconds = kept.once(config, "seconds", partial(seconds_of_updates, config, session))
-    nested = NestedEpisodes(session.data.validation, images=config.images, seed=0)
-    rows, training = [], {}
-    for minutes in config.budgets:
-        for seed in config.seeds:
-            for optimizer in config.optimizers:
-                updates = max(1, round(60 * minutes / seconds[optimizer]))
-                mine = replace(config, train=replace(as_many(config.steps(optimizer), updates), seed=seed))
-                name = f"{optimizer.replace(':', '_')}-{minutes:g}-{seed}"
-                pair, training[name] = train_or_load(
-                    mine, name, session.data, classes=config.classes, shots=config.shots
-                )
-                found = kept.once(config, f"{name}-scores", partial(score, pair, nested, config, session.device))
-                rows.append(
-                    {"optimizer": optimizer, "minutes": minutes, "seed": seed, "updates": updates, **found}
-                )
+    seconds = dict(zip(config.optimizers, config.seconds, strict=False))
+    if not seconds:
+        seconds = kept.once(config, "seconds", partial(seconds_of_updates, config, session))
+    items = [
+        Item(optimizer, minutes, seed, max(1, round(60 * minutes / seconds[optimizer])))
+        for minutes in config.budgets
+        for seed in config.seeds
+        for optimizer in config.optimizers
+    ]
+    found = [train_and_score(config, session, item) for item in items]
+    training = {item.name: facts for item, (facts, _) in zip(items, found, strict=True)}
+    rows = [item._asdict() | scores for item, (_, scores) in zip(items, found, strict=True)]
     head = results.header(config, since=session.since, device=session.device, training=training)
     write({**head, "seconds": seconds, "rows": against_first(rows)}, config)
 
@@ -182,7 +211,8 @@ def write(content: dict[str, Any], config: OptimizersConfig) -> None:
     about = (
         f"From scratch, width {config.width:g}, `{config.estimator}` with K = {config.particles}, "
         f"{config.queries} images per update, {config.classes} classes x {config.shots} examples in memory. "
-        f"Images of held-out training alphabets; {config.samples.about(rows[0]['nll'][0]['nll']['n'])} In brackets how much "
+        f"Images of held-out training alphabets; {config.samples.about(rows[0]['nll'][0]['nll']['n'])} In "
+        f"brackets how much "
         f"more than with {first} in the same time, paired by image."
     )
     longest = max(config.budgets)

@@ -36,8 +36,8 @@ class TrainConfig:
     """Muon (orthogonalised steps for the weights of layers, Adam for all other parameters), or adam alone.
     # Departs from the paper, which has Adam: it takes twice as many updates to the same bound."""
     learning_rate: float | None = None
-    """After a linear warm-up; it falls along a half cosine to `final_rate` of it. Default: 4e-3 for muon, 1.5e-3 for
-    adam."""
+    """After a linear warm-up; it falls along a half cosine to `final_rate` of it. Default: 4e-3 for muon, 1.5e-3
+    for adam."""
     final_rate: float = 0.02
     """Share of the learning rate that is left at the end."""
     warmup_updates: int = 200
