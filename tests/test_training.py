@@ -154,8 +154,10 @@ def test_a_finished_run_is_not_trained_again(characters, tmp_path):
     assert all((weights[name] == again[name]).all() for name in weights)
 
 
-def test_it_learns_and_keeps_the_best_validated_average(characters, tmp_path):
-    config = replace(CONFIG, updates=300, log_every=50, validate_every=50)
+@pytest.mark.parametrize(("optimizer", "rate"), [("adam", 1.5e-3), ("muon", 1.2e-2)])  # of very small networks
+def test_it_learns_and_keeps_the_best_validated_average(optimizer, rate, characters, tmp_path):
+    steps = {"optimizer": optimizer, "learning_rate": rate}
+    config = replace(CONFIG, updates=300, log_every=50, validate_every=50, **steps)
     result, _ = run(characters, tmp_path, config)
     lines = read_metrics(tmp_path / "metrics.jsonl")
     bounds = [line["bound"] for line in lines if "bound" in line]
@@ -296,7 +298,7 @@ class TestNewBudget:
     def test_only_the_budget_may_change(self, characters, tmp_path):
         run(characters, tmp_path)
         other = replace(CONFIG, updates=40, learning_rate=0.5, new_budget=True)
-        with pytest.raises(ValueError, match="^resume: expected learning_rate = 0.0015 as in the checkpoint"):
+        with pytest.raises(ValueError, match="^resume: expected learning_rate = 0.004 as in the checkpoint"):
             run(characters, tmp_path, other, resume=True)
         with pytest.raises(ValueError, match="^resume: expected updates = 30 .* got 40; with new_budget it may"):
             run(characters, tmp_path, replace(CONFIG, updates=40), resume=True)
@@ -306,7 +308,7 @@ class TestErrors:
     def test_another_configuration(self, characters, tmp_path):
         run(characters, tmp_path)
         with pytest.raises(
-            ValueError, match="^resume: expected learning_rate = 0.0015 as in the checkpoint, got 0.5$"
+            ValueError, match="^resume: expected learning_rate = 0.004 as in the checkpoint, got 0.5$"
         ):
             run(characters, tmp_path, replace(CONFIG, learning_rate=0.5), resume=True)
         with pytest.raises(
