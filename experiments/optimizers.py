@@ -1,8 +1,9 @@
-"""How far an optimizer gets in a given time: Muon, Adam and others from scratch, at equal seconds.
+"""How far an optimizer gets in a given time: Muon and Adam from scratch, at equal seconds.
 
 Seconds of an update are measured first, in turns, and each optimizer is given as many updates as fit into the
-budgets: what else the machine does meanwhile decides nothing. Scores are those of held-out training alphabets; the
-test alphabets are not looked at. Writes results.json, report.md and a picture.
+budgets: what else the machine does meanwhile decides nothing. With `--updates` each makes as many, instead: so
+precisions are compared, as in `--optimizers muon@32-true muon@bf16-mixed`. Scores are those of held-out training
+alphabets; the test alphabets are not looked at. Writes results.json, report.md and a picture.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ class OptimizersConfig(SeveralConfig):
     estimator: str = "vimco+dreg+resampled"
     """Gradient estimator, a name in `vma_pyro.infer.ESTIMATORS`."""
     optimizers: tuple[str, ...] = ("adam", "muon")
-    """Names of optimizers, or with a learning rate, adam:3e-3. Differences are from the first."""
+    """Names of optimizers; or with a learning rate, adam:3e-3; or in a precision, adam@32-true. Differences are
+    from the first."""
     budgets: tuple[float, ...] = (8.0, 40.0)
-    """In minutes of training, each a run of its own, as the learning rate follows it."""
+    """In minutes of training, each a run of its own, as the learning rate follows it; not with `updates`."""
     seeds: tuple[int, ...] = (0, 1)
     """Of initial weights, noise and episodes."""
     classes: int = 12
@@ -66,14 +68,18 @@ class OptimizersConfig(SeveralConfig):
     def resolved(self) -> OptimizersConfig:
         """Fill in the tiny sizes, if they are wanted."""
         sizes: dict[str, Any] = {"classes": 2, "shots": 1, "test_shots": (1, 2), "tasks": ((2, 1),), "rounds": 1}
-        tiny: dict[str, Any] = {"budgets": (1e-9,), "seeds": (0,)}
-        return replace(self, **small(self), **sizes, **tiny) if self.tiny else self
+        if not self.tiny:
+            return self
+        tiny: dict[str, Any] = small(self) | sizes | {"budgets": (1e-9,), "seeds": (0,)}
+        return replace(self, **(tiny | {"train": replace(tiny["train"], updates=self.train.updates)}))
 
     def steps(self, optimizer: str) -> TrainConfig:
         """How one of them trains."""
-        name, _, rate = optimizer.partition(":")
+        what, _, precision = optimizer.partition("@")
+        name, _, rate = what.partition(":")
         try:
             chosen: dict[str, Any] = {"learning_rate": float(rate)} if rate else {}
+            chosen |= {"precision": precision} if precision else {}
             return replace(self.train, optimizer=name, **chosen)
         except ValueError as error:
             raise ValueError(f"optimizers: {error}") from error
@@ -83,14 +89,23 @@ class Item(NamedTuple):
     """One run."""
 
     optimizer: str
-    minutes: float
+    minutes: float | None
     seed: int
     updates: int
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.optimizer.replace(':', '_')}-{self.minutes:g}-{self.seed}"
+        budget = f"{self.updates}_updates" if self.minutes is None else f"{self.minutes:g}"
+        return f"{self.optimizer.replace(':', '_').replace('@', '_')}-{budget}-{self.seed}"
+
+
+def updates_in(minutes: float | None, seconds: float | None, config: OptimizersConfig) -> int:
+    """Updates of a run: those that fit into a budget, or those asked for."""
+    if minutes is None or seconds is None:
+        assert config.train.updates is not None
+        return config.train.updates
+    return max(1, round(60 * minutes / seconds))
 
 
 def seconds_of_updates(config: OptimizersConfig, session: Session) -> dict[str, Any]:
@@ -155,11 +170,11 @@ def main(config: OptimizersConfig) -> None:
         )
     session = begin(config)
     seconds = dict(zip(config.optimizers, config.seconds, strict=False))
-    if not seconds:
+    if not seconds and config.train.updates is None:
         seconds = kept.once(config, "seconds", partial(seconds_of_updates, config, session))
     items = [
-        Item(optimizer, minutes, seed, max(1, round(60 * minutes / seconds[optimizer])))
-        for minutes in config.budgets
+        Item(optimizer, minutes, seed, updates_in(minutes, seconds.get(optimizer), config))
+        for minutes in (config.budgets if config.train.updates is None else (None,))
         for seed in config.seeds
         for optimizer in config.optimizers
     ]
@@ -172,7 +187,8 @@ def main(config: OptimizersConfig) -> None:
 
 def against_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each NLL, and how much less it is than the first optimizer's in the same time, paired by image."""
-    found, first = [], {}
+    found: list[dict[str, Any]] = []
+    first: dict[Any, Any] = {}
     for row in copy.deepcopy(list(rows)):
         base = first.setdefault((row["minutes"], row["seed"]), row["nll"])
         row["nll"] = [
@@ -191,13 +207,16 @@ def write(content: dict[str, Any], config: OptimizersConfig) -> None:
     """Write results.json, report.md and the picture."""
     rows, seconds = content["rows"], content["seconds"]
     first = config.optimizers[0]
-    times = table(
-        ["optimizer", "seconds of an update", f"over {first}"],
-        [[name, f"{s:.3f}", f"{s / seconds[first]:.2f}"] for name, s in seconds.items()],
-    )
+    times = [
+        "## Time of an update",
+        table(
+            ["optimizer", "seconds of an update", f"over {first}"],
+            [[name, f"{s:.3f}", f"{s / seconds[first]:.2f}"] for name, s in seconds.items()],
+        ),
+    ]
     lines = [
         [
-            f"{row['minutes']:g}",
+            "" if row["minutes"] is None else f"{row['minutes']:g}",
             row["seed"],
             row["optimizer"],
             f"{row['updates']:,}",
@@ -212,25 +231,23 @@ def write(content: dict[str, Any], config: OptimizersConfig) -> None:
         f"From scratch, width {config.width:g}, `{config.estimator}` with K = {config.particles}, "
         f"{config.queries} images per update, {config.classes} classes x {config.shots} examples in memory. "
         f"Images of held-out training alphabets; {config.samples.about(rows[0]['nll'][0]['nll']['n'])} In "
-        f"brackets how much "
-        f"more than with {first} in the same time, paired by image."
+        f"brackets how much more than with {first} in the same budget, paired by image."
     )
-    longest = max(config.budgets)
     curves = {
         f"{row['optimizer']}, seed {row['seed']}": [
             (cell["shots"], cell["nll"]["mean"], cell["nll"]["se"]) for cell in row["nll"]
         ]
         for row in rows
-        if row["minutes"] == longest
+        if row["minutes"] == rows[-1]["minutes"]
     }
     axes: dict[str, Any] = {"x": "examples of the class", "y": "NLL, nats per image", "log": True}
     draw = partial(plots.save_lines, lines=curves, **axes)
-    picture = results.Picture(f"{config.out.name}.png", f"After {longest:g} minutes", draw)
+    picture = results.Picture(f"{config.out.name}.png", "The longest runs: NLL by shots", draw)
     results.write(
         config.out,
         content,
         "Optimizers at equal seconds",
-        [about, "## Time of an update", times, "## Scores", table([*head], lines), picture],
+        [about, *(times if seconds else []), "## Scores", table([*head], lines), picture],
     )
 
 

@@ -171,4 +171,4 @@ def test_after_other_training_the_report_says_why_there_is_no_gain(tmp_path, mon
     page = Path("runs/few_shot/report.md").read_text()
     assert f"| gain over none | no figure; {why} |" in page
     assert f"| information gained by the memory | {why} |" in page
-    assert "Trained: memory model 60,000 + 2 updates, memoryless model 2 updates." in page
+    assert "Trained: memory model 60,000 + 2 updates (" in page

@@ -41,3 +41,12 @@ def test_two_optimizers(data_folder, tmp_path):
 )
 def test_one_line_for_what_is_no_optimizer(name, line, tmp_path):
     assert refusal("optimizers", "--tiny", "--optimizers", name, cwd=tmp_path) == line
+
+
+def test_two_precisions_at_equal_updates(data_folder, tmp_path):
+    options = ["--updates", "3", "--seeds", "0", "--optimizers", "adam@32-true", "adam@bf16-mixed"]
+    content = results("optimizers", "--tiny", f"--data-dir={data_folder}", *options, cwd=tmp_path, out="a")
+    assert [row["updates"] for row in content["rows"]] == [3, 3]
+    assert [facts["precision"] for facts in content["training"].values()] == ["32-true", "bf16-mixed"]
+    assert content["seconds"] == {}
+    assert content["rows"][1]["nll"][0]["more"]["mean"] != 0

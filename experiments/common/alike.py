@@ -15,7 +15,7 @@ from vma_pyro.models import Pair, updates_of
 from vma_pyro.training.faults import innermost, parameters_of
 
 # What training must have in common beside its number of updates, where both say it.
-SHARED = ("data", "queries", "particles", "augment", "width", "latent_dim")
+SHARED = ("data", "queries", "particles", "optimizer", "augment", "width", "latent_dim")
 
 Facts = Mapping[str, Any]
 

@@ -18,7 +18,7 @@ from vma_pyro.cli import Stopped, option
 from vma_pyro.data.episodes import Episode, Episodes
 from vma_pyro.infer import make
 from vma_pyro.models import Pair
-from vma_pyro.training import FitResult, TrainConfig, fit
+from vma_pyro.training import FitResult, TrainConfig, fit, precision_of
 
 TrainOptions = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]  # on the command line by their own names
 
@@ -73,20 +73,24 @@ def train_pair(
         if ranks.rank > 0:  # the first process alone tells how to go on
             sys.exit(128 + result.interrupted)
         raise Stopped(result.interrupted, result.updates)
-    facts = _facts(result)
+    facts = _facts(result, config)
     if ranks.rank == 0:
         told = (identity or {}) | facts | {"command": command()}
         models.save(Path(folder) / "model.pt", pair, data=data, training=told)
     return facts
 
 
-def _facts(result: FitResult) -> dict[str, Any]:
+def _facts(result: FitResult, config: TrainConfig) -> dict[str, Any]:
     """What a report says of a training run that has ended."""
     facts: dict[str, Any] = {
         "updates": result.updates,
         "training_seconds": round(result.seconds, 1),
         "validation_nll": result.validation_nll,
+        "optimizer": config.optimizer,
+        "precision": precision_of(config),
     }
+    if result.compiled:
+        facts["compiled"] = True
     if result.stopped_early:
         facts["stopped_early"] = True
     if result.budget_changes:

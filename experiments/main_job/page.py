@@ -135,9 +135,12 @@ image unless said otherwise. The reconstructions and the KLs of the sites add up
 
 
 def how_long(facts: dict[str, Any]) -> str:
-    """Count the updates of all cycles of training, and say whether they ended before the budget did."""
+    """Count the updates of all cycles of training; say by what, and whether they ended before the budget did."""
+    ways = [str(facts[name]) for name in ("optimizer", "precision") if name in facts]
+    ways += ["networks compiled"] if facts.get("compiled") else []
+    how = f" ({', '.join(ways)})" if ways else ""
     early = " (no better on validation, and stopped early)" if facts.get("stopped_early") else ""
-    return f"{updates_of(facts)} updates{early}"
+    return f"{updates_of(facts)} updates{how}{early}"
 
 
 def gains(about: About, scores: FewShotScores, memoryless: Tensor | None) -> dict[str, Mean]:

@@ -5,7 +5,7 @@ uninterrupted one, bit for bit on a CPU (with a budget in updates; one in minute
 """
 
 from vma_pyro._system.allocator import keep_freed_memory
-from vma_pyro.training.config import TrainConfig, device_of, device_of_name, learning_rate
+from vma_pyro.training.config import TrainConfig, device_of, device_of_name, learning_rate, precision_of
 from vma_pyro.training.loop import FitResult, fit
 from vma_pyro.training.processes import check_shares
 
@@ -18,4 +18,5 @@ __all__ = [
     "fit",
     "keep_freed_memory",
     "learning_rate",
+    "precision_of",
 ]

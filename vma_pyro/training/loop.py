@@ -40,6 +40,7 @@ class FitResult(NamedTuple):
         cycles: of training behind the weights that the run started from, oldest first; facts of each.
         validation_nll_before: of the weights that the run started from, if these were trained.
         stopped_early: whether validation did not improve `patience` times before the budget was used up.
+        compiled: whether updates were made with networks that `torch.compile` has translated.
     """
 
     updates: int
@@ -50,6 +51,7 @@ class FitResult(NamedTuple):
     cycles: Sequence[dict[str, Any]] = ()
     validation_nll_before: float = math.nan
     stopped_early: bool = False
+    compiled: bool = False
 
 
 def fit(
@@ -155,6 +157,7 @@ def _result(run: Run, stopped: int) -> FitResult:
         cycles=run.cycles,
         validation_nll_before=run.nll_before,
         stopped_early=early,
+        compiled=bool(run.is_compiled),
     )
 
 
