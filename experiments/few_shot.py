@@ -7,6 +7,8 @@ glyphs.
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import tempfile
 import time
 from dataclasses import replace

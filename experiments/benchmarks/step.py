@@ -8,6 +8,8 @@ anything is timed, bound and gradients of ours are compared with the hand-writte
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
