@@ -172,7 +172,7 @@ def rehearse(config: FewShotConfig, data: Split) -> None:
         report = Report(two, data, models.on(device, pair), device, time.monotonic(), {})
         report.score()
         rehearsal.check_scores(report.pair, report.scores, data.test, report.amounts, device)
-        report.draw()
+        report.write_pages()  # pictures need no rehearsal: none costs a report
         if config.memoryless and memoryless is not None:
             scores.likelihood_scores(models.on(device, memoryless), data.test, report.amounts, device=device)
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import sys
 from abc import ABCMeta
-from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 HEAVY = (
     "torch",
@@ -61,7 +60,7 @@ class Anything(ABCMeta):
 class StandIn(ModuleType):
     """A module that has every name."""
 
-    __path__: Sequence[str] = ()
+    __path__: ClassVar[list[str]] = []
 
     def __getattr__(self, name: str) -> Any:
         """Stand for anything in the module."""
