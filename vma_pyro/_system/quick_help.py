@@ -14,7 +14,7 @@ from abc import ABCMeta
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 HEAVY = (
     "torch",
@@ -60,7 +60,9 @@ class Anything(ABCMeta):
 class StandIn(ModuleType):
     """A module that has every name."""
 
-    __path__: ClassVar[list[str]] = []
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__ = []
 
     def __getattr__(self, name: str) -> Any:
         """Stand for anything in the module."""
