@@ -7,6 +7,8 @@ weights of its read. Writes results.json, report.md and a picture.
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import time
 from collections import Counter
 from dataclasses import dataclass, replace

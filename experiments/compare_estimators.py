@@ -9,6 +9,8 @@ goes on with --resume. Without options it takes minutes, on procedural glyphs.
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import json
 import platform
 import time

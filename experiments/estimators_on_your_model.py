@@ -11,6 +11,8 @@ uv run experiments/estimators_on_your_model.py --model experiments.programs.two_
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import importlib
 import inspect
 import sys

@@ -7,6 +7,8 @@ glyphs.
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import tempfile
 import time
 from dataclasses import replace
@@ -170,7 +172,7 @@ def rehearse(config: FewShotConfig, data: Split) -> None:
         report = Report(two, data, models.on(device, pair), device, time.monotonic(), {})
         report.score()
         rehearsal.check_scores(report.pair, report.scores, data.test, report.amounts, device)
-        report.draw()
+        report.write_pages()  # pictures need no rehearsal: none costs a report
         if config.memoryless and memoryless is not None:
             scores.likelihood_scores(models.on(device, memoryless), data.test, report.amounts, device=device)
 

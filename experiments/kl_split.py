@@ -7,6 +7,8 @@ the lookup says more (KL(a) rises, to at most log |M|), less is left for z to sa
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

@@ -7,6 +7,8 @@ without memory and soft attention, if they are given. Writes results.json, repor
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence

@@ -8,6 +8,8 @@ Writes results.json, report.md and pictures of samples, one entry per row.
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import math
 import time
 from dataclasses import dataclass, field, replace

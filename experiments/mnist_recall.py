@@ -7,6 +7,8 @@ report.md, results.json and a picture of training.
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import math
 import time
 from dataclasses import dataclass, field, replace

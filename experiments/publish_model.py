@@ -7,6 +7,8 @@ validation alphabets: the test alphabets choose nothing.
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import json
 from dataclasses import dataclass, field, replace
 from functools import partial

@@ -7,6 +7,8 @@ checked; a violated one is printed in red, and the command fails.
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import json
 import shutil
 from collections.abc import Sequence

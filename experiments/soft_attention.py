@@ -8,6 +8,8 @@ results.json, report.md and a picture.
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial

@@ -8,6 +8,8 @@ targets in every cell. Writes results.json, report.md and a picture.
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

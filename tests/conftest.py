@@ -1,17 +1,45 @@
 """Shared set-up: one thread per worker, parameters local to modules, small networks, shapes checked."""
 
+import ast
 import os
 import sys
 
+import jaxtyping
+import jaxtyping._import_hook as hook
 import matplotlib
 import numpy as np
 import pyro
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
-# Before the package is imported: the shapes in these signatures are checked at every call in the tests.
-install_import_hook(
+
+def only_shapes(*, typechecker):
+    """jaxtyping's own decorator for what says a shape, and nothing for the rest: binding arguments takes longer
+    than most functions, and plain types are mypy's to check."""
+    checked = jaxtyping.jaxtyped(typechecker=typechecker)
+
+    def decorate(thing):
+        said = getattr(thing, "__annotations__", {}).values()
+        return checked(thing) if any("[Tensor, " in str(annotation) for annotation in said) else thing
+
+    return decorate
+
+
+def install_shape_checks(modules):
+    """Check the shapes in the signatures of these modules at every call; before the package is imported."""
+    hook._jaxtyping_for_tests = only_shapes
+    tree_of = hook.Typechecker.get_ast
+
+    def get_ast(checker):
+        decorator = tree_of(checker)
+        decorator.func = ast.parse("jaxtyping._import_hook._jaxtyping_for_tests", mode="eval").body
+        return decorator
+
+    hook.Typechecker.get_ast = get_ast
+    jaxtyping.install_import_hook(modules, "beartype.beartype")
+
+
+install_shape_checks(
     [
         f"vma_pyro.{name}"
         for name in (
@@ -24,8 +52,7 @@ install_import_hook(
             "guide",
             "model",
         )
-    ],
-    "beartype.beartype",
+    ]
 )
 
 matplotlib.use("Agg")

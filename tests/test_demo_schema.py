@@ -4,7 +4,6 @@ VMA_REQUESTS sets how many; CI makes 5,000.
 """
 
 import os
-import time
 
 import live
 import pyro
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
 REQUESTS = int(os.environ.get("VMA_REQUESTS", "400"))
-SLOWEST = 2.0  # seconds
 
 # A pattern of 784 digits takes Hypothesis a tenth of a second to follow.
 bits = st.binary(min_size=98, max_size=98).map(lambda data: "".join(f"{byte:08b}" for byte in data))
@@ -54,10 +52,8 @@ def test_no_request_breaks_it(schema, path, mode):
     )
     def check(case):
         nonlocal made
-        began = time.monotonic()
         answer = case.call()
         made += 1
-        assert time.monotonic() - began < SLOWEST
         assert answer.status_code < 500
         if answer.status_code >= 400:
             assert list(answer.json()) == ["error"]

@@ -217,7 +217,7 @@ def test_early_stopping(characters, tmp_path):
 def test_a_budget_in_minutes_ends_the_run(characters, tmp_path):
     result, _ = run(characters, tmp_path, replace(CONFIG, updates=None, minutes=0.01))
     assert not result.interrupted
-    assert 0.6 <= result.seconds < 5
+    assert result.seconds >= 0.6
 
 
 def test_without_validation_the_last_average_is_kept(characters, tmp_path):

@@ -13,17 +13,23 @@ Glossary, the same letters everywhere:
 A memory is a tensor of entries; an address is a sample site; everything else follows from ordinary Pyro.
 """
 
-from torch import nn
+from __future__ import annotations
 
-from vma_pyro._system.parts import Part
-from vma_pyro.guide import Guide
-from vma_pyro.likelihoods import BernoulliPixels, ContinuousBernoulli, Likelihood
-from vma_pyro.memory import Memory
-from vma_pyro.memory.index import AddressIndex
-from vma_pyro.model import Model
-from vma_pyro.networks import ConvNetworks, MLPNetworks, Networks
-from vma_pyro.priors import LearnedAddress, UniformAddress
-from vma_pyro.similarity import CosineSimilarity, InnerProduct
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vma_pyro._system.parts import Part
+    from vma_pyro.guide import Guide
+    from vma_pyro.likelihoods import BernoulliPixels, ContinuousBernoulli, Likelihood
+    from vma_pyro.memory import Memory
+    from vma_pyro.memory.index import AddressIndex
+    from vma_pyro.model import Model
+    from vma_pyro.networks import ConvNetworks, MLPNetworks, Networks
+    from vma_pyro.priors import LearnedAddress, UniformAddress
+    from vma_pyro.similarity import CosineSimilarity, InnerProduct
 
 __version__ = "0.1.0"
 
@@ -45,6 +51,42 @@ __all__ = [
     "UniformAddress",
     "load_pretrained",
 ]
+
+
+# Imported when asked for: what needs no Torch (`--help`, a card) does not wait seconds for it.
+HOMES = {
+    "AddressIndex": "memory.index",
+    "BernoulliPixels": "likelihoods",
+    "ContinuousBernoulli": "likelihoods",
+    "ConvNetworks": "networks",
+    "CosineSimilarity": "similarity",
+    "Guide": "guide",
+    "InnerProduct": "similarity",
+    "LearnedAddress": "priors",
+    "Likelihood": "likelihoods",
+    "MLPNetworks": "networks",
+    "Memory": "memory",
+    "Model": "model",
+    "Networks": "networks",
+    "Part": "_system.parts",
+    "UniformAddress": "priors",
+}
+ROOMS = ("comparisons", "data", "evaluation", "infer", "models", "training")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or a public room of the package, when it is first asked for."""
+    if name in ROOMS:
+        return importlib.import_module(f"vma_pyro.{name}")
+    if name not in HOMES:
+        raise AttributeError(f"module 'vma_pyro' has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(f"vma_pyro.{HOMES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    """List the public names as well."""
+    return sorted({*globals(), *__all__, *ROOMS})
 
 
 def load_pretrained(name: str = "omniglot") -> tuple[nn.Module, nn.Module]:

@@ -6,6 +6,8 @@ networks, same number of particles, same entries; both encode each entry once pe
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -5,6 +5,8 @@ Run with the package of that revision first (`PYTHONPATH` of a worktree), then w
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal

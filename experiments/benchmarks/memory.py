@@ -6,6 +6,8 @@ compared with every key. Large memories are glyphs and copies of them moved by u
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace

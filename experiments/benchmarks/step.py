@@ -10,6 +10,8 @@ hand-written version's on the same samples, in float32.
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 

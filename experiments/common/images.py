@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyro
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from pyro import poutine
 from torch import Tensor, nn
 
@@ -95,13 +96,17 @@ def save_posterior(
         target_labels: class of each target [rows].
         top: how many entries to show.
     """
-    rows = len(targets)
+    rows, width = len(targets), 11.0
     top = min(top, len(entries))
-    figure = Figure(figsize=(11, 1.35 * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, 2 + top, squeeze=False, width_ratios=[1, 6, *[1] * top])
+    height = 1.35 * rows + 0.4
+    figure = Figure(figsize=(width, height))
+    # All images stand on one canvas, in inches: axes of their own would take seconds to lay out.
+    canvas = figure.add_axes((0.0, 0.0, 1.0, 1.0), xticks=[], yticks=[], frame_on=False)
+    right = width - 1.02 * top
     for row in range(rows):
-        _show(grid[row, 0], targets[row])
-        bars = grid[row, 1]
+        bottom = height - 0.25 - 1.35 * (row + 1) + 0.35
+        _show(canvas, targets[row], left=0.1, bottom=bottom)
+        bars = figure.add_axes((1.45 / width, bottom / height, (right - 1.6) / width, SIDE / height))
         own = entry_labels == target_labels[row]
         bars.bar(np.arange(len(entries)), probs[row], color=np.where(own, "tab:red", "tab:gray"), width=0.9)
         # Alternate shades mark the classes of the memory.
@@ -111,18 +116,24 @@ def save_posterior(
         bars.set(xlim=(-0.5, len(entries) - 0.5), ylim=(0, max(0.05, 1.1 * probs[row].max())))
         bars.tick_params(labelsize=7)
         for place, entry in enumerate(np.argsort(-probs[row])[:top]):
-            axes = grid[row, 2 + place]
-            _show(axes, entries[entry], frame="tab:red" if own[entry] else "tab:gray")
-            axes.set_xlabel(f"{probs[row, entry]:.2f}", fontsize=7, labelpad=2)
-    grid[0, 0].set_title("x", fontsize=9)
-    grid[0, 1].set_title("q(a | x, M) over the entries; red: entries of x's class", fontsize=9)
-    grid[0, 2].set_title("most probable entries", fontsize=9, loc="left")
-    grid[-1, 1].set_xlabel("address a", fontsize=8)
+            left = right + 1.02 * place
+            _show(canvas, entries[entry], left=left, bottom=bottom, frame="tab:red" if own[entry] else "tab:gray")
+            canvas.text(left + SIDE / 2, bottom - 0.14, f"{probs[row, entry]:.2f}", fontsize=7, ha="center")
+    bars.set_xlabel("address a", fontsize=8)
+    canvas.set(xlim=(0, width), ylim=(0, height))  # which every image has changed
+    for left, text, align in (
+        (0.1 + SIDE / 2, "x", "center"),
+        ((1.35 + right) / 2, "q(a | x, M) over the entries; red: entries of x's class", "center"),
+        (right, "most probable entries", "left"),
+    ):
+        canvas.text(left, height - 0.18, text, fontsize=9, ha=align)
     save(figure, path, dpi=150)
 
 
-def _show(axes: Any, image: np.ndarray, *, frame: str = "black") -> None:
-    axes.imshow(1 - image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_color(frame)
+SIDE = 0.95  # of an image, inches
+
+
+def _show(canvas: Any, image: np.ndarray, *, left: float, bottom: float, frame: str = "black") -> None:
+    extent = (left, left + SIDE, bottom, bottom + SIDE)
+    canvas.imshow(1 - image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent, aspect="auto")
+    canvas.add_patch(Rectangle((left, bottom), SIDE, SIDE, fill=False, edgecolor=frame, linewidth=0.8))

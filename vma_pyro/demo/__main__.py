@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import socket
 from dataclasses import dataclass
 from pathlib import Path
