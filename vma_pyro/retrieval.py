@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pyro
+import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from vma_pyro.guide import Guide
 from vma_pyro.memory import BankMemory, Encoded, Memory, Retrieved
-from vma_pyro.networks import Networks
+from vma_pyro.networks import Networks, Query
 from vma_pyro.proposal import DefensiveCategorical, check_share
 
 
@@ -58,18 +60,20 @@ class RetrievalGuide(Guide):
     def forward(self, memory: Memory | Tensor, x: Tensor) -> None:
         """Sample `address` and `z` for images x [B, 1, 28, 28]; the arguments are the model's."""
         memory, x, data = self.opened(memory, x)
-        if not isinstance(memory, Retrieved):
-            super().forward(memory, x)
-            return
         query = self.networks.query(x)
         with data:
-            logits = self.similarity(query.key, memory.candidates.key)  # [B, P]
-            q = DefensiveCategorical(
-                logits, memory.addresses, memory.size, share=self.share, left_out=memory.left_out
-            )
-            address = pyro.sample("address", q)  # q(a | x, M)
+            address = pyro.sample("address", self.proposal(memory, query))  # q(a | x, M)
             m = memory.read(address)  # m_a
             pyro.sample("z", self.networks.posterior(query, m))  # q(z | x, m_a)
+
+    def proposal(self, memory: Encoded, query: Query) -> TorchDistribution:
+        """q(a | x, M) by the fresh keys of what is encoded: of candidates, or of all entries."""
+        if not isinstance(memory, Retrieved):
+            return dist.Categorical(logits=memory.masked(self.similarity(query.key, memory.features.key)))
+        logits = self.similarity(query.key, memory.candidates.key)  # [B, P]
+        return DefensiveCategorical(
+            logits, memory.addresses, memory.size, share=self.share, left_out=memory.left_out
+        )
 
     def encoded(self, memory: Memory, x: Tensor | None) -> Encoded:
         """Encode the candidates of images x; with a gradient, their new keys replace the old ones."""
