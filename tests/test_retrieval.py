@@ -236,9 +236,10 @@ def test_a_program_that_forgets_what_is_left_out_is_refused(images, x):
         model(memory_of(bank(images), left_out=True), x)
 
 
-def test_keys_are_renewed_every_r_updates_and_where_they_were_encoded(images, x):
+def test_keys_are_renewed_every_r_updates_and_where_they_were_encoded(images, x, monkeypatch):
     model, guide = programs()
-    kept = bank(images, refresh_every=3)
+    monkeypatch.setattr("vma_pyro.memory.keyed.SHORTEST_WAIT", 3)
+    kept = bank(images)
     loss_fn = make("vimco", K)(model, guide)
     optimizer = torch.optim.Adam(loss_fn.parameters(), 0.05)
     renewed = []
@@ -248,7 +249,7 @@ def test_keys_are_renewed_every_r_updates_and_where_they_were_encoded(images, x)
         optimizer.zero_grad()
         loss_fn(memory_of(kept), x).backward()
         new = (kept.keys - now).abs().amax(1) < 1e-6  # about the centre of now
-        if update % 3 == 0:
+        if kept.refreshed == update:
             assert bool(new.all()) and torch.equal(kept.centre, centre)
         else:
             changed = (kept.keys != before).any(1)

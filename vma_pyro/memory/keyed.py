@@ -16,20 +16,23 @@ from vma_pyro.memory.memory import Memory
 from vma_pyro.memory.nearest import nearest
 
 ENTRIES_PER_CHUNK = 2048  # encoded at a time
+SHORTEST_WAIT = 10  # updates between refreshes at the start
+CENTRE_RATE = 0.3  # of the way to the mean of what an update encodes
 
 
 class KeyedBank:
     """Entries with the keys that networks in training made of them, some updates ago.
 
     An update looks for candidates by these keys, encodes what it has found, and hands the new keys back
-    (`replace`); every `refresh_every` updates all keys are made anew (`begin_update`). Old keys make a worse
+    (`replace`); every `refresh_every` updates, at the start more often, all keys are made anew (`begin_update`). Old keys make a worse
     proposal, never a wrong bound. The bank belongs to what supplies the data: its state goes into the checkpoint
     with theirs (`state_dict`), so that a resumed run finds the very keys that it left.
 
     Args:
         entries: images [N, 1, 28, 28] or what else networks encode; binary ones may be bytes, [N, *E].
         labels: class of each entry, int64 [N].
-        refresh_every: R, updates between two times that all keys are made anew.
+        refresh_every: R, most updates between two times that all keys are made anew. The first ones are nearer: at
+            most an eighth of the updates so far, as weights change fastest at the start.
         key_dtype: of the keys that are kept: float32, or bfloat16, half the memory and three digits; None: bfloat16
             where the processor multiplies it, which searches in half the time.
         event_dim: number of dimensions of one entry.
@@ -37,8 +40,10 @@ class KeyedBank:
     Attributes:
         memory: of all entries.
         keys: what the similarity compares with a query [N, E], after `embed`; None before the first update.
-        centre: mean key of the entries at the last refresh [E], by which `keys` are embedded.
+        centre: mean key of the entries [E], by which queries and new keys are embedded: at the last refresh, and then
+            as it moves with the entries that are encoded. (All keys may drift together by as much as they differ.)
         updates: begun so far.
+        refreshed: `updates` at the last refresh.
         cursor: where `BankMemory` goes on to fill its candidates up.
 
     Raises:
@@ -66,7 +71,7 @@ class KeyedBank:
         self.refresh_every, self.key_dtype = refresh_every, key_dtype
         self.keys: Tensor | None = None
         self.centre: Tensor | None = None
-        self.updates = self.cursor = 0
+        self.updates = self.refreshed = self.cursor = 0
         self._trained: weakref.ref[Any] | None = None  # the networks that the keys are of
 
     def __len__(self) -> int:
@@ -87,8 +92,10 @@ class KeyedBank:
         """
         if (size := Ranks.present().size) > 1:
             raise ValueError(f"memory: expected one process for a bank with keys, got {size}")
-        if self.keys is None or self.updates % self.refresh_every == 0:
+        wait = min(self.refresh_every, max(SHORTEST_WAIT, self.updates // 8))
+        if self.keys is None or self.updates == 0 or self.updates - self.refreshed >= wait:
             self.keys, self.centre = self.keys_by(networks, similarity)
+            self.refreshed = self.updates
         self.updates += 1
         self._trained = weakref.ref(networks)
 
@@ -112,6 +119,7 @@ class KeyedBank:
     def replace(self, rows: Int[Tensor, " P"], keys: Float[Tensor, "P E"], similarity: Any) -> None:
         """Put new keys in the place of old ones."""
         assert self.keys is not None and self.centre is not None
+        self.centre = self.centre.lerp(keys.detach().mean(0), CENTRE_RATE)
         self.keys[rows] = similarity.embed(keys.detach(), self.centre).to(self.key_dtype)
 
     @torch.no_grad()
@@ -151,7 +159,7 @@ class KeyedBank:
     def state_dict(self) -> dict[str, Any]:
         """Keys, and what says when they are due, as tensors and numbers."""
         kept = None if self.keys is None else {"keys": self.keys.clone(), "centre": self.centre}
-        return {"kept": kept, "updates": self.updates, "cursor": self.cursor}
+        return {"kept": kept, "updates": self.updates, "refreshed": self.refreshed, "cursor": self.cursor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state.
@@ -167,7 +175,7 @@ class KeyedBank:
             # What was made on a processor with bfloat16 is of that type: a run goes on as it began.
             self.keys, self.centre = (kept[name].to(self.memory.device).clone() for name in ("keys", "centre"))
             self.key_dtype = self.keys.dtype
-        self.updates, self.cursor = state["updates"], state["cursor"]
+        self.updates, self.refreshed, self.cursor = (state[n] for n in ("updates", "refreshed", "cursor"))
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
