@@ -248,15 +248,15 @@ def test_keys_are_renewed_every_r_updates_and_where_they_were_encoded(images, x,
         now, centre = kept.keys_by(guide.networks, guide.similarity)  # of the weights before this update
         optimizer.zero_grad()
         loss_fn(memory_of(kept), x).backward()
-        new = (kept.keys - now).abs().amax(1) < 1e-6  # about the centre of now
-        if kept.refreshed == update:
-            assert bool(new.all()) and torch.equal(kept.centre, centre)
-        else:
-            changed = (kept.keys != before).any(1)
-            assert 0 < int(changed.sum()) <= B * guide.least + 1
-            expected = guide.similarity.embed(guide.networks.encode(images).key, kept.centre).float()
-            assert torch.allclose(kept.keys[changed], expected[changed], atol=1e-6)
-            renewed.append(changed)
+        assert kept.refreshed == update - update % 3
+        if update % 3 == 0:
+            before = now  # all of them; those that are encoded then move with the centre
+        changed = (kept.keys != before).any(1)
+        assert 0 < int(changed.sum()) <= B * guide.least + 1
+        expected = guide.similarity.embed(guide.networks.encode(images).key, kept.centre).float()
+        assert torch.allclose(kept.keys[changed], expected[changed], atol=1e-6)
+        assert not torch.equal(kept.centre, centre)
+        renewed.append(changed)
         optimizer.step()
     assert kept.updates == 7
     assert bool(torch.stack(renewed).any(0)[ROWS].any())
