@@ -1,16 +1,15 @@
 """Few-shot models that are trained with tens, a thousand and ten thousand entries in memory, for the same time.
 
-A memory holds the targets of its update, each of which is left out for itself; an update encodes the entries that
-it has found by keys that are kept, and what else it reads, see `RetrievalGuide`. The models are tested alike, over
-all entries of the test memories: the likelihood under one class, classification, and how much of q(a | x) is on the
-right class where all images of all test classes are in memory. Before that: how soon kept keys grow old in training.
-Writes results.json, report.md and a picture.
+A memory holds the targets of its update, each of which is left out for itself; an update encodes the entries
+that it has found by keys that are kept, and what else it reads, see `RetrievalGuide`. The models are tested alike,
+over all entries of the test memories: the likelihood under one class, classification, and how much of q(a | x) is
+on the right class where all images of all test classes are in memory. Before that: how soon kept keys grow old in
+training. Writes results.json, report.md and a picture.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,18 +17,16 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
 
-from common import kept, plots, protocols, results
+from common import aged_keys, kept, plots, protocols, results
 from common.peak import peak_so_far
 from common.several import Session, SeveralConfig, begin, small, train_one, validation_episodes
 from common.train import TrainOptions, make_elbo
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
-from vma_pyro.data import EpisodeSampler, LeaveOneOutSampler
+from vma_pyro.data import LeaveOneOutSampler
 from vma_pyro.data.episodes import Augmentation
 from vma_pyro.evaluation import Mean, TwoPhase
-from vma_pyro.memory.nearest import nearest
 from vma_pyro.retrieval import RetrievalGuide
 from vma_pyro.training import TrainConfig
 
@@ -81,9 +78,9 @@ class LargeMemoryConfig(SeveralConfig):
 
 def build(config: LargeMemoryConfig) -> models.Pair:
     """Model and guide with fresh weights."""
-    architecture = {"networks": "conv", "width": config.width, "latent_dim": config.latent_dim, "program": "memory"}
+    sizes = {"width": config.width, "latent_dim": config.latent_dim}
     torch.manual_seed(config.train.seed)
-    model: Any = models.build(architecture)[0]
+    model: Any = models.build({"networks": "conv", **sizes, "program": "memory"})[0]
     return model, RetrievalGuide(model.networks, candidates=config.candidates, least=config.particles)
 
 
@@ -138,60 +135,18 @@ def score(pair: models.Pair, session: Session, config: LargeMemoryConfig) -> dic
     return found | {"entries": math.prod(everything), "among_all": split, "peak_gib": peak_so_far()}
 
 
-def age(config: LargeMemoryConfig, session: Session) -> list[dict[str, Any]]:
-    """How much of a search by new keys one by old keys finds, at a constant learning rate.
-
-    Returns:
-        For each number of updates before the keys were made, and each age: `recall`, the share of the best
-        candidates of an image that are found, and `mass`, of q(a | x) over the best that is on those found.
-    """
-    model, guide = build(config)
-    loss_fn = make_elbo(config.estimator, config.particles)(model, guide)
-    optimizer = torch.optim.Adam(loss_fn.parameters(), config.train.learning_rate)
-    classes, shots = config.memories[-1]
-    sampler = episodes(config, session, classes, shots)
-    rows = []
-    for begins, ends in zip(config.aged_from, [*config.aged_from[1:], math.inf], strict=True):
-        old: Callable[[], tuple[Tensor, Tensor]] | None = None
-        ages = [a for a in config.ages if begins + a < ends]
-        while sampler.bank.updates <= begins + max(ages):
-            if sampler.bank.updates >= begins:
-                old = old or partial(tuple, keys_now(guide, sampler))
-                if sampler.bank.updates - begins in ages:
-                    row = compare_keys(guide, sampler, *old(), config)
-                    rows.append({"updates": begins, "age": sampler.bank.updates - begins, **row})
-            episode = sampler.sample()
-            optimizer.zero_grad()
-            (loss_fn(episode.memory, episode.x) / len(episode.x)).backward()
-            nn.utils.clip_grad_norm_(loss_fn.parameters(), config.train.clip_norm)
-            optimizer.step()
-    return rows
-
-
-def keys_now(guide: RetrievalGuide, sampler: LeaveOneOutSampler) -> tuple[Tensor, Tensor]:
-    """Keys of all entries as they are now, and their mean."""
-    return sampler.bank.keys_by(guide.networks, guide.similarity)
-
-
-@torch.no_grad()
-def compare_keys(
-    guide: RetrievalGuide, sampler: LeaveOneOutSampler, old: Tensor, centre: Tensor, config: LargeMemoryConfig
-) -> dict[str, float]:
-    """What a search by old keys finds of one by new ones; the centre moves with the keys, as it does in training."""
-    similarity: Any = guide.similarity
-    new, now = keys_now(guide, sampler)
-    targets = torch.arange(0, len(new), max(1, len(new) // 500))
-    x = sampler.bank.entries_at(targets)
-    query = similarity.embed(guide.networks.query(x).key, now)
-    number = min(max(config.particles, config.candidates // config.queries), len(new) - 1)
-    best, found = (nearest(query, keys, number, left_out=targets) for keys in (new, old))
-    hit = (best.unsqueeze(2) == found.unsqueeze(1)).any(2)
-    scores = similarity.log_scale.exp() * torch.einsum("be,bne->bn", query, new[best].float())
-    return {
-        "recall": hit.float().mean().item(),
-        "mass": (scores.softmax(1) * hit).sum(1).mean().item(),
-        "moved": (now - centre).norm().item(),
-    }
+def grow_old(config: LargeMemoryConfig, session: Session) -> dict[str, Any]:
+    """How soon keys grow old in a training of the largest memory."""
+    rows = aged_keys.age(
+        build(config),
+        make_elbo(config.estimator, config.particles),
+        episodes(config, session, *config.memories[-1]),
+        train=config.train,
+        number=max(config.particles, config.candidates // config.queries),
+        begins=config.aged_from,
+        ages=config.ages,
+    )
+    return {"rows": rows}
 
 
 def main(config: LargeMemoryConfig) -> None:
@@ -201,13 +156,14 @@ def main(config: LargeMemoryConfig) -> None:
     for classes, shots in config.memories:  # a bad one must not cost a training run
         with cli.option("memories", instead_of="classes"):
             episodes(config, session, classes, shots)
-    aged = kept.once(config, "aged", lambda: {"rows": age(config, session)})["rows"]
+    aged = kept.once(config, "aged", partial(grow_old, config, session))["rows"]
     training, rows = {}, []
     for classes, shots in config.memories:
         pair, facts = train(config, session, classes, shots)
         name = f"{classes}x{shots}"
         training[f"{classes * shots} entries"] = facts
-        found = kept.once(config, f"{name}-scores", partial(score, models.on(session.device, pair), session, config))
+        scores = partial(score, models.on(session.device, pair), session, config)
+        found = kept.once(config, f"{name}-scores", scores)
         rows.append({"classes": classes, "shots": shots, "updates": facts.get("updates"), **found})
     head = results.header(config, since=session.since, device=session.device, training=training)
     write({**head, "rows": rows, "aged": aged}, config)
@@ -220,12 +176,13 @@ def write(content: dict[str, Any], config: LargeMemoryConfig) -> None:
         row["nll"] = [
             {"shots": own["shots"], "nll": TwoPhase.read(own).estimate()._asdict()} for own in row["nll"]
         ]
+    first = rows[0]
     about = (
         f"Each model trained for the same time, {config.queries} targets per update, K = {config.particles}; an "
-        f"update encodes {config.candidates} entries if there are more, found by keys at most {config.refresh_every} "
-        f"updates old. {config.samples.about(rows[0]['nll'][0]['nll']['n'])} One class in memory. In the last columns "
-        f"all test images but the target are in memory, {rows[0]['entries']} entries, for {config.all_images} targets: "
-        "q(a|x) on entries of its class, and KL(a)."
+        f"update encodes {config.candidates} entries if there are more, found by keys at most "
+        f"{config.refresh_every} updates old. {config.samples.about(first['nll'][0]['nll']['n'])} One class in "
+        f"memory. In the last columns all test images but the target are in memory, {first['entries']} entries, "
+        f"for {config.all_images} targets: q(a|x) on entries of its class, and KL(a)."
     )
     head = ["entries", "updates", *(results.plural(shots, "shot") for shots in config.test_shots)]
     head += [f"{ways}-way {shots}-shot, %" for ways, shots in config.tasks] + ["q on the class, %", "KL(a)"]
@@ -233,15 +190,19 @@ def write(content: dict[str, Any], config: LargeMemoryConfig) -> None:
         [f"{row['classes']} x {row['shots']}", row["updates"]]
         + [str(Mean.read(cell["nll"])) for cell in row["nll"]]
         + [results.percent(Mean.read(cell["accuracy"])) for cell in row["accuracy"]]
-        + [results.percent(Mean.read(row["among_all"]["right_class"])), str(Mean.read(row["among_all"]["kl_address"]))]
+        + [results.percent(Mean.read(row["among_all"]["right_class"]))]
+        + [str(Mean.read(row["among_all"]["kl_address"]))]
         for row in rows
     ]
     kept_keys = (
-        "Of the entries that are most similar to an image by new keys: the share that is also found by keys made so "
-        f"many updates before, and of q(a|x) over these entries the share on those found. Constant learning rate, "
-        f"{config.memories[-1][0]} x {config.memories[-1][1]} entries, no key replaced meanwhile."
+        "Of the entries that are most similar to an image by new keys: the share that is also found by keys made "
+        "so many updates before, and of q(a|x) over these entries the share on those found. Constant learning "
+        f"rate, {config.memories[-1][0]} x {config.memories[-1][1]} entries, no key replaced meanwhile."
     )
-    aged = [[r["updates"], r["age"], f"{100 * r['recall']:.1f}", f"{100 * r['mass']:.1f}"] for r in content["aged"]]
+    aged = [
+        [row["updates"], row["age"], f"{100 * row['recall']:.1f}", f"{100 * row['mass']:.1f}"]
+        for row in content["aged"]
+    ]
     picture = results.Picture(
         f"{config.out.name}.png", "NLL by entries in training, and what old keys find", partial(draw, content)
     )

@@ -1,4 +1,4 @@
-"""Training with thousands of entries, with tiny arguments: trains, goes on, tests again, and names what is wrong."""
+"""Training with thousands of entries, with tiny arguments: trains, goes on, tests again."""
 
 from scripts import is_estimate, refusal, results
 

@@ -45,7 +45,8 @@ def test_the_gradient_is_that_of_the_mixture():
         ),
         (torch.randn(B, P, dtype=torch.float64, requires_grad=True),),
     )
-    assert logits[0, 1] == -math.inf and logits[2, 3] == -math.inf
+    assert logits[0, 1] == -math.inf
+    assert logits[2, 3] == -math.inf
 
 
 @pytest.mark.parametrize("left_out", [None, OUT])
@@ -67,18 +68,29 @@ def test_expanded_it_is_the_same():
     q = proposal(left_out=OUT)
     value = torch.arange(S).reshape(S, 1, 1).expand(S, K, B)
     larger = q.expand([K, B])
-    assert larger.batch_shape == (K, B) and larger.enumerate_support().shape == (S, K, B)
+    assert larger.batch_shape == (K, B)
+    assert larger.enumerate_support().shape == (S, K, B)
     assert torch.equal(larger.log_prob(value)[:, 2], q.log_prob(value[:, 2]))
     one = DefensiveCategorical(torch.zeros(1, P), q.candidates, S, share=SHARE).expand([2, B])
-    assert one.sample().shape == (2, B) and one.log_prob(one.sample()).shape == (2, B)
+    assert one.sample().shape == (2, B)
+    assert one.log_prob(one.sample()).shape == (2, B)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"candidates": torch.tensor([0, 1, 2])}, r"candidates: expected 4 addresses, one for each logit, got shape \[3\]"),
-        ({"candidates": torch.tensor([0, 2, 2, 3])}, "candidates: expected sorted and distinct addresses from 0 to 10"),
-        ({"candidates": torch.tensor([0, 2, 3, 11])}, "candidates: expected sorted and distinct addresses from 0 to 10"),
+        (
+            {"candidates": torch.tensor([0, 1, 2])},
+            r"candidates: expected 4 addresses, one for each logit, got shape \[3\]",
+        ),
+        (
+            {"candidates": torch.tensor([0, 2, 2, 3])},
+            "candidates: expected sorted and distinct addresses from 0 to 10",
+        ),
+        (
+            {"candidates": torch.tensor([0, 2, 3, 11])},
+            "candidates: expected sorted and distinct addresses from 0 to 10",
+        ),
         ({"share": 0.0}, "share: expected between 0 and 1, as no address may be impossible, got 0.0"),
         ({"share": 1.0}, "share: expected between 0 and 1"),
     ],

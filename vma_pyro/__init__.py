@@ -23,6 +23,7 @@ from vma_pyro.memory.index import AddressIndex
 from vma_pyro.model import Model
 from vma_pyro.networks import ConvNetworks, MLPNetworks, Networks
 from vma_pyro.priors import LearnedAddress, UniformAddress
+from vma_pyro.retrieval import RetrievalGuide
 from vma_pyro.similarity import CosineSimilarity, InnerProduct
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "Model",
     "Networks",
     "Part",
+    "RetrievalGuide",
     "UniformAddress",
     "load_pretrained",
 ]

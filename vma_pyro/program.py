@@ -244,6 +244,6 @@ class _NotLeftOut(Messenger):
         most = msg["fn"].log_prob(self.left_out).detach().max().item()
         if most > -math.inf:
             raise ValueError(
-                f"site 'address': expected no probability on the entries that are left out (memory.left_out), got up "
-                f"to {math.exp(most):.2g}; give its distribution memory.masked(logits)"
+                f"site 'address': expected no probability on the entries that are left out (memory.left_out), got "
+                f"up to {math.exp(most):.2g}; give its distribution memory.masked(logits)"
             )

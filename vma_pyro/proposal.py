@@ -19,16 +19,16 @@ class DefensiveCategorical(TorchDistribution):
 
     .. math:: q(a) = (1 - \epsilon) \, \mathrm{softmax}_P(\text{logits})_a + \epsilon \, \frac{1}{S}
 
-    where the first term is that of the P candidates alone: a defensive mixture (Hesterberg 1995). Log probabilities
-    are exact for every address, so that importance weights are, whatever the candidates.
+    where the first term is that of the P candidates alone: a defensive mixture (Hesterberg 1995). Log
+    probabilities are exact for every address, so that importance weights are, whatever the candidates.
 
     Args:
         logits: of the candidates [..., B, P]; -inf rules one out of the first term.
         candidates: their addresses, sorted and distinct, int64 [P].
         size: S, number of addresses.
         share: epsilon, between 0 and 1.
-        left_out: an address for each datapoint that has no probability at all, int64 [B]; the others share its part,
-            and S - 1 stands in the place of S.
+        left_out: an address for each datapoint that has no probability at all, int64 [B]; the others share its
+            part, and S - 1 stands in the place of S.
 
     Attributes:
         normalised: log probabilities of the candidates among themselves [..., B, P].
@@ -59,14 +59,24 @@ class DefensiveCategorical(TorchDistribution):
         check_share(share)
         if left_out is not None:
             logits = logits.masked_fill(candidates == left_out.unsqueeze(-1), -math.inf)
-        self.logits, self.candidates, self.size, self.share, self.left_out = logits, candidates, size, share, left_out
+        self.logits, self.candidates, self.size, self.share, self.left_out = (
+            logits,
+            candidates,
+            size,
+            share,
+            left_out,
+        )
         self.normalised = logits.log_softmax(-1)
         super().__init__(logits.shape[:-1], validate_args=validate_args)
         if self._validate_args:
             self._check()
 
     def _check(self) -> None:
-        if not bool((self.candidates.diff() > 0).all()) or self.candidates[0] < 0 or self.candidates[-1] >= self.size:
+        if (
+            not bool((self.candidates.diff() > 0).all())
+            or self.candidates[0] < 0
+            or self.candidates[-1] >= self.size
+        ):
             raise ValueError(f"candidates: expected sorted and distinct addresses from 0 to {self.size - 1}")
         if self.left_out is not None and bool((self.logits == -math.inf).all(-1).any()):
             raise ValueError("candidates: expected one beside the address that is left out, got none")
@@ -85,13 +95,14 @@ class DefensiveCategorical(TorchDistribution):
         """The log probability of addresses, of a shape that broadcasts with the batch's."""
         if self._validate_args:
             self._validate_sample(value)
+        # Where each value is looked up stands in its own dimensions: of all S there are only S.
+        at = torch.searchsorted(self.candidates, value.contiguous()).clamp_(max=len(self.candidates) - 1)
+        found = self.candidates[at] == value
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
-        value = value.expand(shape).contiguous()
-        at = torch.searchsorted(self.candidates, value).clamp_(max=len(self.candidates) - 1)
-        scores = self.normalised.expand(*shape, -1).gather(-1, at.unsqueeze(-1)).squeeze(-1)
-        by_share = scores.new_full((), self.log_share)
-        mixed = torch.logaddexp(scores + math.log1p(-self.share), by_share)
-        log_q = torch.where(self.candidates[at] == value, mixed, by_share)
+        by_share = self.normalised.new_full((), self.log_share)
+        mixed = torch.logaddexp(self.normalised + math.log1p(-self.share), by_share)  # of the candidates
+        chosen = mixed.expand(*shape, -1).gather(-1, at.expand(shape).unsqueeze(-1)).squeeze(-1)
+        log_q = torch.where(found, chosen, by_share)
         return log_q if self.left_out is None else log_q.masked_fill(value == self.left_out, -math.inf)
 
     @torch.no_grad()
@@ -112,7 +123,7 @@ class DefensiveCategorical(TorchDistribution):
         return torch.where(torch.rand(shape, device=device) < self.share, anywhere, self.candidates[near])
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """All addresses [S, 1, ..., 1], or [S, *batch]; those left out among them, as every datapoint has its own."""
+        """All addresses [S, 1, ..., 1], or [S, *batch]; those left out too, as each datapoint has its own."""
         values = torch.arange(self.size, device=self.logits.device)
         values = values.reshape(-1, *(1 for _ in self.batch_shape))
         return values.expand(-1, *self.batch_shape) if expand else values

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vma_pyro.data.episodes import Augmentation, Episode, as_images, augmented
 from vma_pyro.data.records import Characters
-from vma_pyro.data.workers import Stream
+from vma_pyro.data.workers import Stream, check_no_worker
 from vma_pyro.memory import BankMemory, KeyedBank
 
 
@@ -53,16 +53,15 @@ class LeaveOneOutSampler(Stream):
             raise ValueError(f"classes: expected 1 to {available}, the classes of the data set, got {classes}")
         if not 2 <= shots <= examples:
             raise ValueError(
-                f"shots: expected 2 to {examples}, the examples of a class, one of which may be left out, got {shots}"
+                f"shots: expected 2 to {examples}, the examples of a class, of which one may be left out, got "
+                f"{shots}"
             )
         if not 1 <= queries <= classes * shots:
-            raise ValueError(
-                f"queries: expected 1 to {classes * shots}, the entries of the memory, got {queries}"
-            )
+            raise ValueError(f"queries: expected 1 to {classes * shots}, the entries of the memory, got {queries}")
         super().__init__(seed)
         self.images, self.classes, self.shots, self.queries = images, classes, shots, queries
-        labels = torch.arange(available).repeat_interleave(examples)
-        self.bank = KeyedBank(images.flatten(0, 1).unsqueeze(-3), labels, refresh_every=refresh_every)
+        self._labels = torch.arange(available).repeat_interleave(examples)
+        self.bank = KeyedBank(images.flatten(0, 1).unsqueeze(-3), self._labels, refresh_every=refresh_every)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the stream, and the bank's keys."""
@@ -82,5 +81,6 @@ class LeaveOneOutSampler(Stream):
         return rows, torch.randperm(len(rows), generator=self._generator)[: self.queries]
 
     def _episode(self, rows: Tensor, address: Tensor) -> Episode:
+        check_no_worker("a bank with keys")
         x = as_images(self.images.flatten(0, 1)[rows[address]])
-        return Episode(BankMemory(self.bank, rows, left_out=address), x, self.bank.memory.labels[rows[address]])
+        return Episode(BankMemory(self.bank, rows, left_out=address), x, self._labels[rows[address]])

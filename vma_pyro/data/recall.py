@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vma_pyro.data.episodes import Episode, as_images
 from vma_pyro.data.image_checks import check_binary, look_at_ink
-from vma_pyro.data.workers import Stream
+from vma_pyro.data.workers import Stream, check_no_worker
 from vma_pyro.memory import BankMemory, KeyedBank, Memory
 
 
@@ -24,13 +24,12 @@ class RecallSampler(Stream):
         size: |M|, entries drawn afresh for each episode without replacement.
         queries: B, targets of each episode, drawn from the entries without replacement.
         seed: of the stream.
-        refresh_every: None: an update encodes all entries. A number of updates: the images are a `KeyedBank`, whose
-            keys are made anew so often, and the memory is of it, as `RetrievalGuide` takes it; of all images
+        refresh_every: None: an update encodes all entries. A number of updates: the images are a `KeyedBank`,
+            whose keys are made anew so often, and the memory is of it, as `RetrievalGuide` takes it; of all images
             together it is the same one every time. The keys go with the position in the stream.
 
     Raises:
-        ValueError: more entries than images, more targets than entries, images of another type or shape, a bank in
-            the workers of a `DataLoader`.
+        ValueError: more entries than images, more targets than entries, images of another type or shape.
     """
 
     def __init__(
@@ -69,6 +68,7 @@ class RecallSampler(Stream):
 
     def _episode(self, chosen: Tensor, address: Tensor) -> Episode:
         if self.bank is not None:
+            check_no_worker("a bank with keys")
             memory = BankMemory(self.bank, None if self.size == len(self.images) else chosen)
             return Episode(memory, as_images(self.images[chosen[address]]), address)
         entries = as_images(self.images[chosen])

@@ -1,4 +1,4 @@
-"""A memory, its encoding, a bank with keys for training on very many entries, and the index of a very large one."""
+"""A memory, its encoding, a bank with keys for training on thousands, and the index of a very large one."""
 
 from vma_pyro.memory.bank_memory import BankMemory
 from vma_pyro.memory.encoded import Encoded

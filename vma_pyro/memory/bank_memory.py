@@ -130,7 +130,14 @@ class BankMemory(Memory):
 
     @torch.no_grad()
     def find(
-        self, query: Float[Tensor, "B E"], networks: Encoder, similarity: Any, *, total: int, least: int, fill: bool
+        self,
+        query: Float[Tensor, "B E"],
+        networks: Encoder,
+        similarity: Any,
+        *,
+        total: int,
+        least: int,
+        fill: bool,
     ) -> Int[Tensor, " P"]:
         """The addresses that an update encodes beforehand, for all of its datapoints together; sorted.
 

@@ -6,7 +6,7 @@ import weakref
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vma_pyro._system.at_rest import at_rest
@@ -24,24 +24,24 @@ class KeyedBank:
     """Entries with the keys that networks in training made of them, some updates ago.
 
     An update looks for candidates by these keys, encodes what it has found, and hands the new keys back
-    (`replace`); every `refresh_every` updates, at the start more often, all keys are made anew (`begin_update`). Old keys make a worse
-    proposal, never a wrong bound. The bank belongs to what supplies the data: its state goes into the checkpoint
-    with theirs (`state_dict`), so that a resumed run finds the very keys that it left.
+    (`replace`); every `refresh_every` updates, at the start more often, all keys are made anew (`begin_update`).
+    Old keys make a worse proposal, never a wrong bound. The bank belongs to what supplies the data: its state goes
+    into the checkpoint with theirs (`state_dict`), so that a resumed run finds the very keys that it left.
 
     Args:
         entries: images [N, 1, 28, 28] or what else networks encode; binary ones may be bytes, [N, *E].
         labels: class of each entry, int64 [N].
         refresh_every: R, most updates between two times that all keys are made anew. The first ones are nearer: at
             most an eighth of the updates so far, as weights change fastest at the start.
-        key_dtype: of the keys that are kept: float32, or bfloat16, half the memory and three digits; None: bfloat16
-            where the processor multiplies it, which searches in half the time.
+        key_dtype: of the keys that are kept: float32, or bfloat16, half the memory and three digits; None:
+            bfloat16 where the processor multiplies it, which searches in half the time.
         event_dim: number of dimensions of one entry.
 
     Attributes:
         memory: of all entries.
         keys: what the similarity compares with a query [N, E], after `embed`; None before the first update.
-        centre: mean key of the entries [E], by which queries and new keys are embedded: at the last refresh, and then
-            as it moves with the entries that are encoded. (All keys may drift together by as much as they differ.)
+        centre: mean key of the entries [E], by which queries and new keys are embedded: at the last refresh, and
+            then as it moves with what is encoded. (All keys may drift together by as much as they differ.)
         updates: begun so far.
         refreshed: `updates` at the last refresh.
         cursor: where `BankMemory` goes on to fill its candidates up.
@@ -52,7 +52,7 @@ class KeyedBank:
 
     def __init__(
         self,
-        entries: Shaped[Tensor, "N *E"],
+        entries: Tensor,
         labels: Int[Tensor, " N"] | None = None,
         *,
         refresh_every: int = 500,
@@ -105,7 +105,7 @@ class KeyedBank:
 
     @torch.no_grad()
     def keys_by(self, networks: Encoder, similarity: Any) -> tuple[Float[Tensor, "N E"], Float[Tensor, " E"]]:
-        """What networks as they are now make of all entries: keys as the similarity compares them, and the centre."""
+        """What networks make of all entries now: keys as the similarity compares them, and their mean."""
         parts = []
         with at_rest(networks):
             for rows in torch.arange(len(self), device=self.memory.device).split(ENTRIES_PER_CHUNK):
@@ -118,7 +118,8 @@ class KeyedBank:
     @torch.no_grad()
     def replace(self, rows: Int[Tensor, " P"], keys: Float[Tensor, "P E"], similarity: Any) -> None:
         """Put new keys in the place of old ones."""
-        assert self.keys is not None and self.centre is not None
+        assert self.keys is not None
+        assert self.centre is not None
         self.centre = self.centre.lerp(keys.detach().mean(0), CENTRE_RATE)
         self.keys[rows] = similarity.embed(keys.detach(), self.centre).to(self.key_dtype)
 
@@ -135,7 +136,7 @@ class KeyedBank:
     ) -> Int[Tensor, "B number"]:
         """The entries whose keys are most similar to each query, best first.
 
-        By the keys that are kept, if these are the networks that they are of, else by new ones, which are not kept.
+        By the keys that are kept, if these networks have made them, else by new ones, which are not kept.
 
         Args:
             query: keys of targets.

@@ -1,4 +1,4 @@
-"""The keys most similar to each query, among very many: an exact search that reads every key once."""
+"""The keys most similar to each query, among very many: a search that reads every key once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def nearest(
 
     Args:
         query: as the similarity compares them.
-        keys: likewise; of bfloat16 they are compared with queries rounded to it, and the best in 32 bits again.
+        keys: likewise; in float32 the search is exact. Of bfloat16 the products are rounded to three digits, and
+            those in the best 2 n blocks compared again in 32 bits: what is missed is as good as what is found.
         number: n, for each query, at most S (S - 1 with one left out).
         left_out: one key for each query that is not to be found.
 
@@ -35,8 +36,9 @@ def nearest(
         ValueError: more than there are.
     """
     size = len(keys)
-    if not 1 <= number <= size - (left_out is not None):
-        raise ValueError(f"number: expected 1 to {size - (left_out is not None)}, as many as there are, got {number}")
+    most = size - (left_out is not None)
+    if not 1 <= number <= most:
+        raise ValueError(f"number: expected 1 to {most}, as many as there are, got {number}")
     wanted = number + (left_out is not None)
     # Products rounded to bfloat16 tie: with twice as many blocks the best are among them.
     blocks = min(-(-size // BLOCK), wanted if keys.dtype == torch.float32 else 2 * wanted)

@@ -27,7 +27,9 @@ class Retrieved(Encoded):
         candidates: features of the entries at `addresses`; tensors [P, *F].
     """
 
-    def __init__(self, memory: BankMemory, networks: Encoder, addresses: Tensor, near: Tensor | None = None) -> None:
+    def __init__(
+        self, memory: BankMemory, networks: Encoder, addresses: Tensor, near: Tensor | None = None
+    ) -> None:
         self.memory: BankMemory = memory
         self.networks, self.addresses, self.near = networks, addresses, near
         self.with_gradient = torch.is_grad_enabled()
@@ -47,10 +49,15 @@ class Retrieved(Encoded):
     def features(self) -> Any:
         """Refused: that would encode the bank."""
         raise ValueError(
-            f"memory.features: expected a memory whose entries are all encoded, got one of a bank of {self.size}, of "
-            f"which {len(self.addresses)} are; a prior or guide that scores every entry by what it holds needs "
+            f"memory.features: expected a memory whose entries are all encoded, got one of a bank of {self.size}, "
+            f"of which {len(self.addresses)} are; a prior or guide that scores every entry by what it holds needs "
             "Memory(entries)"
         )
+
+    @property
+    def num_entries(self) -> Tensor:
+        """Entries of each memory, without what is left out."""
+        return self.memory.num_entries
 
     @property
     def dtype(self) -> torch.dtype:
