@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from vma_pyro.memory.nearest import nearest
 
 ENTRIES_PER_CHUNK = 2048  # encoded at a time
 SHORTEST_WAIT = 10  # updates between refreshes at the start
+LEAST_LIKENESS = 0.95  # of new keys and those kept, without making all anew
+COUNTS = ("updates", "refreshed", "cursor", "likeness")
 CENTRE_RATE = 0.3  # of the way to the mean of what an update encodes
 
 
@@ -31,8 +34,9 @@ class KeyedBank:
     Args:
         entries: images [N, 1, 28, 28] or what else networks encode; binary ones may be bytes, [N, *E].
         labels: class of each entry, int64 [N].
-        refresh_every: R, most updates between two times that all keys are made anew. The first ones are nearer: at
-            most an eighth of the updates so far, as weights change fastest at the start.
+        refresh_every: R, most updates between two times that all keys are made anew. They are nearer at the start,
+            where weights change fastest: at most an eighth of the updates so far; and wherever new keys are found
+            to differ from those kept.
         key_dtype: of the keys that are kept: float32, or bfloat16, half the memory and three digits; None:
             bfloat16 where the processor multiplies it, which searches in half the time.
         event_dim: number of dimensions of one entry.
@@ -44,6 +48,7 @@ class KeyedBank:
             then as it moves with what is encoded. (All keys may drift together by as much as they differ.)
         updates: begun so far.
         refreshed: `updates` at the last refresh.
+        likeness: mean cosine of the keys of the last update with those that they have replaced.
         cursor: where `BankMemory` goes on to fill its candidates up.
 
     Raises:
@@ -72,6 +77,7 @@ class KeyedBank:
         self.keys: Tensor | None = None
         self.centre: Tensor | None = None
         self.updates = self.refreshed = self.cursor = 0
+        self.likeness = 1.0
         self._trained: weakref.ref[Any] | None = None  # the networks that the keys are of
 
     def __len__(self) -> int:
@@ -93,9 +99,12 @@ class KeyedBank:
         if (size := Ranks.present().size) > 1:
             raise ValueError(f"memory: expected one process for a bank with keys, got {size}")
         wait = min(self.refresh_every, max(SHORTEST_WAIT, self.updates // 8))
+        # A target that is not found for once may cost so much that the next step moves all keys, and many more are
+        # not found: until the keys are made anew, the networks would unlearn what they know.
+        wait = wait if self.likeness > LEAST_LIKENESS else SHORTEST_WAIT
         if self.keys is None or self.updates == 0 or self.updates - self.refreshed >= wait:
             self.keys, self.centre = self.keys_by(networks, similarity)
-            self.refreshed = self.updates
+            self.refreshed, self.likeness = self.updates, 1.0
         self.updates += 1
         self._trained = weakref.ref(networks)
 
@@ -121,7 +130,9 @@ class KeyedBank:
         assert self.keys is not None
         assert self.centre is not None
         self.centre = self.centre.lerp(keys.detach().mean(0), CENTRE_RATE)
-        self.keys[rows] = similarity.embed(keys.detach(), self.centre).to(self.key_dtype)
+        new = similarity.embed(keys.detach(), self.centre)
+        self.likeness = float(F.cosine_similarity(new, self.keys[rows].to(new.dtype)).mean())
+        self.keys[rows] = new.to(self.key_dtype)
 
     @torch.no_grad()
     def nearest(
@@ -160,7 +171,7 @@ class KeyedBank:
     def state_dict(self) -> dict[str, Any]:
         """Keys, and what says when they are due, as tensors and numbers."""
         kept = None if self.keys is None else {"keys": self.keys.clone(), "centre": self.centre}
-        return {"kept": kept, "updates": self.updates, "refreshed": self.refreshed, "cursor": self.cursor}
+        return {"kept": kept, **{name: getattr(self, name) for name in COUNTS}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state.
@@ -176,7 +187,8 @@ class KeyedBank:
             # What was made on a processor with bfloat16 is of that type: a run goes on as it began.
             self.keys, self.centre = (kept[name].to(self.memory.device).clone() for name in ("keys", "centre"))
             self.key_dtype = self.keys.dtype
-        self.updates, self.refreshed, self.cursor = (state[n] for n in ("updates", "refreshed", "cursor"))
+        for name in COUNTS:
+            setattr(self, name, state[name])
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
