@@ -41,7 +41,7 @@ class LargeMemoryConfig(SeveralConfig):
     """Folder for the results. An earlier run in it is moved aside, never overwritten."""
     memories: tuple[tuple[int, int], ...] = ((9, 4), (50, 20), (500, 20))
     """Classes and examples of each in the memory of training, for each model."""
-    candidates: int = 512
+    candidates: int = 256
     """Entries that an update encodes, if there are more."""
     refresh_every: int = 500
     """Most updates between two times that all kept keys are made anew."""
@@ -54,9 +54,9 @@ class LargeMemoryConfig(SeveralConfig):
     """Classes and examples of the classification tasks."""
     all_images: int = 500
     """Targets under a memory of all test images but their own."""
-    ages: tuple[int, ...] = (0, 10, 30, 100, 200, 500, 1000)
+    ages: tuple[int, ...] = (0, 10, 30, 100, 200, 500)
     """Updates since the keys were made, at which the search by them is compared with one by new keys."""
-    aged_from: tuple[int, ...] = (200, 1000)
+    aged_from: tuple[int, ...] = (200, 800)
     """Updates of training before these keys are made."""
     train: TrainOptions = field(default_factory=lambda: TrainConfig(minutes=40.0))
     """Training of each model."""
