@@ -302,3 +302,12 @@ def test_keys_that_have_changed_at_a_stroke_are_renewed_at_once(images, x, monke
             with torch.no_grad():
                 guide.networks.to_key.weight.mul_(-1)  # seen in the update after this one
     assert kept.refreshed == 1005
+
+
+@pytest.mark.parametrize("size", [17, 35])
+def test_targets_of_recall_have_the_labels_of_their_entries(size):
+    images = glyphs.load(classes=7, examples=5).images.reshape(-1, 28, 28)
+    episode = RecallSampler(images, size=size, queries=4, seed=0, refresh_every=4).sample()
+    at = (episode.memory.labels == episode.labels.unsqueeze(1)).nonzero()[:, 1]
+    assert episode.memory.size == size
+    assert torch.equal(episode.memory.entries[at].float(), episode.x)

@@ -17,7 +17,8 @@ from vma_pyro.memory import BankMemory, KeyedBank, Memory
 class RecallSampler(Stream):
     """Draws memories of distinct images without end, reproducibly, with some of their own entries as targets.
 
-    The label of an entry is its address; the label of a target is the address that it is to be found at.
+    The label of an entry is its address; the label of a target is the address that it is to be found at. (Of a bank
+    they are rows of `images`.)
 
     Args:
         images: uint8 {0, 1} [N, 28, 28].
@@ -70,6 +71,6 @@ class RecallSampler(Stream):
         if self.bank is not None:
             check_no_worker("a bank with keys")
             memory = BankMemory(self.bank, None if self.size == len(self.images) else chosen)
-            return Episode(memory, as_images(self.images[chosen[address]]), address)
+            return Episode(memory, as_images(self.images[chosen[address]]), chosen[address])
         entries = as_images(self.images[chosen])
         return Episode(Memory(entries, torch.arange(self.size)), entries[address], address)

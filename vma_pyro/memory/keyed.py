@@ -194,4 +194,5 @@ class KeyedBank:
 def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch says it nowhere else
+    return device.type == "cpu" and known is not None and bool(known())
