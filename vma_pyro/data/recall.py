@@ -17,8 +17,8 @@ from vma_pyro.memory import BankMemory, KeyedBank, Memory
 class RecallSampler(Stream):
     """Draws memories of distinct images without end, reproducibly, with some of their own entries as targets.
 
-    The label of an entry is its address; the label of a target is the address that it is to be found at. (Of a bank
-    they are rows of `images`.)
+    The label of an entry is its address; the label of a target is the address that it is to be found at. (Of
+    a bank they are rows of `images`.)
 
     Args:
         images: uint8 {0, 1} [N, 28, 28].
