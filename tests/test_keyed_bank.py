@@ -311,3 +311,16 @@ def test_targets_of_recall_have_the_labels_of_their_entries(size):
     at = (episode.memory.labels == episode.labels.unsqueeze(1)).nonzero()[:, 1]
     assert episode.memory.size == size
     assert torch.equal(episode.memory.entries[at].float(), episode.x)
+
+
+def test_keys_of_other_networks_are_made_anew(images, x):
+    first, second = programs()[1], programs()[1]
+    with torch.no_grad():
+        second.networks.to_key.weight.mul_(-1)
+    kept = bank(images)
+    for guide in (first, second):
+        expected, _ = kept.keys_by(guide.networks, guide.similarity)
+        found = guide.prepare(memory_of(kept), x).args[0]
+        untouched = torch.ones(N, dtype=torch.bool)
+        untouched[ROWS[found.addresses]] = False
+        assert torch.equal(kept.keys[untouched], expected[untouched])

@@ -28,6 +28,8 @@ class RetrievalGuide(Guide):
     # posterior over the best P with fresh scores VOD's (Lievin et al. 2023).
 
     With a memory that is of no `KeyedBank` it is `Guide` itself, over all entries: that is how to evaluate it.
+    Objectives that enumerate addresses are right with a bank, and encode all of it. A sleep phase is right as
+    well, and teaches q little: few of the addresses that are dreamed of are candidates.
 
     Args:
         networks, similarity: as of `Guide`; the similarity needs a method `embed`.

@@ -91,7 +91,7 @@ class KeyedBank:
             self.keys, self.centre = self.keys.to(device), self.centre.to(device)
 
     def begin_update(self, networks: Encoder, similarity: Any) -> None:
-        """Make all keys anew if they are due.
+        """Make all keys anew if they are due, or of other networks.
 
         Raises:
             ValueError: several processes, whose keys would differ.
@@ -102,7 +102,8 @@ class KeyedBank:
         # A target that is not found for once may cost so much that the next step moves all keys, and many more are
         # not found: until the keys are made anew, the networks would unlearn what they know.
         wait = wait if self.likeness > LEAST_LIKENESS else SHORTEST_WAIT
-        if self.keys is None or self.updates == 0 or self.updates - self.refreshed >= wait:
+        others = self._trained is not None and not self.is_trained_with(networks)
+        if others or self.keys is None or self.updates == 0 or self.updates - self.refreshed >= wait:
             self.keys, self.centre = self.keys_by(networks, similarity)
             self.refreshed, self.likeness = self.updates, 1.0
         self.updates += 1

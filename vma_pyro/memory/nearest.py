@@ -39,7 +39,12 @@ def nearest(
     most = size - (left_out is not None)
     if not 1 <= number <= most:
         raise ValueError(f"number: expected 1 to {most}, as many as there are, got {number}")
-    wanted = number + (left_out is not None)
+    with torch.autocast(keys.device.type, enabled=False):
+        return _nearest(query, keys, number, left_out)
+
+
+def _nearest(query: Tensor, keys: Tensor, number: int, left_out: Tensor | None) -> Int[Tensor, "B number"]:
+    size, wanted = len(keys), number + (left_out is not None)
     # Products rounded to bfloat16 tie: with twice as many blocks the best are among them.
     blocks = min(-(-size // BLOCK), wanted if keys.dtype == torch.float32 else 2 * wanted)
     best = _best_of_blocks(query.to(keys.dtype), keys).topk(blocks, dim=0).indices.T  # [B, blocks]
