@@ -163,8 +163,8 @@ def write(content: dict[str, Any], config: RecallConfig) -> None:
     )
     if config.candidates:
         trained += (
-            f" An update encodes {config.candidates} entries, found by keys that are made anew every "
-            f"{config.refresh_every} updates and where they were encoded; tests compare with every entry."
+            f" An update encodes {config.candidates} entries, found by keys that are made anew "
+            f"at least every {config.refresh_every} updates, and where they were encoded; tests compare with every entry."
         )
     about = (
         f"Nats per image, mean ± standard error over {config.eval_images} targets; the NLL is an upper bound "
