@@ -51,7 +51,7 @@ class RecallConfig:
     """Entries that an update encodes, found by keys that are kept from earlier ones, see `RetrievalGuide`. 0: all
     of the memory."""
     refresh_every: int = 500
-    """Updates between two times that all kept keys are made anew."""
+    """Most updates between two times that all kept keys are made anew."""
     copies: bool = True
     """Whether the logits also get the pixels of the entry. Without them, as in the paper, the decoder's bottleneck
     of 128 units decides how exactly an entry is recalled."""
@@ -164,7 +164,8 @@ def write(content: dict[str, Any], config: RecallConfig) -> None:
     if config.candidates:
         trained += (
             f" An update encodes {config.candidates} entries, found by keys that are made anew "
-            f"at least every {config.refresh_every} updates, and where they were encoded; tests compare with every entry."
+            f"at least every {config.refresh_every} updates, and where they were encoded; tests compare with "
+            "every entry."
         )
     about = (
         f"Nats per image, mean ± standard error over {config.eval_images} targets; the NLL is an upper bound "
