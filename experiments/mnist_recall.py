@@ -1,8 +1,9 @@
 """Recall on MNIST (figure 2A of the paper): does a model whose target is one of the entries learn to look it up?
 
 One that does pays log|M| nats for the address and nothing else: KL(a) and minus the bound both go to log|M|, and
-KL(z) to 0, without annealing. It is then given memories of images that it has never seen, and larger ones. Writes
-report.md, results.json and a picture of training.
+KL(z) to 0, without annealing. It is then given memories of images that it has never seen, and larger ones. With
+`--candidates` an update encodes only so many entries, and the memory may be all training images. Writes report.md,
+results.json and a picture of training.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import Any
 import torch
 
 from common import folder, plots, protocols, results
+from common.peak import peak_so_far
 from common.train import TrainOptions, make_elbo, train_pair
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
 from vma_pyro._system.metrics import read_metrics
 from vma_pyro.data import LabelledImages, RecallSampler, mnist
 from vma_pyro.evaluation import Mean
+from vma_pyro.retrieval import RetrievalGuide
 from vma_pyro.training import TrainConfig, device_of
 
 HELD_OUT = 5000  # of the training images, for validation
@@ -44,7 +47,13 @@ class RecallConfig:
     resume: bool = False
     """Go on with the run in the folder `out`."""
     memory: int = 256
-    """|M| in training."""
+    """|M| in training. Of more than are left beside 5,000 for validation it is all training images, and the last
+    weights are those that count."""
+    candidates: int = 0
+    """Entries that an update encodes, found by keys that are kept from earlier ones, see `RetrievalGuide`. 0: all
+    of the memory."""
+    refresh_every: int = 500
+    """Most updates between two times that all kept keys are made anew."""
     copies: bool = True
     """Whether the logits also get the pixels of the entry. Without them, as in the paper, the decoder's bottleneck
     of 128 units decides how exactly an entry is recalled."""
@@ -67,7 +76,10 @@ class RecallConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""
-        cli.check_sizes(self, "memory", "queries", "particles", "memories", "eval_images", "eval_samples")
+        sizes = "memory", "queries", "particles", "memories", "eval_images", "eval_samples", "refresh_every"
+        cli.check_sizes(self, *sizes)
+        if self.candidates < 0:
+            raise ValueError(f"candidates: expected 0 or more, got {self.candidates}")
 
     def resolved(self) -> RecallConfig:
         """Fill in the defaults, and the tiny sizes if they are wanted."""
@@ -82,28 +94,47 @@ class RecallConfig:
         return config
 
 
+def build(config: RecallConfig) -> tuple[models.Pair, dict[str, Any]]:
+    """Model and guide with fresh weights, and what a resumed run must share."""
+    architecture = {"networks": "mlp", "latent_dim": 32, "copies": config.copies, "program": "memory"}
+    torch.manual_seed(config.train.seed)
+    pair: Any = models.build(architecture)
+    if config.candidates:
+        guide = RetrievalGuide(pair[0].networks, candidates=config.candidates, least=config.particles)
+        pair = pair[0], guide
+    names = ["memory", "queries", "particles", "estimator"]
+    names += ["candidates", "refresh_every"] if config.candidates else []
+    return pair, {name: getattr(config, name) for name in names} | architecture
+
+
 def train(config: RecallConfig, images: LabelledImages) -> tuple[models.Pair, dict[str, Any]]:
     """Train the model, or go on with it."""
     shuffled = images.shuffled(seed=0).images
-    seen, held_out = shuffled[:-HELD_OUT], shuffled[-HELD_OUT:]
-    shape = {"size": config.memory, "queries": config.queries}
-    validation = RecallSampler(held_out, **shape, seed=1)
-    architecture = {"networks": "mlp", "latent_dim": 32, "copies": config.copies, "program": "memory"}
-    torch.manual_seed(config.train.seed)
-    pair = models.build(architecture)
+    all_of_them = config.memory > len(shuffled) - HELD_OUT
+    seen, held_out = (shuffled, shuffled) if all_of_them else (shuffled[:-HELD_OUT], shuffled[-HELD_OUT:])
+    validation = RecallSampler(held_out, size=min(config.memory, HELD_OUT), queries=config.queries, seed=1)
+    pair, identity = build(config)
     facts = train_pair(
         pair,
         make_elbo(config.estimator, config.particles),
-        RecallSampler(seen, **shape, seed=config.train.seed),
+        RecallSampler(
+            seen,
+            size=config.memory,
+            queries=config.queries,
+            seed=config.train.seed,
+            refresh_every=config.refresh_every if config.candidates else None,
+        ),
         config=config.train,
         folder=config.out,
         data="mnist",
-        validation=[validation.sample() for _ in range(4)],
-        identity={n: getattr(config, n) for n in ("memory", "queries", "particles", "estimator")} | architecture,
+        validation=[] if all_of_them else [validation.sample() for _ in range(4)],
+        identity=identity,
         resume=config.resume,
         label="recall",
     )
-    return pair, facts
+    updates = max(1, facts["updates"])
+    each = {"milliseconds_per_update": 1000 * facts["training_seconds"] / updates}
+    return pair, facts | each | {"peak_gib": peak_so_far()}
 
 
 def test(pair: models.Pair, images: LabelledImages, size: int, config: RecallConfig) -> dict[str, Any]:
@@ -132,6 +163,12 @@ def write(content: dict[str, Any], config: RecallConfig) -> None:
         f"training, drawn afresh for each update; K = {config.particles}, {config.estimator}, "
         f"{config.queries} targets per update, no annealing."
     )
+    if config.candidates:
+        trained += (
+            f" An update encodes {config.candidates} entries, found by keys that are made anew "
+            f"at least every {config.refresh_every} updates, and where they were encoded; tests compare with "
+            "every entry."
+        )
     about = (
         f"Nats per image, mean ± standard error over {config.eval_images} targets; the NLL is an upper bound "
         f"from {config.eval_samples} importance samples. A model that only looks up pays log S for KL(a) and "

@@ -95,3 +95,24 @@ def test_copied_pixels_reach_the_logits(random_images):
     entries, z = random_images(5), torch.randn(2, 5, 4)
     expected = plain.decode(z, plain.heads(plain.encode(entries))) + 3 * (2 * entries - 1)
     torch.testing.assert_close(copying.decode(z, copying.heads(copying.encode(entries))), expected)
+
+
+def test_a_memory_of_a_bank_trains_loads_and_resumes(data, tmp_path):
+    arguments = ["--tiny", "--candidates=3", "--refresh-every=2", "--out=a"]
+    result = run(*arguments, data=data, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    content = json.loads((tmp_path / "a" / "results.json").read_text())
+    facts = content["training"]["recall"]
+    assert facts["peak_gib"] > 0
+    assert facts["milliseconds_per_update"] > 0
+    assert [row["memory"] for row in content["tests"]] == [6, 6, 9]
+    assert "An update encodes 3 entries" in (tmp_path / "a" / "report.md").read_text()
+    loaded = run("--tiny", "--load=a/model.pt", "--out=b", data=data, cwd=tmp_path)
+    assert loaded.returncode == 0, loaded.stderr
+    assert json.loads((tmp_path / "b" / "results.json").read_text())["tests"] == content["tests"]
+    resumed = run(*arguments, "--resume", data=data, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    other = run(
+        *arguments[:1], "--candidates=4", "--refresh-every=2", "--out=a", "--resume", data=data, cwd=tmp_path
+    )
+    assert other.stderr.splitlines()[-1].startswith("error: --resume: expected candidates = 3 as in")

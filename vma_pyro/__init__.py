@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vma_pyro.model import Model
     from vma_pyro.networks import ConvNetworks, MLPNetworks, Networks
     from vma_pyro.priors import LearnedAddress, UniformAddress
+    from vma_pyro.retrieval import RetrievalGuide
     from vma_pyro.similarity import CosineSimilarity, InnerProduct
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ __all__ = [
     "Model",
     "Networks",
     "Part",
+    "RetrievalGuide",
     "UniformAddress",
     "load_pretrained",
 ]
@@ -69,9 +71,26 @@ HOMES = {
     "Model": "model",
     "Networks": "networks",
     "Part": "_system.parts",
+    "RetrievalGuide": "retrieval",
     "UniformAddress": "priors",
 }
-ROOMS = ("comparisons", "data", "evaluation", "infer", "models", "training")
+ROOMS = (
+    "comparisons",
+    "data",
+    "evaluation",
+    "guide",
+    "infer",
+    "likelihoods",
+    "memory",
+    "model",
+    "models",
+    "networks",
+    "pretrained",
+    "priors",
+    "program",
+    "similarity",
+    "training",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -54,7 +56,7 @@ class Program(Part, PyroModule):
         memory = Memory.of(memory)
         self.check_arguments(memory, x)
         batch = memory.batch_size or check_number(num_images) if x is None else len(x)
-        memory = memory.encode(self.networks)  # itself, where the guide has prepared it
+        memory = self.encoded(memory, x)  # itself, where the guide has prepared it
         return memory, None if x is None else x.to(memory.dtype), pyro.plate("data", batch, dim=-1)
 
     def prepare(self, *args: Any, **kwargs: Any) -> Arguments:
@@ -74,10 +76,14 @@ class Program(Part, PyroModule):
         memory, x = Memory.of(memory), given.get("x")
         if isinstance(x, Tensor):
             memory.check(x)
-        encoded = memory.encode(self.networks)
+        encoded = self.encoded(memory, x if isinstance(x, Tensor) else None)
         if name in kwargs:
             return Arguments(args, {**kwargs, name: encoded})
         return Arguments((encoded, *args[1:]), kwargs)
+
+    def encoded(self, memory: Memory, x: Tensor | None) -> Encoded:
+        """Have the networks encode the memory, all of it; a guide may encode what it looks for near images x."""
+        return memory.encode(self.networks)
 
     def check_arguments(self, memory: Memory, x: Tensor | None) -> None:
         """Refuse images that do not fit the memory. Which values they may have is for the model to say."""
@@ -85,11 +91,17 @@ class Program(Part, PyroModule):
             memory.check(x)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As `PyroModule`, but under a memory with padding an address that might be padding is refused."""
+        """As `PyroModule`, but an address that might be padding, or an entry that is left out, is refused."""
         memory = args[0] if args else kwargs.get("memory")
-        if not isinstance(memory, Memory) or memory.mask is None:
+        if not isinstance(memory, Memory):
             return super().__call__(*args, **kwargs)
-        with _NoPadding(memory.mask):
+        left_out = getattr(memory, "left_out", None)
+        guard: Any = nullcontext()
+        if memory.mask is not None:
+            guard = _NoPadding(memory.mask)
+        elif left_out is not None:
+            guard = _NotLeftOut(left_out)
+        with guard:
             return super().__call__(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -217,3 +229,21 @@ class _NoPadding(Messenger):
                     f"site 'address': expected no probability on padding (memory.mask), got up to {most:.2g}; "
                     "give its distribution memory.masked(logits)"
                 )
+
+
+class _NotLeftOut(Messenger):
+    """Refuse a distribution of the address that gives probability to entries that are left out."""
+
+    def __init__(self, left_out: Tensor) -> None:
+        super().__init__()
+        self.left_out = left_out
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] != "address" or not looks_at("left out", self.left_out):
+            return
+        most = msg["fn"].log_prob(self.left_out).detach().max().item()
+        if most > -math.inf:
+            raise ValueError(
+                f"site 'address': expected no probability on the entries that are left out (memory.left_out), got "
+                f"up to {math.exp(most):.2g}; give its distribution memory.masked(logits)"
+            )

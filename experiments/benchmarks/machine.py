@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
-import resource
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +16,7 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).parents[1]))  # for `common`, which benchmarks share with the experiments
 
+from common.peak import peak_so_far
 from common.timing import take_turns
 from vma_pyro import cli
 
@@ -54,13 +54,3 @@ def _peak_after(function: Callable[..., object], arguments: Sequence[Any]) -> fl
     cli.set_up()
     function(*arguments)
     return peak_so_far()
-
-
-def peak_so_far() -> float:
-    """GiB of resident memory that this process has needed at most."""
-    # Linux hands the peak that `resource` tells down from the parent; this one is the process's own.
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS

@@ -2,6 +2,7 @@
 
 from vma_pyro.data import glyphs, mnist, omniglot
 from vma_pyro.data.episodes import Episode, EpisodeSampler
+from vma_pyro.data.leave_one_out import LeaveOneOutSampler
 from vma_pyro.data.nested import NestedEpisodes
 from vma_pyro.data.recall import RecallSampler
 from vma_pyro.data.records import Characters, GreyCharacters, LabelledImages
@@ -14,6 +15,7 @@ __all__ = [
     "EpisodeSampler",
     "GreyCharacters",
     "LabelledImages",
+    "LeaveOneOutSampler",
     "NestedEpisodes",
     "RecallSampler",
     "Split",

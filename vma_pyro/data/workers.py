@@ -74,6 +74,14 @@ class Stream(IterableDataset[Any]):
         self._generator.set_state(torch.frombuffer(bytearray(state["_generator"]), dtype=torch.uint8))
 
 
+def check_no_worker(what: str) -> None:
+    """Refuse to draw in a worker what training has to change in its own process."""
+    if get_worker_info() is not None:
+        raise ValueError(
+            f"num_workers: expected 0 for {what}, which training changes in its own process, got workers"
+        )
+
+
 def take_turns(parts: Iterable[T]) -> Iterator[T]:
     """Take every n-th part in one of n workers of a `DataLoader`, all of them elsewhere."""
     worker = get_worker_info()

@@ -102,7 +102,8 @@ class Captured(Loss):
         """As `Loss.gradient`."""
         self.wait -= 1
         on_cpu = memory.device.type == x.device.type == "cpu"
-        replay = self.possible and self.wait < 0 and memory.is_shared and on_cpu
+        plain = type(memory) is Memory and memory.is_shared  # one of a bank chooses what it encodes by values
+        replay = self.possible and self.wait < 0 and plain and on_cpu
         found = self._replayed(memory, x) if replay else self._run(memory, x)
         for parameter, gradient in zip(self.parameters.values(), found.of, strict=True):
             parameter.grad = gradient
