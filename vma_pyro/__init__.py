@@ -20,6 +20,7 @@ from vma_pyro.guide import Guide
 from vma_pyro.likelihoods import BernoulliPixels, ContinuousBernoulli, Likelihood
 from vma_pyro.memory import Memory
 from vma_pyro.memory.index import AddressIndex
+from vma_pyro.memory.lists import InvertedLists
 from vma_pyro.model import Model
 from vma_pyro.networks import ConvNetworks, MLPNetworks, Networks
 from vma_pyro.priors import LearnedAddress, UniformAddress
@@ -35,6 +36,7 @@ __all__ = [
     "CosineSimilarity",
     "Guide",
     "InnerProduct",
+    "InvertedLists",
     "LearnedAddress",
     "Likelihood",
     "MLPNetworks",
