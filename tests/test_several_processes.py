@@ -76,7 +76,6 @@ def test_a_memory_shared_out_answers_as_a_whole_one(found):
 def test_inverted_lists_shared_out_find_what_whole_ones_do(found, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for key_dtype, whole in looked_up(Ranks()).items():
-        assert len({*whole["address"].flatten().tolist()}) < ENTRIES  # some are in no support
         for process in (found[0]["looked_up"][key_dtype], found[1]["looked_up"][key_dtype]):
             for name in ("address", "again", "labels"):
                 assert torch.equal(process[name], whole["address"]), name

@@ -43,8 +43,8 @@ class ListSearch:
     def posterior(self, query: Float[Tensor, "B E"], scale: Tensor) -> NoReturn:
         """Refuse: the entries outside the support have been compared with nothing."""
         raise ValueError(
-            "search: expected None, which compares every key, for the posterior of every entry, got InvertedLists; "
-            "use `top` or `sample`"
+            "search: expected None, which compares every key, for the posterior of every entry, got "
+            "InvertedLists, for which there are `top` and `sample`"
         )
 
     def top(self, query: Float[Tensor, "B E"], scale: Tensor, k: int) -> Addresses:

@@ -37,13 +37,13 @@ class AddressIndex:
     Made by `encode` or `load`. Several processes can hold it together, each a share of the entries; addresses
     count through all of them.
 
-    Without `search` every key is compared with a query, and q(a | x, M) is exact. With `InvertedLists` only those in
-    a few lists are, and q is a guide of its own, renormalised within the entries found (its support). Every bound
-    remains a lower bound of log p(x | M) among all entries: a guide with less support can only leave something out.
-    Exact are then
+    Without `search` every key is compared with a query, and q(a | x, M) is exact. With `InvertedLists` only those
+    in a few lists are, and q is a guide of its own, renormalised within the entries found (its support). Every
+    bound remains a lower bound of log p(x | M) among all entries: a guide with less support can only leave
+    something out. Exact are then
 
-    - the probabilities of q within its support: of the keys in `key_dtype`; with `key_dtype=None` of the keys as the
-      lists hold them, in half precision or as their codes decode;
+    - the probabilities of q within its support: of the keys in `key_dtype`; with `key_dtype=None` of the keys as
+      the lists hold them, in half precision or as their codes decode;
     - p(a | M) of every entry.
 
     Args:
@@ -101,8 +101,8 @@ class AddressIndex:
             entries: images [S, 1, 28, 28] that the model's likelihood takes; binary ones of any type, of which
                 bytes need the least memory.
             labels: class of each entry [S].
-            key_dtype: float32, or bfloat16: half the memory, three digits; None, with `search` alone: keys are kept
-                in the lists alone, and probabilities are those of the keys in there.
+            key_dtype: float32, or bfloat16: half the memory, three digits; None, with `search` alone: keys are
+                kept in the lists alone, and probabilities are those of the keys in there.
             search: how candidates are found, see `InvertedLists` (needs the extra `index`); None: by comparing a
                 query with every key.
             chunk_size: entries in the networks at a time.
@@ -122,7 +122,7 @@ class AddressIndex:
 
     @classmethod
     def load(cls, path: Path, model: Model, guide: Guide, *, shared_out: bool = False) -> AddressIndex:
-        """Read an index; the file is mapped, so that it opens at once and is read as needed (inverted lists at once).
+        """Read an index; the file is mapped, so that it opens at once and is read as needed (lists at once).
 
         Args:
             path: of a file of `save`.

@@ -31,9 +31,10 @@ class InvertedLists:
     """How an index of many millions of entries finds candidates; the support of q(a | x, M) are the best of them.
 
     Args:
-        nlist: lists; None: the largest power of two up to the root of |M|, so that lists grow as their number does.
-        nprobe: lists looked into per query, at most `nlist`; None: 16. More are looked into for a query whose lists
-            hold fewer entries than the support.
+        nlist: lists; None: the largest power of two up to the root of |M|, so that lists grow as their number
+            does.
+        nprobe: lists looked into per query, at most `nlist`; None: 16, or all. More are looked into for a query
+            whose lists hold fewer entries than the support.
         code_size: bytes per key in the lists, product-quantised, a divisor of E; None: half precision, 2 E bytes.
         support: entries per query to which q gives a probability, at most |M|.
 
