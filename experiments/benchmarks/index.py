@@ -91,7 +91,8 @@ def prepare(config: IndexConfig, file: Path) -> dict[str, float]:
     base = images[:, : config.images_per_class].flatten(0, 1).unsqueeze(1)
     stretched = Stretched.of(model, guide, base, moves=config.moves)
     entries = stretched.index((model, guide), config.sizes[0], dtype=torch.float32, search=None)
-    query, scale = entries._query(x)
+    with torch.no_grad():
+        query, scale = entries._query(x)
     truth = {size: exactly(stretched, query, scale, size) for size in config.sizes}
     torch.save({"x": x, "query": query, "scale": scale, "stretched": vars(stretched), "truth": truth}, file)
     moved = stretched.keys[: len(stretched.moves)] + stretched.moves

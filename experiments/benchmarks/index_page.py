@@ -22,9 +22,10 @@ def page(content: dict[str, Any], k: int) -> list[str]:
     rows, about, options = content["rows"], content["about"], content["options"]
     embedding = Spread.of([each["embedding"]["median"] for row in rows for each in row["probed"]])
     return [
-        f"Published model, {options['data']}, one thread; times are of the processor ('s waited': by the clock, on "
-        f"a machine that others used too). {about['images']:,} images are encoded; every further entry repeats one "
-        f"of them, its key moved as a small distortion moves that of some image: by {about['degrees_moved']:.0f} "
+        f"Published model, {options['data']}, one thread; times are of the processor ('s waited': by the clock, "
+        f"on a machine that others used too). {about['images']:,} images are encoded; every further entry repeats "
+        f"one of them, its key moved as a small distortion moves that of some image: by "
+        f"{about['degrees_moved']:.0f} "
         f"degrees in the median, where keys of two images are {about['degrees_apart']:.0f} degrees apart. So "
         f"recall and times are of keys like real ones, not of {max(r['memory'] for r in rows):,} real images. "
         f"q(a | x) is the softmax of {about['scale']:.1f} times the cosine. {options['queries']} queries, images "
@@ -36,8 +37,8 @@ def page(content: dict[str, Any], k: int) -> list[str]:
         f"nats per image, mean and standard error over {options['bounds']} images, of the sum over the top "
         f"{options['top']} entries with {options['num_samples']} z each, and of as many draws from q(a | x); the "
         "draws differ, so the latter is noisy, and above or below zero by chance where no mass is lost. Lists "
-        "keep no other keys unless it is said. Bytes an entry: of keys, codes, addresses and p(a | M); an image of "
-        f"{IMAGE} bytes stands in the file beside it.",
+        "keep no other keys unless it is said. Bytes an entry: of keys, codes, addresses and p(a | M); an image "
+        f"of {IMAGE} bytes stands in the file beside it.",
         costs(rows, options["nprobe"][1]),
         "## Lists looked into",
         "More lists find more and cost more; the default is "
