@@ -43,12 +43,15 @@ def page(content: dict[str, Any], k: int) -> list[str]:
         "## Lists looked into",
         "More lists find more and cost more; the default is "
         f"{options['nprobe'][1]}. Lists here: {', '.join(f'{n:,}' for n in options['nlist'])}; where nothing is "
-        "said the package takes the largest power of two up to the root of |M|.",
+        "said the package takes the largest power of two up to the root of |M|. Mass that more lists do not bring "
+        "back is lost to the size of the support; a larger `support` does.",
         probes(rows),
         f"## On paper: {HUGE:,} entries",
-        "**An estimate, not a measurement**: costs a + b nlist + c nprobe |M| / nlist of a query, and "
-        "u |M| + v nlist (|M| + 640 nlist) of building, fitted to the rows above and shared out; nothing of the "
-        "network between the processes is in it (12 bytes per entry of the support from each, once a query). "
+        "**An estimate, not a measurement**: a query costs a + b nlist + c nprobe |M| / nlist, building "
+        "w + u |M| + v nlist (|M| + 640 nlist); b and v are the same for both kinds of lists, w is 0 without "
+        "codes. Fitted to the rows above, of which none has more than "
+        f"{max(options['nlist']):,} lists (so b is the least certain), and shared out. Nothing of the network "
+        "between the processes is in it (12 bytes per entry of the support from each, once a query). "
         f"{lists_of(HUGE):,} lists.",
         on_paper(rows),
     ]
@@ -108,28 +111,37 @@ def lists_of(size: int) -> int:
 
 def on_paper(rows: Rows) -> str:
     """The third table."""
-    cells = []
-    for kind in ("lists, half precision", "lists, codes"):
-        own = [row for row in rows if row["kind"] == kind]
-        asked = [
-            ([1, row["nlist"], each["nprobe"] * row["memory"] / row["nlist"]], each["one_query"]["median"])
-            for row in own
-            for each in row["probed"]
-        ]
-        built = [
-            ([row["memory"], row["nlist"] * (row["memory"] + LEARNED * row["nlist"])], row["build_seconds"])
-            for row in own
-        ]
-        query, building = fitted(asked), fitted(built)
-        nlist = lists_of(HUGE)
+    kinds = ("lists, half precision", "lists, codes")
+    asked, built = [], []
+    for which, kind in enumerate(kinds):
+        for row in (row for row in rows if row["kind"] == kind):
+            size, nlist = row["memory"], row["nlist"]
+            built.append((build_units(which, size, nlist), row["build_seconds"]))
+            for each in row["probed"]:
+                asked.append((query_units(which, size, nlist, each["nprobe"]), each["one_query"]["median"]))
+    query, building = fitted(asked), fitted(built)
+    cells, nlist = [], lists_of(HUGE)
+    for which, kind in enumerate(kinds):
+        entry = max((row for row in rows if row["kind"] == kind), key=lambda row: row["memory"])["bytes"]
         for shares in SHARES:
             size = HUGE / shares
-            hours = dot(building, [size, nlist * (size + LEARNED * nlist)]) / 3600
-            times = [f"{dot(query, [1, nlist, nprobe * size / nlist]):.2g}" for nprobe in (16, 64)]
-            memory = own[-1]["bytes"] * size / 2**30
-            cells.append([kind, shares, f"{memory:.1f}", f"{IMAGE * size / 2**30:.0f}", *times, f"{hours:.2g}"])
+            hours = dot(building, build_units(which, size, nlist)) / 3600
+            times = [f"{dot(query, query_units(which, size, nlist, nprobe)):.0f}" for nprobe in (16, 64)]
+            images = f"{IMAGE * size / 2**30:.0f}"
+            cells.append([kind, shares, f"{entry * size / 2**30:.1f}", images, *times, f"{hours:.1f}"])
     head = ["index", "processes", "GiB of memory each", "GiB of images each, in files"]
     return table([*head, "ms, 16 lists", "ms, 64 lists", "hours to build, keys at hand"], cells)
+
+
+def query_units(which: int, size: float, nlist: int, nprobe: int) -> list[float]:
+    """A query of each kind, keys of each kind looked at, and centroids."""
+    scanned = nprobe * size / nlist
+    return [which == 0, which == 1, scanned * (which == 0), scanned * (which == 1), nlist]
+
+
+def build_units(which: int, size: float, nlist: int) -> list[float]:
+    """Keys of each kind, codebooks, and products of keys and centroids."""
+    return [size * (which == 0), size * (which == 1), which == 1, nlist * (size + LEARNED * nlist)]
 
 
 def fitted(points: list[tuple[list[float], float]]) -> list[float]:
@@ -138,7 +150,7 @@ def fitted(points: list[tuple[list[float], float]]) -> list[float]:
     scale = (units / cost[:, None]).abs().max(0).values
     a = units / cost[:, None] / scale
     found = torch.zeros(a.shape[1], dtype=torch.float64)
-    for _ in range(10_000):  # projected gradient: three unknowns
+    for _ in range(10_000):  # projected gradient: five unknowns
         found = (found - a.T @ (a @ found - 1) / (a * a).sum()).clamp(min=0)
     return (found / scale).tolist()
 
