@@ -11,8 +11,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from figures import BenchmarkConfig, write
@@ -22,7 +23,7 @@ from stretched import Repeating, Stretched, angle_between
 from tqdm import tqdm
 
 from common.timing import Spread
-from vma_pyro import InvertedLists, cli, load_pretrained
+from vma_pyro import Guide, InvertedLists, Model, cli, load_pretrained
 from vma_pyro.data import glyphs, omniglot
 from vma_pyro.evaluation import large_log_likelihood
 from vma_pyro.memory.addresses import best_of_both
@@ -64,7 +65,13 @@ class IndexConfig(BenchmarkConfig):
 def main(config: IndexConfig) -> None:
     """Measure and write."""
     if config.tiny:
-        small = {"sizes": (300, 500), "nlist": (4, 8), "nprobe": (1, 2, 4), "images_per_class": 6, "moves": 40}
+        small: dict[str, Any] = {
+            "sizes": (300, 500),
+            "nlist": (4, 8),
+            "nprobe": (1, 2, 4),
+            "images_per_class": 6,
+            "moves": 40,
+        }
         config = replace(config, **small, queries=3, bounds=2, top=4, num_samples=2, data="glyphs")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -77,9 +84,14 @@ def main(config: IndexConfig) -> None:
     write(config.output, "index", "Very large memories", content, page(content, K), device=torch.device("cpu"))
 
 
+def published() -> tuple[Model, Guide]:
+    """The model that comes with the package."""
+    return cast("tuple[Model, Guide]", load_pretrained())
+
+
 def prepare(config: IndexConfig, file: Path) -> dict[str, float]:
     """Encode images, and find what exact addressing says of every size; both go to the file."""
-    model, guide = load_pretrained()
+    model, guide = published()
     if config.data == "omniglot":
         whole = torch.from_numpy(omniglot.load(config.data_dir, split="background").images)
         other = torch.from_numpy(omniglot.load(config.data_dir, split="evaluation").images)
@@ -123,7 +135,7 @@ def measured(kind: str, config: IndexConfig, file: Path) -> list[dict[str, Any]]
     cli.set_up()  # the process may be a new one
     torch.set_num_threads(1)
     given = torch.load(file, weights_only=True)
-    stretched, programs = Stretched(**given["stretched"]), load_pretrained()
+    stretched, programs = Stretched(**given["stretched"]), published()
     rows = []
     for size, nlist in zip(config.sizes, config.nlist, strict=True):
         code_size = config.code_size if kind == "lists, codes" else None
@@ -165,7 +177,7 @@ def look_up(index: Repeating, given: dict[str, Any]) -> dict[str, Any]:
     query, scale, search = given["query"], given["scale"], index._search  # a query's key is made beforehand
     address = search.top(query, scale, K).address
     recall = (address[:, :, None] == truth["address"][:, None]).any(2).float().mean(1)
-    one = [timed(lambda q=q: search.top(q, scale, K)) for q in query[:32].split(1)]
+    one = [timed(partial(search.top, q, scale, K)) for q in query[:32].split(1)]
     many = [timed(lambda: search.top(query, scale, K)) / len(query) for _ in range(3)]
     seconds = {"one_query": one, "each_of_many": many, "embedding": [timed(lambda: index._query(x[:1]))]}
     found = {name: Spread.of([1e3 * s for s in each])._asdict() for name, each in seconds.items()}

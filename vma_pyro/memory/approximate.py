@@ -60,15 +60,28 @@ class ListSearch:
 
     def _found(self, query: Tensor, scale: Tensor) -> Addresses:
         """Find the whole support, the best of what all processes find, most probable first."""
-        score, row = self.lists.search(query)
-        mine = scale * (score if self.keys is None else self._compared(query, row, self.keys))
+        nprobe = self.lists.nprobe
+        best, address = self._best(query, scale, nprobe)
+        # An entry that is not there must not be counted as one: look further until there are enough.
+        while bool((few := (best == -math.inf).any(1)).any()):
+            if nprobe >= int(self.lists.found.nlist):
+                raise ValueError("guide: expected a similarity with finite logits, got infinite ones")
+            nprobe *= 2
+            best[few], address[few] = self._best(query[few], scale, nprobe)
+        return Addresses(address, best.log_softmax(1))
+
+    def _best(self, query: Tensor, scale: Tensor, nprobe: int) -> tuple[Float[Tensor, "B P"], Int[Tensor, "B P"]]:
+        """Logits and addresses of the best entries in these lists of all processes; -inf where there are fewer."""
+        score, row = self.lists.search(query, nprobe)
+        logit = scale * (score if self.keys is None else self._compared(query, row.clamp(min=0), self.keys))
+        mine = logit.masked_fill(row < 0, -math.inf)
         missing = self.support - mine.shape[1]  # where this process has fewer entries than that
         values, addresses = (
             torch.cat(self.ranks.gather(each), 1)
             for each in (F.pad(mine, (0, missing), value=-math.inf), F.pad(row + self.offset, (0, missing)))
         )
         best, order = values.topk(self.support, dim=1)
-        return Addresses(addresses.gather(1, order), best.log_softmax(1))
+        return best, addresses.gather(1, order)
 
     def _compared(
         self, query: Float[Tensor, "B E"], row: Int[Tensor, "B P"], keys: Float[Tensor, "S E"]

@@ -124,12 +124,12 @@ class Lists:
         """Bytes of the entries in the lists: code and address of each."""
         return int(self.found.ntotal) * (int(self.found.code_size) + 8)
 
-    def search(self, query: Float[Tensor, "B E"]) -> tuple[Float[Tensor, "B P"], Int[Tensor, "B P"]]:
-        """Find the P entries with the largest inner products among those of the lists looked into.
+    def search(self, query: Float[Tensor, "B E"], nprobe: int) -> tuple[Float[Tensor, "B P"], Int[Tensor, "B P"]]:
+        """Find the P entries with the largest inner products among those of the `nprobe` lists looked into.
 
         Returns:
-            The inner products with the keys as the lists hold them, and rows of this process; P is the support, or
-            all entries of this process if they are fewer.
+            The inner products with the keys as the lists hold them, and rows of this process, -1 where the lists
+            hold fewer; P is the support, or all entries of this process if they are fewer.
 
         Raises:
             ValueError: queries that are not finite.
@@ -137,15 +137,10 @@ class Lists:
         faiss = faiss_of("search")
         if not bool(query.isfinite().all()):
             raise ValueError("x: expected keys of the images that are finite, got others")
-        number, nprobe = min(self.support, int(self.found.ntotal)), min(self.nprobe, int(self.found.nlist))
-        score, row = torch.empty(len(query), number), torch.full((len(query), number), -1)
-        # An entry that is not there must not be counted as one: look further until there are enough.
-        while bool((missing := (row < 0).any(1)).any()):
-            parameters = faiss.SearchParametersIVF(nprobe=nprobe)
-            found = self.found.search(query[missing].contiguous().numpy(), number, params=parameters)
-            score[missing], row[missing] = (torch.from_numpy(each) for each in found)
-            nprobe = min(2 * nprobe, int(self.found.nlist))
-        return score, row
+        number = min(self.support, int(self.found.ntotal))
+        parameters = faiss.SearchParametersIVF(nprobe=min(nprobe, int(self.found.nlist)))
+        score, row = self.found.search(query.contiguous().numpy(), number, params=parameters)
+        return torch.from_numpy(score), torch.from_numpy(row)
 
     def tensors(self) -> dict[str, Any]:
         """Return all of it as tensors and numbers, for a file."""
