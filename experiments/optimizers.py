@@ -8,6 +8,8 @@ alphabets; the test alphabets are not looked at. Writes results.json, report.md 
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import copy
 import statistics
 from collections.abc import Callable, Sequence

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-import vma_pyro.memory.index
+import vma_pyro.memory.exact
 from vma_pyro import (
     AddressIndex,
     ContinuousBernoulli,
@@ -28,7 +28,7 @@ B, S = 3, 11
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(vma_pyro.memory.index, "CHUNK", 4)  # three chunks, the last one shorter
+    monkeypatch.setattr(vma_pyro.memory.exact, "CHUNK", 4)  # three chunks, the last one shorter
 
 
 def build(similarity=None, learned=False):

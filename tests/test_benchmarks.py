@@ -7,7 +7,7 @@ import processes
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "benchmarks"
-HELPERS = {"contenders", "figures", "machine", "reference", "step_page", "update"}
+HELPERS = {"contenders", "figures", "index_page", "machine", "reference", "step_page", "stretched", "update"}
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
 
 

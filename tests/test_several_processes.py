@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from two_processes import ENTRIES, addressed, episodes, gradients
+from two_processes import ENTRIES, addressed, episodes, gradients, looked_up
 
 from vma_pyro._system.ranks import Ranks
 from vma_pyro.training.processes import take_share
@@ -71,6 +71,20 @@ def test_a_memory_shared_out_answers_as_a_whole_one(found):
         for name in ("drawn", "drawn_prior"):  # the same addresses in both processes, from both shares
             assert torch.equal(process[name], found[0]["addressed"][name])
             assert 0 <= process[name].min() < 9 <= process[name].max() < ENTRIES
+
+
+def test_inverted_lists_shared_out_find_what_whole_ones_do(found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for key_dtype, whole in looked_up(Ranks()).items():
+        for process in (found[0]["looked_up"][key_dtype], found[1]["looked_up"][key_dtype]):
+            for name in ("address", "again", "labels"):
+                assert torch.equal(process[name], whole["address"]), name
+            for name in ("log_prob", "log_prior"):
+                torch.testing.assert_close(process[name], whole[name])
+            torch.testing.assert_close(process["bound"], whole["bound"], atol=1e-3, rtol=0)
+            assert torch.equal(process["drawn"], found[0]["looked_up"][key_dtype]["drawn"])
+            assert (process["drawn"][..., None] == whole["address"][:, None]).any(-1).all()
+            assert 0 <= process["drawn"].min() < 9 <= process["drawn"].max() < ENTRIES
 
 
 def test_images_that_cannot_be_shared_out_equally_are_refused():

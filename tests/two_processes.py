@@ -8,7 +8,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
-from vma_pyro import AddressIndex, Guide, LearnedAddress, MLPNetworks, Model
+from vma_pyro import AddressIndex, Guide, InvertedLists, LearnedAddress, MLPNetworks, Model
 from vma_pyro._system import checkpoint
 from vma_pyro._system.metrics import read_metrics
 from vma_pyro._system.ranks import Ranks
@@ -105,15 +105,20 @@ def trained(folder, updates, *, resume=False, session_minutes=None):
     }
 
 
-def addressed(ranks):
-    """A memory shared out over the processes, and what it answers."""
+def shared_out(ranks, **options):
+    """An index that is shared out over the processes, in unequal shares, and queries."""
     model, guide = programs(learned=True)
     images = torch.rand(ENTRIES + 4, 1, 28, 28, generator=torch.Generator().manual_seed(0)).lt(0.2)
     entries, x = images[:ENTRIES], images[ENTRIES:].float()
     labels = torch.arange(ENTRIES)
     first = 9 if ranks.size > 1 else ENTRIES  # unequal shares
     mine = slice(0, first) if ranks.rank == 0 else slice(first, None)
-    index = AddressIndex.encode(model, guide, entries[mine], labels[mine], shared_out=True)
+    return AddressIndex.encode(model, guide, entries[mine], labels[mine], shared_out=True, **options), x
+
+
+def addressed(ranks):
+    """A memory shared out over the processes, and what it answers."""
+    index, x = shared_out(ranks)
     top = index.top(x, 12)
     return {
         "size": index.size,
@@ -129,6 +134,27 @@ def addressed(ranks):
     }
 
 
+def looked_up(ranks):
+    """The same memory in inverted lists: fewer are looked into than hold entries of both processes."""
+    search = InvertedLists(nlist=4, nprobe=2, support=11)
+    found = {}
+    for key_dtype in (torch.float32, None):
+        index, x = shared_out(ranks, search=search, key_dtype=key_dtype)
+        top = index.top(x, 11)
+        index.kept.save(Path(f"lists-{ranks.rank}.pt"))
+        again = AddressIndex.load(Path(f"lists-{ranks.rank}.pt"), index.model, index.guide, shared_out=True)
+        found[key_dtype] = {
+            "address": top.address,
+            "again": again.top(x, 11).address,
+            "log_prob": top.log_prob,
+            "labels": index.part(top.address).labels,
+            "log_prior": index.log_prior(top.address),
+            "drawn": index.sample(x, 300).address,
+            "bound": large_log_likelihood(index, x, num_samples=500, top=11),
+        }
+    return found
+
+
 def everything(folder):
     pyro.settings.set(module_local_params=True)
     torch.set_num_threads(1)
@@ -141,6 +167,7 @@ def everything(folder):
         "trained": trained(folder / "whole", 8),
         "resumed": trained(interrupted, 8, resume=True),
         "addressed": addressed(ranks),
+        "looked_up": looked_up(ranks),
     }
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vma_pyro.likelihoods import BernoulliPixels, ContinuousBernoulli, Likelihood
     from vma_pyro.memory import Memory
     from vma_pyro.memory.index import AddressIndex
+    from vma_pyro.memory.lists import InvertedLists
     from vma_pyro.model import Model
     from vma_pyro.networks import ConvNetworks, MLPNetworks, Networks
     from vma_pyro.priors import LearnedAddress, UniformAddress
@@ -42,6 +43,7 @@ __all__ = [
     "CosineSimilarity",
     "Guide",
     "InnerProduct",
+    "InvertedLists",
     "LearnedAddress",
     "Likelihood",
     "MLPNetworks",
@@ -64,6 +66,7 @@ HOMES = {
     "CosineSimilarity": "similarity",
     "Guide": "guide",
     "InnerProduct": "similarity",
+    "InvertedLists": "memory.lists",
     "LearnedAddress": "priors",
     "Likelihood": "likelihoods",
     "MLPNetworks": "networks",

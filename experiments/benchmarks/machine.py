@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ sys.path.append(str(Path(__file__).parents[1]))  # for `common`, which benchmark
 from common.peak import peak_so_far
 from common.timing import take_turns
 from vma_pyro import cli
+
+T = TypeVar("T")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -45,9 +47,14 @@ def rates(device: torch.device, *, size: int = 2048, repetitions: int = 20) -> d
 
 def peak_memory(function: Callable[..., object], *arguments: Any) -> float:
     """GiB of resident memory that a process of its own needs at most to run a function of a module."""
+    return in_own_process(_peak_after, function, arguments)
+
+
+def in_own_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function of a module in a process of its own, whose memory holds nothing else."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as process:
-        return process.submit(_peak_after, function, arguments).result()
+        return process.submit(function, *arguments).result()
 
 
 def _peak_after(function: Callable[..., object], arguments: Sequence[Any]) -> float:

@@ -7,6 +7,8 @@ make all keys anew is told beside.
 
 from __future__ import annotations
 
+from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before Torch: --help needs none
+
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace

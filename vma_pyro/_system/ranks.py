@@ -61,6 +61,10 @@ class Ranks:
         torch.distributed.all_gather(values, value.contiguous())
         return values
 
+    def log_sum(self, value: Tensor) -> Tensor:
+        """Add up what the processes hold, given the logarithms of their sums."""
+        return torch.stack(self.gather(value)).logsumexp(0)
+
     def first(self, value: Tensor) -> Tensor:
         """Send the value of process 0 to all."""
         if self.size > 1:

@@ -1,4 +1,4 @@
-"""Bounds and new images from an index of a million entries."""
+"""Bounds and new images from an index of millions of entries."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ def large_log_likelihood(
     .. math:: \log \frac1N \sum_n \sum_{a \in \mathrm{top}_k}
               p(a \mid M) \frac{p(x, z_{na} \mid m_a)}{q(z_{na} \mid x, m_a)}.
 
+    An index with inverted lists draws from its support alone: what it leaves out can only add as well.
+
     Args:
         index: of the entries, with the model and guide that made it.
         x: images [B, 1, 28, 28].
@@ -52,8 +54,8 @@ def large_log_likelihood(
         The bound [B], in nats per image.
 
     Raises:
-        ValueError: N below 1, k outside 1 to |M|, no images, NaN in x, other parameters than those that made the
-            keys.
+        ValueError: N below 1, k outside 1 to |M| or to the support of inverted lists, no images, NaN in x, other
+            parameters than those that made the keys.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")

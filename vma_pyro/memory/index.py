@@ -1,16 +1,12 @@
-"""An index of a million entries: encoded once, addressed exactly, read in small parts.
+"""An index of millions of entries: encoded once, addressed exactly or by inverted lists, read in small parts.
 
 Training sees tens of entries, a test thousands; here the keys of all entries are kept and compared with a query in
 chunks, so that working memory does not grow with |M|. What follows happens in small memories of the entries that a
 query has drawn or likes best, with plain `Model` and `Guide`.
-
-(Over 250 lines, of one class: a good part of them says shapes, and what is refused.)
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +16,13 @@ from torch import Tensor
 
 from vma_pyro._system.at_rest import at_rest
 from vma_pyro._system.ranks import Ranks
-from vma_pyro.memory.addresses import Addresses, best_of_both
+from vma_pyro.memory.addresses import Addresses
+from vma_pyro.memory.approximate import ListSearch
 from vma_pyro.memory.comparable import check_comparable
+from vma_pyro.memory.exact import ExactSearch
 from vma_pyro.memory.fingerprint import fingerprint_of, kinds_of, sums_of
-from vma_pyro.memory.keys import CHUNK, Keys
+from vma_pyro.memory.keys import Keys
+from vma_pyro.memory.lists import InvertedLists
 from vma_pyro.memory.memory import Memory
 from vma_pyro.memory.selected import SelectedMemory
 
@@ -38,6 +37,15 @@ class AddressIndex:
     Made by `encode` or `load`. Several processes can hold it together, each a share of the entries; addresses
     count through all of them.
 
+    Without `search` every key is compared with a query, and q(a | x, M) is exact. With `InvertedLists` only those
+    in a few lists are, and q is a guide of its own, renormalised within the entries found (its support). Every
+    bound remains a lower bound of log p(x | M) among all entries: a guide with less support can only leave
+    something out. Exact are then
+
+    - the probabilities of q within its support: of the keys in `key_dtype`; with `key_dtype=None` of the keys as
+      the lists hold them, in half precision or as their codes decode;
+    - p(a | M) of every entry.
+
     Args:
         model, guide: the programs. Where their parameters are others than those that made the keys, every question
             is refused.
@@ -51,9 +59,21 @@ class AddressIndex:
     def __init__(self, model: Model, guide: Guide, kept: Keys, ranks: Ranks | None = None) -> None:
         self.model, self.guide, self.kept = model, guide, kept
         self.ranks = ranks = ranks or Ranks()
-        shares = [int(n) for n in ranks.gather(torch.tensor([len(kept.entries)]))]
+        support = 0 if kept.lists is None else kept.lists.support
+        shares, supports = torch.stack(ranks.gather(torch.tensor([len(kept.entries), support]))).T.tolist()
+        if len(set(supports)) > 1:
+            raise ValueError(f"kept: expected one search in all processes, got supports {supports} (0: exact)")
         self.size, self._offset = sum(shares), sum(shares[: ranks.rank])
-        self._most_chunks = math.ceil(max(shares) / CHUNK)
+        self._search: ExactSearch | ListSearch
+        if kept.lists is not None:
+            if (held := int(kept.lists.found.ntotal)) != len(kept.entries):
+                raise ValueError(f"kept: expected lists of its {len(kept.entries)} entries, got {held}")
+            self._search = ListSearch(kept.lists, kept.keys, shares, ranks)
+        elif kept.keys is not None:
+            self._search = ExactSearch(kept.keys, shares, ranks)
+        else:
+            raise ValueError("kept: expected keys or lists of them, got neither")
+        self._prior_sum: Tensor | None = None  # of all entries: costs more than the query itself
         self._seen: tuple[list[str], Tensor] | None = None  # of parameters whose fingerprint has been compared
         self._check_parameters()
         with at_rest(model, guide):
@@ -67,7 +87,8 @@ class AddressIndex:
         entries: Tensor,
         labels: Tensor | None = None,
         *,
-        key_dtype: torch.dtype = torch.float32,
+        key_dtype: torch.dtype | None = torch.float32,
+        search: InvertedLists | None = None,
         chunk_size: int = 2048,
         shared_out: bool = False,
         show_progress: bool = False,
@@ -80,7 +101,10 @@ class AddressIndex:
             entries: images [S, 1, 28, 28] that the model's likelihood takes; binary ones of any type, of which
                 bytes need the least memory.
             labels: class of each entry [S].
-            key_dtype: float32, or bfloat16: half the memory, three digits.
+            key_dtype: float32, or bfloat16: half the memory, three digits; None, with `search` alone: keys are
+                kept in the lists alone, and probabilities are those of the keys in there.
+            search: how candidates are found, see `InvertedLists` (needs the extra `index`); None: by comparing a
+                query with every key.
             chunk_size: entries in the networks at a time.
             shared_out: the entries are this process's share of a memory that all processes of `torch.distributed`
                 hold together.
@@ -89,16 +113,16 @@ class AddressIndex:
         Raises:
             ValueError: no entries, images of another shape or of values that the likelihood cannot score, labels
                 of another shape, a similarity that cannot be computed in chunks, programs whose address cannot be
-                looked up by keys.
+                looked up by keys; a search without faiss, or with numbers that do not fit the entries.
         """
         ranks = Ranks.present() if shared_out else Ranks()
-        options: Any = {"key_dtype": key_dtype, "chunk_size": chunk_size, "show_progress": show_progress}
-        kept = Keys.encode(model, guide, entries, labels, ranks=ranks, **options)
+        options: Any = {"key_dtype": key_dtype, "search": search, "chunk_size": chunk_size}
+        kept = Keys.encode(model, guide, entries, labels, ranks=ranks, show_progress=show_progress, **options)
         return cls(model, guide, kept, ranks)
 
     @classmethod
     def load(cls, path: Path, model: Model, guide: Guide, *, shared_out: bool = False) -> AddressIndex:
-        """Read an index; the file is mapped, so that it opens at once and is read as needed.
+        """Read an index; the file is mapped, so that it opens at once and is read as needed (lists at once).
 
         Args:
             path: of a file of `save`.
@@ -106,7 +130,7 @@ class AddressIndex:
             shared_out: the file is this process's share.
 
         Raises:
-            ValueError: damaged, no such index, or made by other parameters.
+            ValueError: damaged, no such index, made by other parameters, or with inverted lists without faiss.
             FileNotFoundError: no such file.
         """
         return cls(model, guide, Keys.load(path), Ranks.present() if shared_out else Ranks())
@@ -135,43 +159,32 @@ class AddressIndex:
 
         Args:
             x: images [B, 1, 28, 28].
+
+        Raises:
+            ValueError: an index with inverted lists, which knows q within its support alone.
         """
-        logits = torch.empty(len(x), len(self.kept.entries))
-        for chunk, part in enumerate(self._logits(x)):
-            logits[:, chunk * CHUNK : (chunk + 1) * CHUNK] = part
-        return logits.sub_(self._log_sum(logits.logsumexp(1)[:, None]))
+        return self._search.posterior(*self._query(x))
 
     @torch.no_grad()
     def top(self, x: Tensor, k: int) -> Addresses:
-        """The k most probable entries of each image, exactly, most probable first.
+        """The k most probable entries of each image, most probable first; exactly, without inverted lists.
 
         Working memory does not depend on |M|.
 
         Args:
             x: images [B, 1, 28, 28].
-            k: entries per image, at most |M|.
+            k: entries per image, at most |M|, or the support of the inverted lists.
 
         Raises:
-            ValueError: k outside 1 to |M|; other parameters than those that made the keys.
+            ValueError: k outside of that; other parameters than those that made the keys.
         """
-        if not 1 <= k <= self.size:
-            raise ValueError(f"k: expected 1 to {self.size}, the entries of the memory, got {k}")
-        best = torch.full((len(x), k), -math.inf)
-        where = torch.zeros(len(x), k, dtype=torch.long)
-        total = torch.full((len(x),), -math.inf)
-        for chunk, part in enumerate(self._logits(x)):
-            total = torch.logaddexp(total, part.logsumexp(1))
-            values, at = part.topk(min(k, part.shape[1]), dim=1)
-            best, where = best_of_both(best, where, values, at + chunk * CHUNK + self._offset)
-        values, addresses = (torch.cat(self.ranks.gather(mine), 1) for mine in (best, where))
-        best, order = values.topk(k, dim=1)
-        return Addresses(addresses.gather(1, order), best - self._log_sum(total[:, None]))
+        if not 1 <= k <= self._search.support:
+            raise ValueError(f"k: expected 1 to {self._search.support}, {self._search.whose}, got {k}")
+        return self._search.top(*self._query(x), k)
 
     @torch.no_grad()
     def sample(self, x: Tensor, num_samples: int) -> Addresses:
         """Addresses drawn from q(a | x, M), with replacement; working memory does not depend on |M|.
-
-        First a chunk by its total probability, then an entry of that chunk.
 
         Args:
             x: images [B, 1, 28, 28].
@@ -179,25 +192,7 @@ class AddressIndex:
         """
         if num_samples < 1:
             raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-        mine = torch.full((len(x), self._most_chunks), -math.inf)
-        for chunk, part in enumerate(self._logits(x)):
-            mine[:, chunk] = part.logsumexp(1)
-        totals = torch.cat(self.ranks.gather(mine), 1)  # [B, chunks of all processes]
-        chosen = self.ranks.first(torch.multinomial(totals.softmax(1), num_samples, replacement=True))
-        address, logit = torch.zeros_like(chosen), torch.zeros(chosen.shape)
-        first = self.ranks.rank * self._most_chunks
-        query, scale = self._query(x)
-        for chunk in range(math.ceil(len(self.kept.entries) / CHUNK)):
-            here = chosen == first + chunk
-            if not bool(here.any()):
-                continue
-            logits = self._compare(query, scale, chunk)
-            within = torch.multinomial(logits.softmax(1), num_samples, replacement=True)
-            address[here] = (within + chunk * CHUNK + self._offset)[here]
-            logit[here] = logits.gather(1, within)[here]
-        # Each address was drawn by the process that holds it; the others have added nothing.
-        log_prob = self.ranks.sum(logit) - totals.logsumexp(1, keepdim=True)
-        return Addresses(self.ranks.sum(address), log_prob)
+        return self._search.sample(*self._query(x), num_samples)
 
     @torch.no_grad()
     def sample_prior(self, num_samples: int) -> Int[Tensor, " N"]:
@@ -226,19 +221,15 @@ class AddressIndex:
         self._check_parameters()
         here, held = self._here(address)
         logits = self.ranks.sum(torch.where(held, self.kept.prior[here], 0.0))
-        return logits - self._log_sum(self.kept.prior.logsumexp(0)[None])
+        if self._prior_sum is None:
+            self._prior_sum = self.ranks.log_sum(self.kept.prior.logsumexp(0)[None])
+        return logits - self._prior_sum
 
     def _here(self, address: Tensor) -> tuple[Tensor, Tensor]:
         """Find addresses among this process's entries (0 where it has another one's), and tell which it has."""
         here = address - self._offset
         held = (here >= 0) & (here < len(self.kept.entries))
         return torch.where(held, here, 0), held
-
-    def _logits(self, x: Tensor) -> Iterator[Float[Tensor, "B chunk"]]:
-        """Unnormalised log q(a | x, M) of this process's entries, chunk after chunk."""
-        query, scale = self._query(x)
-        for chunk in range(math.ceil(len(self.kept.entries) / CHUNK)):
-            yield self._compare(query, scale, chunk)
 
     def _query(self, x: Tensor) -> tuple[Float[Tensor, "B E"], Tensor]:
         """The embedded queries, and the factor on the inner products."""
@@ -248,14 +239,6 @@ class AddressIndex:
             query = self.guide.networks.query(x).key
             embedded = similarity.embed(query, self.kept.centre.to(query.device))
         return embedded.cpu().float(), similarity.log_scale.exp().cpu().float()  # in 32 bits, like the prior
-
-    def _compare(self, query: Tensor, scale: Tensor, chunk: int) -> Float[Tensor, "B chunk"]:
-        # In float32 whatever the keys: products rounded to bfloat16 would tie entries.
-        return scale * (query @ self.kept.keys[chunk * CHUNK : (chunk + 1) * CHUNK].float().T)
-
-    def _log_sum(self, mine: Float[Tensor, "B one"]) -> Float[Tensor, "B one"]:
-        """Add what the processes hold up, given the logarithms of their sums."""
-        return torch.stack(self.ranks.gather(mine)).logsumexp(0)
 
     def _check_parameters(self) -> None:
         # A fingerprint costs as much as a query: those seen before are known by what is cheap to see of them.

@@ -16,13 +16,14 @@ from vma_pyro._system import checkpoint
 from vma_pyro._system.at_rest import at_rest
 from vma_pyro._system.ranks import Ranks
 from vma_pyro.memory.fingerprint import fingerprint_of
+from vma_pyro.memory.lists import InvertedLists, Lists, faiss_of
 from vma_pyro.memory.memory import Memory
 
 if TYPE_CHECKING:  # the programs are above; here they are only known by their parts
     from vma_pyro.guide import Guide
     from vma_pyro.model import Model
 
-CHUNK = 16384  # entries compared at a time: 8 MB of keys
+CHUNK = 16384  # keys embedded at a time: 8 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,18 +33,21 @@ class Keys:
     Args:
         entries: images [S, 1, 28, 28]; binary ones with a byte per pixel.
         labels: class of each entry [S], or None.
-        keys: what the guide's similarity compares with a query, [S, E], float32 or bfloat16.
+        keys: what the guide's similarity compares with a query, [S, E], float32 or bfloat16; None: kept in the
+            lists alone.
         centre: mean key of the entries [E], before the similarity embeds it.
         prior: logits of p(a | M) [S].
         fingerprint: of the parameters that made all this.
+        lists: the keys in inverted lists; None: a query is compared with every key.
     """
 
     entries: Shaped[Tensor, "S C height width"]
     labels: Int[Tensor, " S"] | None
-    keys: Float[Tensor, "S E"]
+    keys: Float[Tensor, "S E"] | None
     centre: Float[Tensor, " E"]
     prior: Float[Tensor, " S"]
     fingerprint: str
+    lists: Lists | None = None
 
     @classmethod
     @torch.no_grad()
@@ -54,13 +58,14 @@ class Keys:
         entries: Tensor,
         labels: Tensor | None,
         *,
-        key_dtype: torch.dtype,
+        key_dtype: torch.dtype | None,
+        search: InvertedLists | None,
         chunk_size: int,
         ranks: Ranks,
         show_progress: bool,
     ) -> Keys:
         """Compute the keys of all entries; arguments and errors as of `AddressIndex.encode`."""
-        _check(guide, entries, labels, key_dtype)
+        _check(guide, entries, labels, key_dtype, search)
         with at_rest(model, guide):
             raw, prior = _keys_and_prior(model, guide, entries, chunk_size, show_progress)
         total = torch.zeros(raw.shape[1] + 1, dtype=torch.float64)  # of keys, and their number
@@ -69,11 +74,16 @@ class Keys:
             total[-1] += len(part)
         total = ranks.sum(total)
         centre = (total[:-1] / total[-1]).float()
-        keys = raw if key_dtype == raw.dtype else torch.empty(raw.shape, dtype=key_dtype)
         similarity: Any = copy.deepcopy(guide.similarity).cpu()
-        for part, into in zip(raw.split(CHUNK), keys.split(CHUNK), strict=True):
-            into.copy_(similarity.embed(part, centre))
-        return cls(_smallest(entries.cpu()), labels, keys, centre, prior, fingerprint_of(model, guide))
+        lists = None
+        if search is not None:
+            lists = Lists.build(search, len(raw), lambda rows: similarity.embed(raw[rows], centre), ranks)
+        keys = None
+        if key_dtype is not None:
+            keys = raw if key_dtype == raw.dtype else torch.empty(raw.shape, dtype=key_dtype)
+            for part, into in zip(raw.split(CHUNK), keys.split(CHUNK), strict=True):
+                into.copy_(similarity.embed(part, centre))
+        return cls(_smallest(entries.cpu()), labels, keys, centre, prior, fingerprint_of(model, guide), lists)
 
     def save(self, path: Path) -> None:
         """Write all of it to one file, as a whole or not at all."""
@@ -81,6 +91,8 @@ class Keys:
         for name, value in content.items():
             if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
                 content[name] = value.clone()  # a slice would bring what it was cut from
+        if self.lists is not None:
+            content["lists"] = self.lists.tensors()
         checkpoint.save(path, {"large_memory": content})
 
     @classmethod
@@ -89,7 +101,9 @@ class Keys:
         content = checkpoint.load(path, mmap=True).get("large_memory")
         if content is None:
             raise ValueError(f"checkpoint {path}: expected an address index, got another kind of checkpoint")
-        return cls(**{field.name: content[field.name] for field in fields(cls)})
+        lists = content.get("lists")  # files of before have none
+        given = {field.name: content[field.name] for field in fields(cls) if field.name != "lists"}
+        return cls(**given, lists=None if lists is None else Lists.of(lists))
 
 
 def _smallest(entries: Tensor) -> Tensor:
@@ -117,7 +131,13 @@ def _keys_and_prior(
     return raw, prior
 
 
-def _check(guide: Guide, entries: Tensor, labels: Tensor | None, key_dtype: torch.dtype) -> None:
+def _check(
+    guide: Guide,
+    entries: Tensor,
+    labels: Tensor | None,
+    key_dtype: torch.dtype | None,
+    search: InvertedLists | None,
+) -> None:
     if isinstance(entries, Memory):
         raise ValueError(
             "entries: expected a tensor of images [S, ...], got a Memory; give `memory.entries[memory.mask]`, "
@@ -129,8 +149,10 @@ def _check(guide: Guide, entries: Tensor, labels: Tensor | None, key_dtype: torc
         raise ValueError(f"entries: expected shape [S, {shape}] with S >= 1, got {list(entries.shape)}")
     if labels is not None and labels.shape != entries.shape[:1]:
         raise ValueError(f"labels: expected shape [{len(entries)}], got {list(labels.shape)}")
-    if key_dtype not in (torch.float32, torch.bfloat16):
+    if key_dtype not in (torch.float32, torch.bfloat16) and (key_dtype is not None or search is None):
         raise ValueError(f"key_dtype: expected torch.float32 or torch.bfloat16, got {key_dtype}")
+    if search is not None:
+        faiss_of("search")  # before the entries are encoded
     for part in ("embed", "log_scale"):
         if not hasattr(guide.similarity, part):
             raise ValueError(
