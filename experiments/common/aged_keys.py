@@ -15,6 +15,7 @@ from vma_pyro.memory import KeyedBank
 from vma_pyro.memory.nearest import nearest
 from vma_pyro.models import Pair
 from vma_pyro.training import TrainConfig
+from vma_pyro.training.optimizers import make_optimizer
 
 TARGETS = 500  # of each comparison
 
@@ -46,7 +47,7 @@ def age(
     """
     model, guide = pair
     loss_fn = elbo(model, guide)
-    optimizer = torch.optim.Adam(loss_fn.parameters(), train.learning_rate)
+    optimizer = make_optimizer(train.optimizer, loss_fn, train.rate)
     rows = []
     for begin, end in zip(begins, [*begins[1:], math.inf], strict=True):
         wanted = [a for a in ages if begin + a < end]
