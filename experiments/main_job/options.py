@@ -111,7 +111,7 @@ class FewShotConfig:
             option = "load" if self.load else "init"
             raise ValueError(f"{option}: expected a model of {', '.join(PRESETS)}, got one of {data}")
         preset = PRESETS[data]
-        if self.load == models.PRETRAINED:  # a look at it, in less than a minute
+        if self.load == models.PRETRAINED:  # a look at it
             preset = preset._replace(eval_images=200, eval_samples=50, eval_queries=500)
         unlimited = self.train.updates is None and self.train.minutes is None
         return replace(
