@@ -78,8 +78,8 @@ def difference(ours: Contender, theirs: Contender, episode: Episode) -> dict[str
         "bound": ((bounds[0] - bounds[1]) / bounds[1]).abs().item(),
         "gradient": ((gradients[0] - gradients[1]).norm() / gradients[1].norm()).item(),
     }
-    if max(found.values()) > 1e-5:
-        raise ValueError(f"reference: expected the same bound and gradient to 1e-5, got {found}")
+    if max(found.values()) > 5e-5:  # of sums in float32
+        raise ValueError(f"reference: expected the same bound and gradient to 5e-5, got {found}")
     return found
 
 
