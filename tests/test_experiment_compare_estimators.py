@@ -48,9 +48,11 @@ def test_the_figures_can_be_read_again(finished):
     assert quality.plain() == content["stages"][0]
     runs = [Training.of_plain(t) for t in content["training"]]
     assert [r.plain() for r in runs] == content["training"]
-    # Equal numbers of decoder evaluations, within one update.
-    evaluations = [r.updates * r.evaluations * r.queries for r in runs]
-    assert max(evaluations) - min(evaluations) <= max(r.evaluations * r.queries for r in runs)
+    # Equal numbers of decoder evaluations, within one update; two updates at least, however few VIMCO could make.
+    judge, *others = runs
+    evaluations = judge.updates * judge.evaluations * judge.queries
+    for run in others:
+        assert run.updates == max(2, round(evaluations / (run.evaluations * run.queries)))
     assert all(r.test_nll.mean > 0 for r in runs)
 
 

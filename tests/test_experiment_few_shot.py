@@ -354,7 +354,10 @@ class TestOneLineErrors:
     @pytest.mark.parametrize(
         ("option", "message"),
         [
-            ("--precision=16-mixed", "precision: expected 32-true or bf16-mixed"),
+            (
+                "--precision=16-mixed",
+                "error: --precision: expected one of auto, 32-true, bf16-mixed, got '16-mixed'",
+            ),
             ("--ema-decay=2", "error: --ema-decay: expected 0 <= ema_decay < 1, got 2.0"),
             ("--final-rate=nan", "error: --final-rate: expected a share from 0 to 1, got nan"),
             ("--minutes=inf", "error: --minutes: expected a finite number, got inf"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from own_parts import Free, Looking, Tempered, Weighted, bound, mlp, own_classes, pairs, refused
 
+import vma_pyro
 from vma_pyro import (
     ConvNetworks,
     Guide,
@@ -15,6 +16,7 @@ from vma_pyro import (
 )
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import MultiSampleELBO
+from vma_pyro.models.programs import class_name
 from vma_pyro.training import TrainConfig, fit
 
 
@@ -52,6 +54,14 @@ def test_comparisons_keep_their_names(untrained):
         assert facts | known == facts
     with pytest.raises(ValueError, match="expected a soft or soft-guided model, got one of memory$"):
         models.load(untrained / "memory.pt", program=("soft", "soft-guided"))
+
+
+@pytest.mark.parametrize("name", ["ConvNetworks", "Model", "RetrievalGuide", "LearnedAddress"])
+def test_a_file_says_the_same_whatever_was_asked_for_before(monkeypatch, name):
+    kind = getattr(vma_pyro, name)
+    assert class_name(kind) == f"vma_pyro:{name}"
+    monkeypatch.delitem(vars(vma_pyro), name)  # as in a process that has not asked for it
+    assert class_name(kind) == f"vma_pyro:{name}"
 
 
 def test_facts_of_ones_own_classes(tmp_path):

@@ -71,12 +71,13 @@ def name_program(model: str, *, guided: bool = False) -> str:
 def class_name(kind: type) -> str:
     """The name of a class as files say it: "module:Qualified.Name".
 
-    A class of this package goes by the outermost module that has it, so that files survive a move within.
+    A class of this package goes by the outermost module that has it, so that files survive a move within. A
+    module that imports its names when they are asked for is asked: earlier uses must not change what a file says.
     """
     module = module_of(kind)
     while module.startswith("vma_pyro."):
         outer = module.rpartition(".")[0]
-        if vars(sys.modules[outer]).get(kind.__qualname__) is not kind:
+        if getattr(sys.modules[outer], kind.__qualname__, None) is not kind:
             break
         module = outer
     return f"{module}:{kind.__qualname__}"
