@@ -64,6 +64,34 @@ def test_two_phases_estimate_the_costly_mean_with_the_error_they_state():
     assert math.isnan(TwoPhase(cheap, costly[:1]).estimate().se)
 
 
+def test_the_posterior_of_addresses_makes_nothing_of_what_it_reads(setting):
+    _, guide, memory, x = setting
+    expected = address_posterior(guide, memory, x)
+    assert torch.allclose(expected.sum(-1), torch.ones(B))
+    read = []
+    guide.networks.posterior = lambda query, m: read.append(m)
+    assert torch.equal(address_posterior(guide, memory, x), expected)
+    assert read == []
+
+
+def test_the_posterior_of_addresses_after_a_draw_ends_there_too(random_images):
+    class Noisy(Guide):
+        def forward(self, memory, x):
+            memory, x, data = self.opened(memory, x)
+            with data:
+                u = pyro.sample("u", dist.Normal(0.0, 1.0))
+                logits = u.unsqueeze(-1) * torch.arange(float(S))
+                pyro.sample("address", dist.Categorical(logits=logits))
+                pyro.sample("z", dist.Normal(torch.zeros(4), torch.tensor(-1.0)).to_event(1))  # refused if reached
+
+    guide = Noisy(MLPNetworks(4, hidden_dims=(8, 7), key_dim=6))
+    probs = address_posterior(guide, Memory(random_images(S)), random_images(B), num_samples=4000)
+    u = torch.linspace(-6, 6, 2001)
+    weight = (-u.square() / 2).softmax(0)
+    expected = weight @ (u[:, None] * torch.arange(float(S))).softmax(-1)
+    assert torch.allclose(probs, expected.expand(B, -1), atol=0.03)
+
+
 def test_classify_sums_the_posterior_over_entries_of_a_class(setting, random_images):
     _, guide, memory, x = setting
     q = address_posterior(guide, memory, x)

@@ -101,3 +101,39 @@ def test_what_a_subclass_has_to_add():
     m = networks.heads(Features(torch.zeros(1, 2), torch.zeros(1, 3)))
     with pytest.raises(NotImplementedError, match="^PyramidNetworks.decode: "):
         networks.decode(torch.zeros(1, 2), m)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("draws", [1, 7])
+def test_a_refinement_is_made_once_for_an_image_and_an_entry(random_images, own, draws):
+    torch.manual_seed(0)
+    networks = NETWORKS["conv, refined"]()
+    torch.nn.init.normal_(networks.refinement.to_correction.weight)
+    seen = []
+    networks.refinement.register_forward_hook(lambda module, args, out: seen.append(out[0].shape))
+    memory = Memory(random_images(B, S) if own else random_images(S))
+    x = random_images(B)
+    address = torch.randint(2, (draws, B))
+    with torch.no_grad():
+        constant = memory.encode(networks)
+        found = networks.posterior(networks.query(x), constant.read(address)).base_dist
+    plain = networks.posterior(networks.query(x), memory.encode(networks).read(address)).base_dist
+    pairs = len({(a, b) for row in address.tolist() for b, a in enumerate(row)})
+    assert seen == [(pairs, Z) if draws > 1 else (draws, B, Z), (draws, B, Z)]
+    assert torch.allclose(found.loc, plain.loc, atol=1e-4)
+    assert torch.allclose(found.scale, plain.scale, atol=1e-4)
+
+
+def test_a_refinement_where_all_addresses_differ_or_broadcast(random_images):
+    torch.manual_seed(0)
+    networks = NETWORKS["conv, refined"]()
+    torch.nn.init.normal_(networks.refinement.to_correction.weight)
+    memory, x = Memory(random_images(S)), random_images(B)
+    with torch.no_grad():
+        constant, query = memory.encode(networks), networks.query(x)
+        for address in (torch.arange(S).reshape(S, 1, 1), torch.zeros(4, 1).long(), torch.zeros(2, 3, B).long()):
+            found = networks.posterior(query, constant.read(address)).base_dist
+            read = constant.read(address)._replace(rows=())
+            plain = networks.posterior(query, read).base_dist
+            assert found.loc.shape == plain.loc.shape
+            assert torch.allclose(found.loc, plain.loc, atol=1e-4)

@@ -85,7 +85,7 @@ class FewShotConfig:
     eval_images: int | None = None
     """Test images per likelihood; default 2000 for glyphs, 500 for Omniglot, 200 for the pretrained model."""
     eval_samples: int | None = None
-    """Importance samples per test image; default 20 for glyphs, 1000 for Omniglot, 50 for the pretrained model."""
+    """Importance samples per test image; default 20 for glyphs, 1000 for Omniglot, 20 for the pretrained model."""
     eval_queries: int | None = None
     """Test images per classification task; default 1000, 500 for the pretrained model."""
     tensorboard: bool = False
@@ -112,7 +112,7 @@ class FewShotConfig:
             raise ValueError(f"{option}: expected a model of {', '.join(PRESETS)}, got one of {data}")
         preset = PRESETS[data]
         if self.load == models.PRETRAINED:  # a look at it
-            preset = preset._replace(eval_images=200, eval_samples=50, eval_queries=500)
+            preset = preset._replace(eval_images=200, eval_samples=20, eval_queries=500)
         unlimited = self.train.updates is None and self.train.minutes is None
         return replace(
             self,

@@ -73,6 +73,11 @@ def to_json(about: About, scores: FewShotScores, memoryless: Tensor | None) -> s
     return results.to_json(content)
 
 
+def tested(estimates: Mapping[str, Mean]) -> int:
+    """Count the images of estimates over the same ones."""
+    return next((estimate.n for estimate in estimates.values()), 0)
+
+
 def to_markdown(about: About, scores: FewShotScores, memoryless: Tensor | None) -> str:
     """Write the report: likelihood by number of examples, classification, and where the nats go."""
     amounts, kl = about.amounts, scores.kl
@@ -112,14 +117,14 @@ images ± their standard error; {seeds}.
 
 ## Negative log-likelihood
 
-Upper bound from {amounts.samples} importance samples, nats per image, {amounts.images} images; examples of the
+Upper bound from {amounts.samples} importance samples, nats per image, {tested(scores.nll)} images; examples of the
 image's own class in memory, the image itself never.
 
 {table(("examples", "NLL in nats"), likelihoods)}
 
 ## Classification by q(a|x), no fine-tuning
 
-{amounts.queries} images, each with a memory of its own.
+{tested(scores.accuracy)} images, each with a memory of its own.
 
 {table(("task", "correct, %"), accuracies)}
 

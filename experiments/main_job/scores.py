@@ -7,16 +7,15 @@ paper's training (8 classes x 4).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from common.protocols import TASKS, accuracy, first_of, nll_of_each
-from vma_pyro.data import Characters, Episode, EpisodeSampler
-from vma_pyro.evaluation import KLReport, Mean, kl_report
+from common.protocols import TASKS, accuracy, nll_of_each
+from vma_pyro.data import Characters, Episode, EpisodeSampler, NestedEpisodes
+from vma_pyro.evaluation import KLReport, Mean, address_posterior, encoded_bank, kl_report, mutual_information
 from vma_pyro.models import Pair
 
 SHOTS = (1, 2, 5, 10, 19)
@@ -74,16 +73,11 @@ def score(pair: Pair, characters: Characters, amounts: Amounts, *, device: torch
         for shots in SHOTS
         if shots < examples
     }
-    shares = {
-        f"{ways}-way {shots}-shot": accuracy(pair, _tasks(characters, amounts, ways, shots), device=device)
-        for ways, shots in TASKS
-        if ways <= len(characters) and shots < examples
-    }
+    shares = accuracies(pair, characters, amounts, device=device)
     e = _split_episode(characters, amounts).to(device)
     kl = kl_report(*pair, e.memory, e.x, labels=e.labels, num_samples=amounts.samples)
     shared = shared_episode(characters, amounts).to(device)
-    information = kl_report(*pair, shared.memory, shared.x, num_samples=1).mutual_information
-    assert information is not None  # the memory is shared
+    information = mutual_information(address_posterior(pair[1], shared.memory, shared.x))
     means = {shots: Mean.of(values) for shots, values in nll.items()}
     return FewShotScores(means, nll, shares, kl, information)
 
@@ -92,9 +86,21 @@ def likelihood_scores(
     pair: Pair, characters: Characters, amounts: Amounts, *, shots: int = 1, device: torch.device
 ) -> Float[Tensor, " images"]:
     """Measure the NLL of the likelihood protocol's images, nats; without a memory the shots have no effect."""
-    # The sampler nests the memories of one seed: all numbers of shots score the same images.
-    episode = _sampler(characters, amounts, 1, shots, amounts.images).sample()
-    return nll_of_each(pair, [episode], amounts.samples, device=device)
+    nested = NestedEpisodes(characters, images=amounts.images, seed=amounts.seed)
+    return nll_of_each(pair, nested.episodes(1, shots), amounts.samples, device=device)
+
+
+def accuracies(pair: Pair, characters: Characters, amounts: Amounts, *, device: torch.device) -> dict[str, Mean]:
+    """Measure all classification tasks that the classes offer; what the memories share is encoded once."""
+    examples = characters.images.shape[1]
+    tasks = [(ways, shots) for ways, shots in TASKS if ways <= len(characters) and shots < examples]
+    nested = NestedEpisodes(characters, images=amounts.queries, seed=amounts.seed)
+    if len(nested) * sum(ways * shots for ways, shots in tasks) > len(characters) * examples:
+        nested = encoded_bank(pair[1], nested, device=device)
+    return {
+        f"{ways}-way {shots}-shot": accuracy(pair, nested.episodes(ways, shots), device=device)
+        for ways, shots in tasks
+    }
 
 
 def gained_over(
@@ -124,13 +130,6 @@ def _sampler(characters: Characters, amounts: Amounts, classes: int, shots: int,
     return EpisodeSampler(
         characters, classes=classes, shots=shots, queries=queries, seed=amounts.seed, shared_memory=False
     )
-
-
-def _tasks(characters: Characters, amounts: Amounts, ways: int, shots: int) -> Iterator[Episode]:
-    """Yield the queries of a classification task, each under a memory of its own, at most a hundred at a time."""
-    stream = _sampler(characters, amounts, ways, shots, min(100, amounts.queries))
-    for done in range(0, amounts.queries, stream.queries):
-        yield first_of(stream.sample(), amounts.queries - done)
 
 
 def _split_episode(characters: Characters, amounts: Amounts) -> Episode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -21,7 +22,7 @@ class NestedEpisodes:
     """Holds fixed targets, each with a memory of its own of any number of classes and examples.
 
     Where the memories have more entries in all than there are images, they are selected from one bank of all of
-    these, which `vma_pyro.evaluation.encoded` encodes once.
+    these, which `vma_pyro.evaluation.encoded` encodes once for a stream, and `encoded_bank` for all.
 
     In the workers of a `DataLoader` each has episodes of its own; together they have all targets once.
 
@@ -52,6 +53,7 @@ class NestedEpisodes:
     ) -> None:
         self.images = torch.from_numpy(np.ascontiguousarray(characters.images))
         self.seed = seed
+        self._bank: Memory | None = None
         names = np.array(characters.alphabets)
         everything = np.arange(len(names))
         self._others = [np.flatnonzero(names == name) if within_alphabet else everything for name in names]
@@ -71,6 +73,16 @@ class NestedEpisodes:
     def __len__(self) -> int:
         """Count the targets."""
         return len(self._class)
+
+    def bank(self) -> Memory:
+        """Return all images as one memory."""
+        return Memory(as_images(self.images.flatten(0, 1)))
+
+    def selecting_from(self, bank: Memory) -> NestedEpisodes:
+        """Return the same episodes with all memories selected from a bank, as `bank` gives it or encoded."""
+        found = copy.copy(self)
+        found._bank = bank
+        return found
 
     @property
     def examples(self) -> int:
@@ -141,9 +153,9 @@ class NestedEpisodes:
     def _reader(self, first: int | None, size: int) -> Callable[[Tensor, Tensor | None], Memory]:
         """Make memories of numbered entries, of a bank if they have more in all than there are images."""
         flat = self.images.flatten(0, 1)
-        if self._number(first) * size <= len(flat):
+        if self._bank is None and self._number(first) * size <= len(flat):
             return lambda rows, labels: Memory(as_images(flat[rows]), labels)
-        bank = Memory(as_images(flat))
+        bank = self.bank() if self._bank is None else self._bank
         return lambda rows, labels: SelectedMemory(bank, rows, labels)
 
     def _number(self, first: int | None) -> int:

@@ -6,7 +6,7 @@ training run. Model and guide are any Pyro programs with the signature (memory, 
 terms; all other sites, `z` and `x` too, are reported by name.
 """
 
-from vma_pyro.evaluation.banks import encoded
+from vma_pyro.evaluation.banks import encoded, encoded_bank
 from vma_pyro.evaluation.classification import (
     address_posterior,
     classify,
@@ -14,7 +14,7 @@ from vma_pyro.evaluation.classification import (
     classify_by_likelihood,
 )
 from vma_pyro.evaluation.estimates import Mean, TwoPhase, distribution_at, undisturbed
-from vma_pyro.evaluation.kl import KLReport, kl_report
+from vma_pyro.evaluation.kl import KLReport, kl_report, mutual_information
 from vma_pyro.evaluation.large import large_log_likelihood, sample_images
 from vma_pyro.evaluation.likelihood import log_likelihood
 from vma_pyro.evaluation.split import BoundParts, split_bound
@@ -30,9 +30,11 @@ __all__ = [
     "classify_by_likelihood",
     "distribution_at",
     "encoded",
+    "encoded_bank",
     "kl_report",
     "large_log_likelihood",
     "log_likelihood",
+    "mutual_information",
     "sample_images",
     "split_bound",
     "undisturbed",

@@ -26,6 +26,7 @@ from vma_pyro.evaluation.draws import (
     before,
     draw,
     draw_guide,
+    ending_at,
     plate_dims,
     plates_of,
     trace_guide,
@@ -73,6 +74,7 @@ def posterior_of_address(
     Raises:
         ValueError: no site `address` that the guide draws.
     """
+    guide = ending_at(ADDRESS, guide)
     trace = prune_subsample_sites(trace_guide(guide, memory, x))
     lookup, nesting = lookup_of(trace), plate_dims(trace)
     if lookup is None:

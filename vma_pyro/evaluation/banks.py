@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from vma_pyro.data import Episode
+from vma_pyro.data import Episode, NestedEpisodes
 from vma_pyro.evaluation.chunks import encoded_by
 from vma_pyro.evaluation.estimates import undisturbed
 from vma_pyro.memory import Memory
 from vma_pyro.memory.selected import SelectedMemory
+
+
+def encoded_bank(guide: Any, nested: NestedEpisodes, *, device: Any = None) -> NestedEpisodes:
+    """Return the same episodes with the bank of all their images encoded, once for memories of all sizes.
+
+    Args:
+        guide: whose networks encode; their parameters must not change as long as the episodes are used.
+        nested: episodes of test images.
+        device: of the guide, where the bank is moved before; None: it is there.
+    """
+    bank = nested.bank()
+    with undisturbed(guide, seed=0):
+        return nested.selecting_from(encoded_by(guide, bank if device is None else bank.to(device)))
 
 
 def encoded(guide: Any, episodes: Iterable[Episode], *, device: Any = None) -> Iterator[Episode]:

@@ -146,6 +146,19 @@ def trace_guide(guide: Callable[..., Any], memory: Any, x: Tensor) -> poutine.Tr
     return _side_by_side(lambda program: program, guide, memory, x)[0]
 
 
+def ending_at(name: str, guide: Program) -> Program:
+    """The same guide up to the site that it draws under this name: what comes later has no say in it."""
+
+    def ended(*args: Any, **kwargs: Any) -> Any:
+        try:
+            with _End(name):
+                return guide(*args, **kwargs)
+        except _Reached:
+            return None
+
+    return ended
+
+
 def _one_run(
     model: Callable[..., Any], guide: Callable[..., Any], memory: Any, x: Tensor
 ) -> tuple[poutine.Trace, poutine.Trace]:
@@ -205,6 +218,22 @@ class _OwnDims(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         self.dims[msg["name"]] = len(getattr(msg["fn"], "batch_shape", ()))
+
+
+class _Reached(Exception):
+    """The site that a program is to end at has been drawn."""
+
+
+class _End(Messenger):
+    """Inside of all that looks at a site: ends the program after it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] == self.name and not msg["is_observed"]:
+            raise _Reached
 
 
 def _without_given(guide_trace: poutine.Trace) -> poutine.Trace:

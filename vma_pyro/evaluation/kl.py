@@ -17,7 +17,7 @@ from vma_pyro.evaluation.estimates import Mean, undisturbed
 from vma_pyro.evaluation.split import NO_SITES, BoundParts, joined, split_bound, split_in_chunks
 from vma_pyro.infer.engine.weights import effective_samples
 
-__all__ = ["BoundParts", "KLReport", "kl_report", "split_bound"]
+__all__ = ["BoundParts", "KLReport", "kl_report", "mutual_information", "split_bound"]
 
 
 class KLReport(NamedTuple):
@@ -160,7 +160,7 @@ def _report(
         kl_address_bits=Mean.of(parts.kl_address / math.log(2)),
         kl_address_share=Mean.of(shares),
         kl_z=Mean.of(parts.kl_z),
-        mutual_information=_mutual_information(q) if is_shared(memory, x) else None,
+        mutual_information=mutual_information(q) if is_shared(memory, x) else None,
         perplexity=Mean.of(torch.special.entr(q).sum(-1).exp()),
         right_class=None if labels is None else _share_of_class(q, memory, labels),
         effective_samples=Mean.of(effective_samples(log_w)),
@@ -189,8 +189,12 @@ def _log_sizes(memory: Any, q: Float[Tensor, "B S"]) -> Float[Tensor, " B"]:
     return in_double(torch.full((len(q),), log_size, dtype=widest_float(q.device), device=q.device))
 
 
-def _mutual_information(q: Float[Tensor, "B S"]) -> Mean:
-    """Mean over images of KL(q(a|x) || mean of q(a|x)), [B, S] to an estimate."""
+def mutual_information(q: Float[Tensor, "B S"]) -> Mean:
+    """Mean over images of KL(q(a|x) || mean of q(a|x)) in nats, of a memory that they share.
+
+    Args:
+        q: probabilities of the addresses, see `address_posterior`.
+    """
     marginal = q.mean(0)
     return Mean.of(torch.where(q > 0, q * (q / marginal).log(), 0.0).sum(-1))
 

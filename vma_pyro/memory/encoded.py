@@ -20,7 +20,8 @@ class Table:
 
     Args:
         features: a tensor or a (named) tuple of tensors [R, *F].
-        networks: that made them. They may have `heads`, from features to what is needed of an entry that is read.
+        networks: that made them. They may have `heads`, from features to what is needed of an entry that is read,
+            and `marked`, from what was read of a constant table and its rows to the same with a note of these.
     """
 
     def __init__(self, features: Any, networks: Encoder) -> None:
@@ -64,7 +65,9 @@ class Table:
         """Return the heads at rows of any shape, computed of these or of all, whichever are fewer."""
         few = rows.numel() < len(self) and not self.is_constant
         if self._heads is None or not few:
-            return select(self.heads(), rows)
+            found = select(self.heads(), rows)
+            marked = getattr(self.networks, "marked", None)
+            return marked(found, rows) if self.is_constant and marked is not None else found
         heads = self._heads(select(self.features, rows.flatten()))
         return map_tensors(lambda t: t.reshape(*rows.shape, *t.shape[1:]), heads)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vma_pyro.networks.distinct import lookups
 from vma_pyro.networks.interface import Distribution, Entry, Query
 from vma_pyro.networks.layers import ConvTranspose2d, at_least_32_bits, dtype_of, initialise
 from vma_pyro.networks.pyramid import PyramidNetworks
@@ -98,15 +99,29 @@ class ConvNetworks(PyramidNetworks):
         """Return the images where the refinement looks at them again."""
         return () if self.refinement is None else (images,)
 
+    def marked(self, m: Entry, rows: Tensor) -> Entry:
+        """Note which entries are the same, where q(z | x, m) costs enough to look for them."""
+        return m._replace(rows=(rows,)) if self.refinement is not None and isinstance(m, Entry) else m
+
     def posterior(self, query: Query, m: Entry) -> Distribution:
-        """See `Networks.posterior`."""
-        guess: Any = super().posterior(query, m)
+        """See `Networks.posterior`; refined once where draws of an evaluation have image and entry in common."""
         if self.refinement is None:
-            return guess
+            return super().posterior(query, m)
+        found = lookups(query, m)
+        if found is None:
+            loc, scale = self.refined(query, m)
+        else:
+            loc, scale = map(found.spread, self.refined(found.query, found.m))
+        return dist.Normal(loc, scale).to_event(1)
+
+    def refined(self, query: Query, m: Entry) -> tuple[Tensor, Tensor]:
+        """Location and scale of q(z | x, m) after a second look, each [..., B, Z]."""
+        assert self.refinement is not None
+        guess: Any = super().posterior(query, m)
         loc, scale = guess.base_dist.loc, guess.base_dist.scale
         mean = self.decode(loc, m)[..., : self.image_shape[0], :, :].sigmoid()
         shift, log_factor = self.refinement(*query.images, *m.images, mean)
-        return dist.Normal(loc + shift, scale * log_factor.exp()).to_event(1)
+        return loc + shift, scale * log_factor.exp()
 
     def decode(self, z: Float[Tensor, "... Z"], m: Entry) -> Float[Tensor, "... C height width"]:
         """See `Networks.decode`."""

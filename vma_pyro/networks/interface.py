@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Entry(NamedTuple):
         stem: share of m in the first layer of the decoder [..., D].
         skips: shares of m in later layers of the decoder, channels last [..., height, width, C].
         images: m itself, where q(z | x, m) is refined; else nothing.
+        rows: which row of a table that does not change each was read from, int64 [...]; nothing in training.
     """
 
     prior: Float[Tensor, "... loc_and_scale"]
@@ -97,3 +98,4 @@ class Entry(NamedTuple):
     stem: Float[Tensor, "... D"]
     skips: tuple[Float[Tensor, "... height width C"], ...] = ()
     images: tuple[Float[Tensor, "... C height width"], ...] = ()
+    rows: tuple[Int[Tensor, "..."], ...] = ()
