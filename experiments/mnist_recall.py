@@ -158,9 +158,10 @@ def write(content: dict[str, Any], config: RecallConfig) -> None:
     ]
     head = "images", "S", "log S", "KL(a)", "KL(z)", "minus reconstruction", "NLL", "q on the right entry, %"
     how = "with" if config.copies else "without"
+    drawn = "all images" if config.memory == content["training_images"] else "drawn afresh for each update"
     trained = (
         f"Networks {how} a path from the pixels of the entry to the logits; S = |M| = {config.memory} in "
-        f"training, drawn afresh for each update; K = {config.particles}, {config.estimator}, "
+        f"training, {drawn}; K = {config.particles}, {config.estimator}, "
         f"{config.queries} targets per update, no annealing."
     )
     if config.candidates:
@@ -214,6 +215,7 @@ def main(config: RecallConfig) -> None:
     tests += [{"images": "unseen"} | test(pair, unseen, size, config) for size in config.memories]
     content = {
         **results.header(config, since=start, device=device, training={"recall": facts}),
+        "training_images": len(images),
         "tests": tests,
         "curve": read_metrics(config.out / "metrics.jsonl"),
     }

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vma_pyro._system.at_rest import at_rest
+from vma_pyro._system.processor import multiplies_bf16
 from vma_pyro._system.ranks import Ranks
 from vma_pyro.memory.encoder import Encoder
 from vma_pyro.memory.memory import Memory
@@ -67,7 +68,7 @@ class KeyedBank:
         if refresh_every < 1:
             raise ValueError(f"refresh_every: expected at least 1 update, got {refresh_every}")
         if key_dtype is None:
-            key_dtype = torch.bfloat16 if _multiplies_bf16(entries.device) else torch.float32
+            key_dtype = torch.bfloat16 if multiplies_bf16(entries.device) else torch.float32
         if key_dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"key_dtype: expected torch.float32 or torch.bfloat16, got {key_dtype}")
         self.memory = Memory(entries, labels, event_dim)
@@ -190,10 +191,3 @@ class KeyedBank:
             self.key_dtype = self.keys.dtype
         for name in COUNTS:
             setattr(self, name, state[name])
-
-
-def _multiplies_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch says it nowhere else
-    return device.type == "cpu" and known is not None and bool(known())
