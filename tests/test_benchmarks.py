@@ -7,7 +7,19 @@ import processes
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "benchmarks"
-HELPERS = {"contenders", "figures", "index_page", "machine", "reference", "step_page", "stretched", "update"}
+HELPERS = {
+    *(
+        "contenders",
+        "figures",
+        "index_page",
+        "machine",
+        "one_command",
+        "reference",
+        "step_page",
+        "stretched",
+        "update",
+    )
+}
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
 
 
@@ -36,6 +48,9 @@ def test_tiny(script, tmp_path):
         assert 0 <= max(row["difference"].values()) < 5e-5
         ours, own = (row["speedup"][f"ours, float32{more}"]["counted"] for more in ("", ", a memory per query"))
         assert ours > own > 1
+    if script == "waiting":
+        assert set(content["runs"]) == {"help", "pretrained", "main job", "tests"}
+        assert content["runs"]["help"]["peak_gib"] < 0.1 < content["runs"]["pretrained"]["peak_gib"]
     if script == "evaluation":
         assert content["difference_nats"] < 1e-3
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from vma_pyro import Guide, MLPNetworks
 from vma_pyro.data import Characters, NestedEpisodes
+from vma_pyro.evaluation import classify, encoded, encoded_bank
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +128,24 @@ def test_one_line_errors(characters, call, message):
     nested.of = characters
     with pytest.raises(ValueError, match=f"^{message}"):
         call(nested)
+
+
+def test_a_bank_is_encoded_once_for_memories_of_all_sizes(characters):
+    torch.manual_seed(0)
+    networks = MLPNetworks(4, hidden_dims=(8, 7), key_dim=6)
+    guide = Guide(networks)
+    nested = NestedEpisodes(characters, images=7, seed=1)
+    tasks = ((3, 1), (5, 2), (18, 5))
+    plain = [classify(guide, e.memory, e.x) for task in tasks for e in nested.episodes(*task)]
+    seen = []
+    encode = networks.encode
+    networks.encode = lambda entries: seen.append(len(entries)) or encode(entries)
+    guide.train()
+    once = encoded_bank(guide, nested)
+    assert guide.training
+    found = [classify(guide, e.memory, e.x) for task in tasks for e in encoded(guide, once.episodes(*task))]
+    found += [classify(guide, e.memory, e.x) for e in once.episodes(4, 3)]
+    plain += [classify(guide, e.memory, e.x) for e in nested.selecting_from(nested.bank()).episodes(4, 3)]
+    assert (seen[0], len(seen)) == (18 * 6, 2)  # the second of another bank
+    for ours, theirs in zip(found, plain, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
