@@ -25,7 +25,7 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    "glyphs": Preset(0.25, 16, 2, 2.2, 2000, 20),
+    "glyphs": Preset(0.25, 16, 2, 1.1, 2000, 20),
     "omniglot": Preset(0.33, 12, 3, 60.0, 500, 1000),
     "omniglot-45": Preset(0.33, 12, 3, 60.0, 500, 1000),
 }
@@ -81,11 +81,11 @@ class FewShotConfig:
     memoryless: bool = True
     """Also train the memoryless model, for as many updates, to know what the memory brings."""
     train: TrainOptions = field(default_factory=TrainConfig)
-    """Training. Without a budget: 2.2 minutes for glyphs, 60 for Omniglot, for each of the two models."""
+    """Training. Without a budget: 1.1 minutes for glyphs, 60 for Omniglot, for each of the two models."""
     eval_images: int | None = None
-    """Test images per likelihood; default 2000 for glyphs, 500 for Omniglot, 200 for the pretrained model."""
+    """Test images per likelihood; default 2000 for glyphs, 500 for Omniglot, 150 for the pretrained model."""
     eval_samples: int | None = None
-    """Importance samples per test image; default 20 for glyphs, 1000 for Omniglot, 20 for the pretrained model."""
+    """Importance samples per test image; default 20 for glyphs, 1000 for Omniglot, 10 for the pretrained model."""
     eval_queries: int | None = None
     """Test images per classification task; default 1000, 500 for the pretrained model."""
     tensorboard: bool = False
@@ -112,7 +112,7 @@ class FewShotConfig:
             raise ValueError(f"{option}: expected a model of {', '.join(PRESETS)}, got one of {data}")
         preset = PRESETS[data]
         if self.load == models.PRETRAINED:  # a look at it
-            preset = preset._replace(eval_images=200, eval_samples=20, eval_queries=500)
+            preset = preset._replace(eval_images=150, eval_samples=10, eval_queries=500)
         unlimited = self.train.updates is None and self.train.minutes is None
         return replace(
             self,
