@@ -95,15 +95,13 @@ def all_contenders(row: dict[str, Any], rates: dict[str, float]) -> str:
 def draw(path: Path, rows: Rows) -> None:
     """Images per second of each contender."""
     names = list(rows[0]["contenders"])
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots()
-    for i, name in enumerate(names):
-        values = [r["contenders"][name]["images_per_second"] for r in rows]
-        axes.bar([j + 0.1 * i for j in range(len(rows))], values, 0.09, label=name)
-    axes.set_xticks(
-        [j + 0.05 * (len(names) - 1) for j in range(len(rows))],
-        [f"width {r['width']:g}\n{r['batch']} images" for r in rows],
-    )
-    axes.set(ylabel="training images per second", yscale="log")
-    axes.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, row in zip(figure.subplots(1, len(rows), sharey=True, squeeze=False)[0], rows, strict=True):
+        values = [row["contenders"][name]["images_per_second"] for name in names]
+        axes.barh(names, values, color=["tab:blue" if "ours" in name else "tab:gray" for name in names])
+        axes.bar_label(axes.containers[0], [f"{value:.0f}" for value in values], fontsize=8, padding=2)
+        axes.set_title(f"width {row['width']:g}, {row['batch']} images", fontsize=10)
+        axes.set(xlabel="training images per second")
+        axes.margins(x=0.15)
+    axes.invert_yaxis()  # which all share
     plots.save(figure, path, dpi=120)
