@@ -50,7 +50,7 @@ def test_tiny(script, tmp_path):
         assert ours > own > 1
     if script == "waiting":
         assert set(content["runs"]) == {"help", "pretrained", "main job", "tests"}
-        assert content["runs"]["help"]["peak_gib"] < 0.1 < content["runs"]["pretrained"]["peak_gib"]
+        assert 0 < content["runs"]["help"]["peak_gib"] < 0.1  # and not that of this process
     if script == "evaluation":
         assert content["difference_nats"] < 1e-3
 

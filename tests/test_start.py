@@ -69,7 +69,7 @@ def test_it_starts_at_the_weights_in_the_file(first, held_out, tmp_path):
         (model, guide), facts = train_on(init, str(tmp_path / str(number)), held_out)
         e = held_out[0]
         nll = -log_likelihood(*models.load(first), e.memory, e.x, num_samples=2).mean().item()
-        assert facts["validation_nll_before"] == pytest.approx(nll, rel=1e-12)
+        assert facts["validation_nll_before"] == pytest.approx(nll, rel=1e-5)
         start = read_metrics(tmp_path / str(number) / "metrics.jsonl")[0]
         assert (start["update"], start["validation_nll"]) == (0, facts["validation_nll_before"])
         assert facts["validation_nll"] <= nll
@@ -127,10 +127,12 @@ def test_a_refinement_starts_without_effect(first, held_out, tmp_path):
     start_from(first, refined)
     plain, e = models.load(first), held_out[0]
     options = {"num_samples": 3}
-    assert torch.equal(*(log_likelihood(*pair, e.memory, e.x, **options) for pair in (plain, refined)))
+    # Nearly: draws of the same image and entry are refined once, in a batch of another size.
+    bounds = [log_likelihood(*pair, e.memory, e.x, **options) for pair in (plain, refined)]
+    assert torch.allclose(*bounds, rtol=1e-5)
     _, facts = train_on(first, tmp_path, held_out, architecture=REFINED)
     nll = -log_likelihood(*plain, e.memory, e.x, num_samples=2).mean().item()
-    assert facts["validation_nll_before"] == pytest.approx(nll, rel=1e-12)
+    assert facts["validation_nll_before"] == pytest.approx(nll, rel=1e-5)
 
 
 def test_train_only_leaves_everything_else_as_it_is(first, held_out, tmp_path):

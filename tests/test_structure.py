@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +114,11 @@ def test_a_model_is_loaded_without_what_only_training_and_pages_need(statement):
     code = f"import sys; {statement}; print(*sorted(set({heavy}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_processes_of_the_tests_start_with_what_they_import(tmp_path):
+    (tmp_path / "script.py").write_text(f"import sys; print(set({processes.PRELOADED}) - set(sys.modules))")
+    assert processes.run(tmp_path / "script.py", cwd=tmp_path).stdout == "set()\n"
 
 
 def test_every_experiment_is_run_by_a_test():
