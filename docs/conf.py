@@ -56,7 +56,7 @@ nitpick_ignore_regex = [
     # Named in signatures, of use to nobody outside.
     (
         r"py:.*",
-        r"vma_pyro\..*\.(PlateOptions|RunOptions|DrawOptions|SiteScore|SiteGate|Layout|Ranks|Episodes|_F)",
+        r"vma_pyro\..*\.(PlateOptions|RunOptions|DrawOptions|SiteScore|SiteGate|Layout|Lists|Ranks|Episodes|_F)",
     ),
 ]
 
