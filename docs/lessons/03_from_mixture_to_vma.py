@@ -76,7 +76,8 @@ def train(model, guide):
     diary = [{"update": 0, "bound": -start.nll.mean, "kl_address": start.kl_address.mean, "kl_z": start.kl_z.mean}]
     torch.manual_seed(0)
     episodes = EpisodeSampler(seen, classes=8, shots=4, queries=16, seed=0)
-    config = TrainConfig(updates=UPDATES, log_every=25, warmup_updates=50)
+    plain = {"optimizer": "adam", "precision": "32-true"}  # as the paper trains, and the same on all machines
+    config = TrainConfig(updates=UPDATES, log_every=25, warmup_updates=50, **plain)
     with tempfile.TemporaryDirectory() as folder:
         fit(model, guide, MultiSampleELBO(4, baseline=vimco), episodes, config=config, folder=Path(folder))
         return diary + read_metrics(Path(folder) / "metrics.jsonl")

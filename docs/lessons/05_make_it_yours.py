@@ -54,7 +54,8 @@ def train(build, episodes):
     """Build a model and its guide, and train them."""
     torch.manual_seed(0)
     model, guide = build()
-    config = TrainConfig(updates=UPDATES, warmup_updates=50)
+    plain = {"optimizer": "adam", "precision": "32-true"}  # as the paper trains, and the same on all machines
+    config = TrainConfig(updates=UPDATES, warmup_updates=50, **plain)
     with tempfile.TemporaryDirectory() as folder:
         fit(model, guide, make("vimco+dreg", 4), episodes, config=config, folder=Path(folder), show_progress=False)
     return model, guide
