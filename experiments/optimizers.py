@@ -117,7 +117,8 @@ def seconds_of_updates(config: OptimizersConfig, session: Session) -> dict[str, 
 
     def updates(optimizer: str) -> Callable[[], object]:
         pair = architecture(config)
-        steps = replace(config.steps(optimizer), updates=10**6)
+        # Of one update, so that progress is 1 after it: Muon, and not Adam as in the first part of its run.
+        steps = replace(config.steps(optimizer), updates=1)
         run = Run(*pair, make_elbo(config.estimator, config.particles), episodes, steps, config.out)
         if isinstance(run.loss, Captured):
             run.loss.wait = 0

@@ -32,6 +32,11 @@ def with_gradients(module, seed=0):
     return module
 
 
+def begin_with(optimizer, *, progress):
+    for group in optimizer.param_groups:
+        group["progress"] = progress
+
+
 @pytest.fixture
 def layers():
     torch.manual_seed(0)
@@ -141,6 +146,7 @@ def test_channels_last_weights_move_like_others(bf16):
     default = copy.deepcopy(networks).to(memory_format=torch.contiguous_format)
     for module in (networks, default):
         optimizer = make_optimizer("muon", module, RATE, bf16=bf16)
+        begin_with(optimizer, progress=0.5)
         with_gradients(module)
         optimizer.step()
     for p, q in zip(networks.parameters(), default.parameters(), strict=True):
@@ -163,3 +169,74 @@ def test_a_weight_computed_of_other_parameters_is_adams():
         optimizer.step()
     for p, q in zip(layer.parameters(), by_adam.parameters(), strict=True):
         assert torch.allclose(p, q)
+
+
+def test_the_first_part_is_adams_at_its_own_rate(layers):
+    by_adam = copy.deepcopy(layers)
+    ours, theirs = Muon(layers, RATE, adam_first=0.3), torch.optim.Adam(by_adam.parameters(), 0.375 * RATE)
+    for seed, progress in enumerate((0.0, 0.2, 0.29)):
+        begin_with(ours, progress=progress)
+        for module, optimizer in ((layers, ours), (by_adam, theirs)):
+            with_gradients(module, seed)
+            optimizer.step()
+    for p, q in zip(layers.parameters(), by_adam.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-12)
+
+
+@pytest.mark.parametrize("mean_of", [0.9, 0.7])
+def test_muon_takes_over_with_adams_sum_of_the_gradients(layers, mean_of):
+    optimizer = Muon(layers, RATE, momentum=0.8, betas=(mean_of, 0.999), adam_first=0.5, dtype=torch.float64)
+    gradients = []
+    for seed, progress in enumerate((0.1, 0.4, 0.5)):
+        begin_with(optimizer, progress=progress)
+        gradients.append(with_gradients(layers, seed).linear.weight.grad.clone())
+        before = layers.linear.weight.detach().clone()
+        optimizer.step()
+    total = 0.8 * (mean_of * gradients[0] + gradients[1]) + gradients[2]
+    step = 0.2 * RATE * math.sqrt(5) * orthogonalised(gradients[2] + 0.8 * total)
+    assert torch.allclose(layers.linear.weight, before - step, atol=1e-12)
+    assert set(optimizer.state[layers.linear.weight]) == {"momentum"}
+    assert "exp_avg" in optimizer.state[layers.memory]
+
+
+def test_a_longer_budget_does_not_give_a_run_back_to_adam(layers):
+    other = copy.deepcopy(layers)
+    ours, theirs = (Muon(module, RATE, adam_first=0.5) for module in (layers, other))
+    for seed, (progress, always) in enumerate(((0.4, 0.4), (0.6, 0.6), (0.3, 0.6))):
+        begin_with(ours, progress=progress)
+        begin_with(theirs, progress=always)
+        for module, optimizer in ((layers, ours), (other, theirs)):
+            with_gradients(module, seed)
+            optimizer.step()
+    for p, q in zip(layers.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, math.nan])
+def test_a_first_part_that_is_no_part_is_refused(layers, share):
+    with pytest.raises(ValueError, match=r"adam_first: expected a share in \[0, 1\), got"):
+        Muon(layers, RATE, adam_first=share)
+
+
+def test_a_first_part_without_progress_is_refused(layers):
+    with_gradients(layers)
+    with pytest.raises(ValueError, match="progress: expected in every group with adam_first=0.2, found none"):
+        Muon(layers, RATE, adam_first=0.2).step()
+
+
+@pytest.mark.parametrize("progress", [0.1, 0.6])
+def test_the_state_of_both_parts_goes_on_where_it_was(layers, progress):
+    optimizer = Muon(layers, RATE, adam_first=0.5)
+    for seed in range(2):
+        begin_with(optimizer, progress=0.4 + seed * (progress - 0.4))
+        with_gradients(layers, seed)
+        optimizer.step()
+    other = copy.deepcopy(layers)
+    resumed = Muon(other, RATE, adam_first=0.5)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for module, o in ((layers, optimizer), (other, resumed)):
+        begin_with(o, progress=0.7)
+        with_gradients(module, 3)
+        o.step()
+    for p, q in zip(layers.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)

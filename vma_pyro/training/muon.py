@@ -14,6 +14,7 @@ from torch.optim.adam import adam
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 LIKE_ADAM = 0.2  # root mean square of Adam's steps, in units of the learning rate
+ADAMS_RATE = 0.375  # of the learning rate, where Adam moves the matrices: 1.5e-3 of 4e-3
 
 
 class Muon(torch.optim.Optimizer):
@@ -26,12 +27,19 @@ class Muon(torch.optim.Optimizer):
     of Adam's serves. A convolution is a matrix of maps out by (maps in times taps), which `torch.optim.Muon` does
     not take.
 
+    With `adam_first`, the first part of a run is Adam's alone. Under steps of equal size the latent that explains
+    most learns first: z, and a model whose z explains the image has little to look up. Where Adam begins, the
+    address is learned by the time that the matrices move (`experiments/optimizers.py` has the figures).
+
     Args:
         module: whose weights of linear and convolutional layers are matrices. A learned memory, biases, scales and
             parameters of other layers are Adam's.
         lr: learning rate of both.
         momentum: mu.
         betas, eps: Adam's.
+        adam_first: share of the run, in [0, 1), in which all parameters are Adam's, at 0.375 of the rate. How much
+            of the run is over is then set as `progress` of every group before each step. A matrix that has been
+            Muon's stays so, whatever progress says.
         dtype: in which matrices are multiplied; bfloat16 is enough, where the processor has it.
     """
 
@@ -43,8 +51,11 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        adam_first: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        if not 0 <= adam_first < 1:
+            raise ValueError(f"adam_first: expected a share in [0, 1), got {adam_first}")
         matrices = {weight: outputs for weight, outputs in _weights(module) if weight.requires_grad}
         others = [p for p in module.parameters() if p.requires_grad and p not in matrices]
         groups: list[dict[str, Any]] = [
@@ -55,23 +66,35 @@ class Muon(torch.optim.Optimizer):
             }
             for outputs in (0, 1)
         ]
-        groups.append({"params": others, "betas": betas, "eps": eps})
-        self.dtype = dtype
-        super().__init__([group for group in groups if group["params"]], {"lr": lr})
+        groups.append({"params": others})
+        self.dtype, self.adam_first = dtype, adam_first
+        defaults = {"lr": lr, "betas": betas, "eps": eps}
+        super().__init__([group for group in groups if group["params"]], defaults)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Move the parameters that have a gradient."""
+        adams = self.is_adams()
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
-            if moved:
-                step = self._step_matrices if "momentum" in group else self._step_others
-                step(group, moved)
+            if moved and "momentum" in group and not adams:
+                self._step_matrices(group, moved)
+            elif moved:
+                self._step_by_adam(group, moved, rate=(ADAMS_RATE if adams else 1.0) * group["lr"])
+
+    def is_adams(self) -> bool:
+        """Whether the next step belongs to the part of the run that is Adam's alone."""
+        if not self.adam_first or any("momentum" in state for state in self.state.values()):
+            return False
+        missing = [group for group in self.param_groups if "progress" not in group]
+        if missing:
+            raise ValueError(f"progress: expected in every group with adam_first={self.adam_first}, found none")
+        return all(group["progress"] < self.adam_first for group in self.param_groups)
 
     def _step_matrices(self, group: dict[str, Any], weights: list[Tensor]) -> None:
         for weight in weights:
-            if not self.state[weight]:
-                self.state[weight]["momentum"] = torch.zeros_like(weight)
+            if "momentum" not in self.state[weight]:
+                self.state[weight] = {"momentum": self._sum_of_gradients(weight, group)}
         gradients = [weight.grad for weight in weights if weight.grad is not None]  # all: they are moved
         momenta = [self.state[weight]["momentum"] for weight in weights]
         torch._foreach_mul_(momenta, group["momentum"])
@@ -84,7 +107,13 @@ class Muon(torch.optim.Optimizer):
             step = orthogonalised(matrix.to(self.dtype)).to(weight.dtype)
             across.sub_(step.view(across.shape), alpha=size)
 
-    def _step_others(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _sum_of_gradients(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+        """What Adam's mean of the gradients is a multiple of; zero, where it has not moved the weight."""
+        if "exp_avg" in self.state[weight]:
+            return self.state[weight]["exp_avg"].div(1 - group["betas"][0])
+        return torch.zeros_like(weight)
+
+    def _step_by_adam(self, group: dict[str, Any], parameters: list[Tensor], rate: float) -> None:
         for p in parameters:
             if not self.state[p]:
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
@@ -101,7 +130,7 @@ class Muon(torch.optim.Optimizer):
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
-            lr=group["lr"],
+            lr=rate,
             weight_decay=0.0,
             eps=group["eps"],
             maximize=False,

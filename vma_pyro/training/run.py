@@ -96,8 +96,9 @@ class Run:
 
     def make_update(self, episode: Episode) -> Tensor:
         """Move the parameters, and their average, by one step; return the norm of the gradient before clipping."""
+        progress = self.progress()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.update, self.progress())
+            group["lr"], group["progress"] = learning_rate(self.config, self.update, progress), progress
         loss = self.gradient(episode)
         norm = nn.utils.clip_grad_norm_(self.loss_fn.parameters(), self.config.clip_norm)
         self.check_gradient(loss, norm)
