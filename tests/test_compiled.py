@@ -1,7 +1,9 @@
 """Networks that `torch.compile` has translated: in place for an update, no longer, and never a reason to fail."""
 
+import shutil
 from dataclasses import replace
 
+import processes
 import pytest
 import torch
 
@@ -57,6 +59,35 @@ def test_the_update_is_the_same_and_nothing_is_left_on_the_networks(random_image
         gradients.append([p.grad for p in model.parameters()])
     for ours, theirs in zip(*gradients, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+REAL = """
+import torch
+from vma_pyro import Guide, Memory, MLPNetworks, Model
+from vma_pyro.infer import make
+from vma_pyro.training import compiled
+from vma_pyro.training.loss import Loss
+
+compiled.FUNCTIONS = ("decode",)  # one, as each takes seconds
+gradients, notes = [], []
+for kind in (compiled.Compiled, lambda loss: loss):
+    torch.manual_seed(0)
+    networks = MLPNetworks(4, hidden_dims=(9, 8), key_dim=6)
+    elbo = make("vimco+dreg+resampled", 3)
+    loss = kind(Loss(elbo(Model(networks), Guide(networks)), note=notes.append))
+    images = torch.rand(12, 1, 28, 28).round()
+    loss.gradient(Memory(images[:7]), images[7:])
+    gradients.append([p.grad for p in networks.parameters()])
+print(max(float((p - q).abs().max() / q.abs().max()) for p, q in zip(*gradients)), *notes)
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_a_real_compiler_computes_the_same(tmp_path):
+    """In a process of its own, without the checks of shapes that tests have in them."""
+    (tmp_path / "script.py").write_text(REAL)
+    done = processes.run(tmp_path / "script.py", cwd=tmp_path)
+    assert float(done.stdout) < 1e-4, done.stdout + done.stderr
 
 
 def test_networks_are_translated_once_however_many_programs_share_them():

@@ -116,6 +116,22 @@ def test_a_model_is_loaded_without_what_only_training_and_pages_need(statement):
     assert done.stdout.split() == []
 
 
+def test_a_short_training_does_not_import_the_compiler(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import sys\n"
+        "from vma_pyro import Guide, MLPNetworks, Model\n"
+        "from vma_pyro.data import EpisodeSampler, glyphs\n"
+        "from vma_pyro.infer import make\n"
+        "from vma_pyro.training import TrainConfig, fit\n"
+        "networks = MLPNetworks(3, hidden_dims=(8, 7), key_dim=5)\n"
+        "episodes = EpisodeSampler(glyphs.load(classes=12, examples=6), classes=3, shots=2, queries=4, seed=0)\n"
+        "config = TrainConfig(updates=2)\n"
+        "fit(Model(networks), Guide(networks), make('vimco', 2), episodes, config=config, folder='run')\n"
+        "print('torch._inductor.compile_fx' in sys.modules)\n"
+    )
+    assert processes.run(tmp_path / "script.py", cwd=tmp_path).stdout == "False\n"
+
+
 def test_processes_of_the_tests_start_with_what_they_import(tmp_path):
     (tmp_path / "script.py").write_text(f"import sys; print(set({processes.PRELOADED}) - set(sys.modules))")
     assert processes.run(tmp_path / "script.py", cwd=tmp_path).stdout == "set()\n"

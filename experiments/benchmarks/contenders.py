@@ -50,8 +50,16 @@ class Contender(NamedTuple):
         return updates(self.loss, rounds)
 
 
-def contenders(width: float, device: torch.device) -> dict[str, Callable[[], Contender]]:
-    """What makes each contender, on networks of its own with the same initial weights."""
+def contenders(
+    width: float, device: torch.device, *, backend: str | None = None
+) -> dict[str, Callable[[], Contender]]:
+    """What makes each contender, on networks of its own with the same initial weights.
+
+    Args:
+        width: factor on the maps of the networks.
+        device: where they run.
+        backend: of `torch.compile`; its usual one by default.
+    """
 
     def networks(kind: type[ConvNetworks] = ConvNetworks) -> ConvNetworks:
         torch.manual_seed(0)
@@ -68,7 +76,7 @@ def contenders(width: float, device: torch.device) -> dict[str, Callable[[], Con
         return Contender(kind(ByHand(nets, num_particles=K).to(device)), nets)
 
     def compiled(loss_fn: nn.Module) -> Loss:
-        return Compiled(Loss(loss_fn, **mixed))
+        return Compiled(Loss(loss_fn, **mixed), backend=backend)
 
     def as_fit_makes_it(loss_fn: nn.Module, **precision: Any) -> Loss:
         return captured(loss_fn, **precision) if device.type == "cpu" else Loss(loss_fn, **precision)

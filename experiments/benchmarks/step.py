@@ -105,7 +105,8 @@ def some_updates(name: str, width: float, batch: int) -> None:
 def measure(config: StepConfig, width: float, batch: int) -> dict[str, Any]:
     """Measure one configuration: seconds, ratios, operations, memory."""
     device = device_of_name(config.accelerator)
-    all_ = {name: make() for name, make in contenders(width, device).items()}
+    backend = "eager" if config.tiny else None  # to translate networks takes a minute
+    all_ = {name: make() for name, make in contenders(width, device, backend=backend).items()}
     rounds = {own: episodes(SIZE, batch, device, own_memory=own) for own in (False, True)}
     same = difference(all_[OURS32], all_[HAND], rounds[False][0])
     counted = {name: operations(who, rounds[who.own_memory][0]) for name, who in all_.items()}

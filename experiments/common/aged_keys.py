@@ -34,6 +34,8 @@ def age(
 ) -> list[dict[str, Any]]:
     """Train at a constant learning rate, and compare keys as they were with keys as they are.
 
+    Muon begins where the first keys are made, after Adam as in every run.
+
     Args:
         pair: model and `RetrievalGuide`.
         elbo, sampler, train: what is trained on, and how.
@@ -58,6 +60,8 @@ def age(
                 old = _keys(guide, sampler.bank) if old is None else old
                 rows.append({"updates": begin, "age": since, **compare(guide, sampler.bank, old, number)})
             episode = sampler.sample()
+            for group in optimizer.param_groups:
+                group["progress"] = float(sampler.bank.updates > begins[0])
             optimizer.zero_grad()
             (loss_fn(episode.memory, episode.x) / len(episode.x)).backward()
             nn.utils.clip_grad_norm_(loss_fn.parameters(), train.clip_norm)

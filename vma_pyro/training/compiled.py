@@ -19,6 +19,7 @@ from vma_pyro.training.loss import Loss
 BACKEND = "inductor"
 FUNCTIONS = ("encode", "heads", "query", "decode")  # of networks, from tensors to tensors; Pyro sees none of them
 PAYS_FROM = 20.0  # minutes of training: translating takes about one
+FEW = 100  # updates, which are not even timed: one of 12 seconds would have to be among them
 ROUNDS = 5
 FASTER = 0.95  # share of the time without, from which on it is used: near 1 the clock would decide by chance
 
@@ -30,13 +31,14 @@ class Compiled(Loss):
 
     Args:
         loss: how the gradient is computed.
+        backend: that of `torch.compile`; `BACKEND` by default.
     """
 
-    def __init__(self, loss: Loss) -> None:
+    def __init__(self, loss: Loss, *, backend: str | None = None) -> None:
         super().__init__(loss.loss_fn, note=loss.note, autocast=loss.autocast)
         self.loss = loss
         self.functions: dict[tuple[nn.Module, str], Callable[..., Any]] = {
-            (networks, name): torch.compile(getattr(networks, name), dynamic=False, backend=BACKEND)
+            (networks, name): torch.compile(getattr(networks, name), dynamic=False, backend=backend or BACKEND)
             for networks in networks_of(loss.loss_fn)
             for name in FUNCTIONS
             if hasattr(networks, name)
@@ -105,6 +107,8 @@ def seconds_of(loss: Loss, memory: Memory, x: Tensor) -> float:
 def is_long(config: TrainConfig, loss: Loss, memory: Memory, x: Tensor) -> bool:
     """Whether a run is long enough for a translation to pay for itself."""
     minutes = math.inf if config.minutes is None else config.minutes
+    if minutes < PAYS_FROM or (config.updates is not None and config.updates <= FEW):
+        return False
     if config.updates is not None:
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             seconds = min(seconds_of(loss, memory, x) for _ in range(2))

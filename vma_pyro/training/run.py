@@ -114,25 +114,23 @@ class Run:
         self.loss.note = self.plain.note = note
         if self.config.compile == "off" or self.is_compiled is False:
             return
-        compiled = Compiled(self.plain)
-        if self.is_compiled is None and self.config.compile == "auto":
-            self.is_compiled = self.pays(compiled, episode)
-        else:
-            self.is_compiled = True
-        if self.is_compiled:
-            self.loss = compiled
+        undecided = self.is_compiled is None and self.config.compile == "auto"
+        compiled = self.compiled_if_it_pays(episode) if undecided else Compiled(self.plain)
+        self.is_compiled = compiled is not None
+        self.loss = compiled or self.loss
 
-    def pays(self, compiled: Compiled, episode: Episode) -> bool:
-        """Whether updates with translated networks are faster, in a run that is long enough for it."""
+    def compiled_if_it_pays(self, episode: Episode) -> Compiled | None:
+        """Updates with translated networks, where they are faster, in a run that is long enough for it."""
         # Processes would have to agree; what changes buffers in an update may not make one on trial.
         if self.ranks.size > 1 or any(True for _ in self.bare.buffers()):
-            return False
+            return None
         memory, x = episode.memory, episode.x
         if not is_long(self.config, self.loss, memory, x):
-            return False
+            return None
         if isinstance(self.loss, Captured):
             self.loss.wait = 0
-        return faster(compiled, self.loss, memory, x)
+        compiled = Compiled(self.plain)  # now, and not before: the compiler takes seconds to import
+        return compiled if faster(compiled, self.loss, memory, x) else None
 
     def gradient(self, episode: Episode) -> Tensor:
         """Compute the loss per image; leaves its gradient in the parameters."""
