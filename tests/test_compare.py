@@ -217,9 +217,9 @@ def signal_to_noise(elbo, draws):
 
 
 def test_slopes_of_the_signal_to_noise_ratio_near_the_posterior():
-    """loo and dreg gain like sqrt(K); vimco and iwae lose like 1 / sqrt(K). K = 4 ... 256."""
+    """loo and dreg gain like sqrt(K); vimco and iwae lose like 1 / sqrt(K). K = 4 ... 64."""
     pyro.enable_validation(False)
-    Ks, found = [4, 16, 64, 256], {"vimco": [], "loo": [], "iwae": [], "dreg": []}
+    Ks, found = [4, 16, 64], {"vimco": [], "loo": [], "iwae": [], "dreg": []}
     for K in Ks:
         slow = signal_to_noise(MultiSampleELBO(K, baseline=vimco, max_plate_nesting=1), 60_000)
         fast = signal_to_noise(MultiSampleELBO(K, baseline=loo, pathwise=dreg, max_plate_nesting=1), 20_000)

@@ -18,12 +18,17 @@ SMALL = {
         "draws=300": "draws=4",
         "PARTICLES, DRAWS = (2, 4, 8, 16, 32), 400": "PARTICLES, DRAWS = (2, 4), 4",
     },
-    "03_from_mixture_to_vma": {"UPDATES, IMAGES = 1000, 160": "UPDATES, IMAGES = 30, 4"},
+    "03_from_mixture_to_vma": {
+        "UPDATES, IMAGES = 1000, 160": "UPDATES, IMAGES = 26, 4",
+        "load(classes=300)": "load(classes=40)",
+        "num_samples=100": "num_samples=2",
+        "num_samples=20": "num_samples=2",
+    },
     "04_what_a_lookup_is_worth": {
         "IMAGES, SAMPLES = 60, 100": "IMAGES, SAMPLES = 3, 5",
         "load(classes=600)": "load(classes=130)",
     },
-    "05_make_it_yours": {"UPDATES = 300": "UPDATES = 3"},
+    "05_make_it_yours": {"UPDATES = 300": "UPDATES = 3", "num_samples=20": "num_samples=2"},
 }
 
 

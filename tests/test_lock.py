@@ -139,7 +139,7 @@ TINY += ["--eval-images=6", "--eval-samples=3", "--eval-queries=20", "--accelera
 
 
 def test_the_main_job_is_left_alone_by_a_second_one(tmp_path):
-    long = ["--updates=1000000", "--checkpoint-seconds=0"]
+    long = ["--updates=1000000", "--checkpoint-seconds=0", "--compile=off"]
     first = processes.start(FEW_SHOT, *TINY, *long, cwd=tmp_path)
     checkpoint = tmp_path / "runs" / "few_shot" / "checkpoint.pt"
     wait_for(checkpoint.exists, first)

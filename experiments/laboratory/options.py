@@ -158,7 +158,7 @@ class LaboratoryConfig:
                 Candidate("vimco+dreg+resampled", 2, 4),
                 Candidate("pyro-enum", 2, 4),
             )
-            return Plan(tiny, ("vimco", "loo", "rloo", "wake-wake"), (2, 4), (8, 12), 4, 3, 2)
+            return Plan(tiny, ("vimco", "loo", "wake-wake"), (2, 4), (8,), 4, 3, 2)
         return Plan(TRAINED, MEASURED, (2, 4, 8, 16, 32, 64), (8, 32, 128), 64, 12, 3)
 
 
