@@ -33,9 +33,9 @@ class TrainConfig:
     session_minutes: float | None = None
     """Leave with a checkpoint after so many minutes in this process; go on with resume."""
     optimizer: str = "muon"
-    """Muon (orthogonalised steps for the weights of layers, Adam for all other parameters and for the first quarter
-    of the budget), or adam alone. # Departs from the paper, which has Adam: it takes twice as many updates to the
-    same bound."""
+    """Muon (orthogonalised steps for the weights of layers, Adam for all other parameters and for the first
+    quarter of the budget), or adam alone. # Departs from the paper, which has Adam: it takes twice as many updates
+    to the same bound."""
     learning_rate: float | None = None
     """After a linear warm-up; it falls along a half cosine to `final_rate` of it. Default: 4e-3 for muon, 1.5e-3
     for adam."""
