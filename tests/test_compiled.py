@@ -10,8 +10,9 @@ import torch
 from vma_pyro import Guide, Memory, MLPNetworks, Model
 from vma_pyro._system import checkpoint
 from vma_pyro._system.metrics import read_metrics
-from vma_pyro.data import EpisodeSampler, glyphs
+from vma_pyro.data import EpisodeSampler, RecallSampler, glyphs
 from vma_pyro.infer import make
+from vma_pyro.retrieval import RetrievalGuide
 from vma_pyro.training import TrainConfig, compiled, fit
 from vma_pyro.training.compiled import Compiled, faster, is_long, networks_of
 from vma_pyro.training.loss import Loss
@@ -172,6 +173,20 @@ def test_a_run_is_long_by_its_nearer_budget(monkeypatch, random_images, updates,
     monkeypatch.setattr(compiled, "seconds_of", lambda loss, memory, x: 0.5)
     config = TrainConfig(updates=updates, minutes=minutes)
     assert is_long(config, loss_of(*pair()), Memory(random_images(S)), random_images(B)) is long
+
+
+@pytest.mark.parametrize("refresh_every", [None, 2])
+def test_what_changes_in_size_with_every_update_is_not_tried(tmp_path, monkeypatch, random_images, refresh_every):
+    asked = []
+    monkeypatch.setattr("vma_pyro.training.run.is_long", lambda *about: asked.append(about))
+    model, _ = pair()
+    guide = RetrievalGuide(model.networks, candidates=5, least=K)
+    sampler = RecallSampler(
+        random_images(12)[:, 0].byte().numpy(), size=9, queries=4, seed=0, refresh_every=refresh_every
+    )
+    config = replace(CONFIG, compile="auto", updates=1)
+    fit(model, guide, make("vimco", K), sampler, config=config, folder=tmp_path, show_progress=False)
+    assert len(asked) == (refresh_every is None)
 
 
 def test_a_resumed_run_is_made_as_it_was_begun(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from vma_pyro._system.ranks import Ranks
 from vma_pyro.data import Episode
 from vma_pyro.data.episodes import Episodes
 from vma_pyro.evaluation import log_likelihood, split_bound, undisturbed
+from vma_pyro.memory.bank_memory import BankMemory
 from vma_pyro.training.captured import Captured
 from vma_pyro.training.compiled import Compiled, faster, is_long
 from vma_pyro.training.config import TrainConfig, learning_rate, precision_of
@@ -121,10 +122,11 @@ class Run:
 
     def compiled_if_it_pays(self, episode: Episode) -> Compiled | None:
         """Updates with translated networks, where they are faster, in a run that is long enough for it."""
-        # Processes would have to agree; what changes buffers in an update may not make one on trial.
-        if self.ranks.size > 1 or any(True for _ in self.bare.buffers()):
-            return None
         memory, x = episode.memory, episode.x
+        # Processes would have to agree; what changes buffers in an update may not make one on trial; and what is
+        # encoded of a memory of a bank is of another size in every update, and would be translated anew.
+        if self.ranks.size > 1 or any(True for _ in self.bare.buffers()) or isinstance(memory, BankMemory):
+            return None
         if not is_long(self.config, self.loss, memory, x):
             return None
         if isinstance(self.loss, Captured):
