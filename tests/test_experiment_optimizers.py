@@ -34,7 +34,7 @@ def test_two_optimizers(data_folder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("sgd", "error: --optimizers: optimizer: expected one of muon, adam, got 'sgd'"),
+        ("sgd", "error: --optimizers: optimizer: expected one of muon, adam, soap, got 'sgd'"),
         ("adam:-1", "error: --optimizers: learning_rate: expected more than 0, got -1.0"),
         ("adam:fast", "error: --optimizers: could not convert string to float: 'fast'"),
     ],

@@ -98,7 +98,7 @@ def test_the_gradient_of_a_layer_used_twice_is_summed_in_32_bits(random_images):
     assert not torch.equal(gradient, gradient.bfloat16().float())
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+@pytest.mark.parametrize("optimizer", ["muon", "adam", "soap"])
 @pytest.mark.parametrize("make_networks", [convolutional, perceptrons])
 def test_a_resumed_run_in_bf16_is_the_uninterrupted_one(optimizer, make_networks, tmp_path):
     characters = glyphs.load(classes=12, examples=6)

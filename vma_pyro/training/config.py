@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vma_pyro._system.processor import multiplies_bf16
-from vma_pyro.training.optimizers import OPTIMIZERS, RATES
+from vma_pyro.training.optimizers import RATES, check_optimizer
 
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 COMPILE = ("auto", "on", "off")
@@ -34,11 +34,11 @@ class TrainConfig:
     """Leave with a checkpoint after so many minutes in this process; go on with resume."""
     optimizer: str = "muon"
     """Muon (orthogonalised steps for the weights of layers, Adam for all other parameters and for the first
-    quarter of the budget), or adam alone. # Departs from the paper, which has Adam: it takes twice as many updates
-    to the same bound."""
+    quarter of the budget), adam alone, or soap, of the package pytorch-optimizer. # Departs from the paper, which
+    has Adam: it takes twice as many updates to the same bound."""
     learning_rate: float | None = None
     """After a linear warm-up; it falls along a half cosine to `final_rate` of it. Default: 4e-3 for muon, 1.5e-3
-    for adam."""
+    for adam and soap."""
     final_rate: float = 0.02
     """Share of the learning rate that is left at the end."""
     warmup_updates: int = 200
@@ -106,8 +106,7 @@ class TrainConfig:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.compile not in COMPILE:
             raise ValueError(f"compile: expected one of {', '.join(COMPILE)}, got {self.compile!r}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+        check_optimizer(self.optimizer)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected 0 <= ema_decay < 1, got {self.ema_decay}")
 
