@@ -295,6 +295,29 @@ class TestNewBudget:
         result, _ = run(characters, tmp_path, replace(longer, new_budget=False), resume=True)  # now its budget
         assert (result.updates, list(result.budget_changes)) == (40, [30])
 
+    @pytest.mark.parametrize("stop_at", [None, 35])
+    def test_without_validation_the_last_weights_count_and_not_those_of_the_first_end(
+        self, characters, tmp_path, monkeypatch, stop_at
+    ):
+        _, first = run(characters, tmp_path, validation=False)
+        longer = replace(CONFIG, updates=40, new_budget=True)
+        with monkeypatch.context() as patch:
+            if stop_at is not None:
+                StopAt(patch, stop_at - 30, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            _, found = run(characters, tmp_path, longer, resume=True, validation=False)
+        content = checkpoint.load(tmp_path / "checkpoint.pt")
+        assert 30 < content["progress"]["update"] <= 40
+        for name, weight in found.items():
+            assert torch.equal(weight, content["average"][f"module.{name}"]), name
+            assert torch.equal(weight, content["weights"][name]), name
+        assert any(not torch.equal(found[name], first[name]) for name in first)
+
+    def test_with_validation_a_longer_run_is_never_worse(self, characters, tmp_path):
+        first, _ = run(characters, tmp_path)
+        longer = replace(CONFIG, updates=40, new_budget=True)
+        result, _ = run(characters, tmp_path, longer, resume=True)
+        assert result.validation_nll <= first.validation_nll
+
     def test_only_the_budget_may_change(self, characters, tmp_path):
         run(characters, tmp_path)
         other = replace(CONFIG, updates=40, learning_rate=0.5, new_budget=True)

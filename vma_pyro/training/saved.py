@@ -84,7 +84,9 @@ def restore(run: Run) -> None:
     run.episodes.load_state_dict(content["episodes"])
     _restore_noise(run, content["rng"], content["progress"]["update"])
     _restore_progress(run, content["progress"])
-    run.best = content["weights"] if content["progress"]["has_best"] else None
+    # Without a validation the last weights count, and those of an earlier end are not better than what follows.
+    judged = content["progress"]["has_best"] and not math.isnan(run.best_nll)
+    run.best = content["weights"] if judged else None
     run.cycles = content.get("cycles", [])
     if set(differences(content["identity"], run.identity)) & set(BUDGET):
         run.budget_changes = [*run.budget_changes, run.update]
