@@ -111,13 +111,14 @@ def save_training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]],
             updates, [line["bound"] for line in training], linewidth=1, label=f"{label}, training"
         )
         color = curve.get_color()
-        bound.plot(
-            [line["update"] for line in validation],
-            [-line["validation_nll"] for line in validation],
-            linestyle="--",
-            color=color,
-            label=f"{label}, held out",
-        )
+        if validation:
+            bound.plot(
+                [line["update"] for line in validation],
+                [-line["validation_nll"] for line in validation],
+                linestyle="--",
+                color=color,
+                label=f"{label}, held out",
+            )
         for axes, name in ((kl_address, "kl_address"), (kl_z, "kl_z")):
             seen = [(line["update"], line[name]) for line in training if name in line]
             if any(kl for _, kl in seen):
