@@ -46,6 +46,20 @@ def found():
                 for images, size in (("training", 256), ("unseen", 2048))
             ]
         },
+        "mnist_recall_60000": head
+        | {
+            "tests": [
+                {
+                    "images": images,
+                    "memory": size,
+                    "log_memory": math.log(size),
+                    "kl_address": figure(math.log(size) - 0.01),
+                    "kl_z": figure(0.0),
+                    "nll": figure(math.log(size) + 0.1),
+                }
+                for images, size in (("training", 60_000), ("unseen", 10_000))
+            ]
+        },
         "annealing": head
         | {
             "worse_without": figure(0.1),
