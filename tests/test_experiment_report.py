@@ -14,6 +14,20 @@ def figure(mean, se=0.1, n=100):
     return {"mean": mean, "se": se, "n": n}
 
 
+def recall_tests(training, unseen):
+    return [
+        {
+            "images": images,
+            "memory": size,
+            "log_memory": math.log(size),
+            "kl_address": figure(math.log(size) - 0.01),
+            "kl_z": figure(0.0),
+            "nll": figure(math.log(size) + 0.1),
+        }
+        for images, size in (("training", training), ("unseen", unseen))
+    ]
+
+
 @pytest.fixture
 def found():
     """Results of every experiment, in which every claim holds."""
@@ -32,34 +46,8 @@ def found():
 
     per_class = ("shots per class", "images in all", "images in all, with replacement")
     return {
-        "mnist_recall": head
-        | {
-            "tests": [
-                {
-                    "images": images,
-                    "memory": size,
-                    "log_memory": math.log(size),
-                    "kl_address": figure(math.log(size) - 0.01),
-                    "kl_z": figure(0.0),
-                    "nll": figure(math.log(size) + 0.1),
-                }
-                for images, size in (("training", 256), ("unseen", 2048))
-            ]
-        },
-        "mnist_recall_60000": head
-        | {
-            "tests": [
-                {
-                    "images": images,
-                    "memory": size,
-                    "log_memory": math.log(size),
-                    "kl_address": figure(math.log(size) - 0.01),
-                    "kl_z": figure(0.0),
-                    "nll": figure(math.log(size) + 0.1),
-                }
-                for images, size in (("training", 60_000), ("unseen", 10_000))
-            ]
-        },
+        "mnist_recall": head | {"tests": recall_tests(256, 2048)},
+        "mnist_recall_60000": head | {"tests": recall_tests(60_000, 10_000)},
         "annealing": head
         | {
             "worse_without": figure(0.1),

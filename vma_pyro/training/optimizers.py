@@ -9,7 +9,7 @@ from torch import nn
 
 from vma_pyro.training.muon import Muon
 
-# Learning rates, chosen on held-out alphabets: see `experiments/optimizers.py`.
+# Learning rates: those of Muon and Adam chosen on held-out alphabets, SOAP's is Adam's and has not been tried.
 RATES = {"muon": 4e-3, "adam": 1.5e-3, "soap": 1.5e-3}
 ADAM_FIRST = 0.25  # of a run with Muon, before which z would learn too soon for the address
 MOST = 1024  # rows of a preconditioner of SOAP's; larger ones are left out
