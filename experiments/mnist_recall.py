@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from common import folder, plots, protocols, results
-from common.peak import peak_so_far
 from common.train import TrainOptions, make_elbo, train_pair
 from vma_pyro import cli, models
 from vma_pyro._system.markdown import table
@@ -134,7 +133,7 @@ def train(config: RecallConfig, images: LabelledImages) -> tuple[models.Pair, di
     )
     updates = max(1, facts["updates"])
     each = {"milliseconds_per_update": 1000 * facts["training_seconds"] / updates}
-    return pair, facts | each | {"peak_gib": peak_so_far()}
+    return pair, facts | each
 
 
 def test(pair: models.Pair, images: LabelledImages, size: int, config: RecallConfig) -> dict[str, Any]:

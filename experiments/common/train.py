@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 from pyro.infer.elbo import ELBO
 
+from common.peak import peak_so_far
 from vma_pyro import models
 from vma_pyro._system.command import command
 from vma_pyro._system.ranks import Ranks
@@ -47,7 +48,8 @@ def train_pair(
         identity: further plain values that a resumed run must share, and that the file tells of the training.
 
     Returns:
-        Facts about the training: updates, seconds, validation NLL in nats per image.
+        Facts about the training: updates, seconds, GiB that this process has needed at most, validation NLL in
+        nats per image.
 
     Raises:
         Stopped: the run was told to stop, and has left a checkpoint.
@@ -85,6 +87,7 @@ def _facts(result: FitResult, config: TrainConfig) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "updates": result.updates,
         "training_seconds": round(result.seconds, 1),
+        "peak_gib": round(peak_so_far(), 2),
         "validation_nll": result.validation_nll,
         "optimizer": config.optimizer,
         "precision": precision_of(config),
