@@ -188,7 +188,65 @@ def test_grey_entries_stay_grey(kind, tmp_path, random_images):
     torch.testing.assert_close(found, exact, rtol=1e-3, atol=0.5)
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_another_default_type_changes_nothing(learned, random_images):
+    model, guide = build(learned=learned)
+    entries, x = random_images(S), random_images(B)
+    found = []
+    for default in (torch.float32, torch.float64):
+        torch.set_default_dtype(default)
+        try:
+            index = AddressIndex.encode(model, guide, entries, chunk_size=5)
+            torch.manual_seed(0)
+            values = [index.posterior(x), *index.top(x, 6), *index.sample(x, 5)]
+            values += [index.log_prior(torch.arange(S)[None]), large_log_likelihood(index, x, num_samples=3)]
+            found.append([value.double() for value in values])
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 class TestRefusals:
+    @pytest.mark.parametrize(
+        ("address", "said"),
+        [
+            ([[0, S]], f"address: expected 0 to {S - 1}, those of the memory, got 0 to {S}"),
+            ([[-1, 2]], f"address: expected 0 to {S - 1}, those of the memory, got -1 to 2"),
+            ([[0.0, 1.0]], "address: expected whole numbers, int64, got torch.float32"),
+            ([[True, False]], "address: expected whole numbers, int64, got torch.bool"),
+        ],
+    )
+    def test_addresses_of_no_entry(self, address, said, random_images):
+        index = AddressIndex.encode(*build(), random_images(S))
+        for ask in (index.part, index.log_prior):
+            with pytest.raises(ValueError, match=f"^{said}$"):
+                ask(torch.tensor(address))
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (
+                lambda x: 255 * x,
+                r"x: expected values from 0 to 1 as memory.entries has, got up to 255; divide by 255",
+            ),
+            (lambda x: x / 0, r"x: expected finite values, got \d+ NaN or infinite of \d+"),
+            (lambda x: x[:, :, 1:], r"x: expected shape \[B, 1, 28, 28\] like the memory's entries, got .*"),
+            (lambda x: x[:0], r"x: expected at least one datapoint, got shape \[0, 1, 28, 28\]"),
+        ],
+    )
+    def test_images_unlike_the_entries(self, change, said, random_images):
+        index, x = AddressIndex.encode(*build(), random_images(S)), random_images(B)
+        index.top(x, 2)  # what is right at first is looked at again
+        for ask in (index.posterior, lambda x: index.top(x, 2), lambda x: index.sample(x, 2)):
+            with pytest.raises(ValueError, match=f"^{said}$"):
+                ask(change(x))
+
+    @pytest.mark.parametrize("number", [0, -3, 2.5])
+    def test_chunks_of_no_size(self, number, random_images):
+        with pytest.raises(ValueError, match=f"^chunk_size: expected (at least 1|a whole number), got {number}$"):
+            AddressIndex.encode(*build(), random_images(S), chunk_size=number)
+
     """One line each, that names the argument."""
 
     def test_other_parameters(self, random_images):

@@ -1,5 +1,8 @@
 """Captured updates: bit for bit what the program does, and given up where they cannot be."""
 
+import itertools
+from types import SimpleNamespace
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -121,16 +124,94 @@ def test_attributes_may_change(temperatures, replays, data, notes, monkeypatch):
     assert notes == []
 
 
+class Optioned(Model):
+    """With temperatures in a dictionary and in an object."""
+
+    def __init__(self, networks):
+        super().__init__(networks)
+        self.options = {"decoder": [1.0], "more": SimpleNamespace(temperature=1.0)}
+
+    def likelihood(self, logits):
+        return super().likelihood(logits / self.options["decoder"][0] / self.options["more"].temperature)
+
+
+@pytest.mark.parametrize("where", ["in a list", "in an object"])
+def test_numbers_in_containers_may_change(where, data, notes):
+    def change(loss_fn, value):
+        if where == "in a list":
+            loss_fn.model.options["decoder"][0] = value
+        else:
+            loss_fn.model.options["more"].temperature = value
+
+    found = []
+    for wait in (0, 99):
+        loss_fn = build(model=Optioned)
+        captured, schedule = Captured(loss_fn, note=notes.append, wait=wait), iter((1.0, 1.0, 1.0, 0.5, 1.0))
+
+        def gradient(memory, x, loss_fn=loss_fn, captured=captured, schedule=schedule):
+            change(loss_fn, next(schedule))
+            return captured.gradient(memory, x)
+
+        found.append(trained(loss_fn, data, gradient))
+    assert_same(*found)
+    assert notes == []
+
+
+def test_weights_that_are_frozen_on_the_way_stay(data, notes):
+    found = []
+    for wait in (0, 99):
+        loss_fn = build()
+        captured, frozen = Captured(loss_fn, note=notes.append, wait=wait), iter((True, True, False, False, True))
+        weight = next(iter(loss_fn.parameters()))
+
+        def gradient(memory, x, captured=captured, frozen=frozen, weight=weight):
+            weight.requires_grad_(next(frozen))
+            loss = captured.gradient(memory, x)
+            assert (weight.grad is not None) == weight.requires_grad
+            return loss
+
+        found.append(trained(loss_fn, data, gradient))
+    assert_same(*found)
+    assert notes == []
+
+
+def test_hooks_on_gradients_are_called(data, notes):
+    def halve(parameter):
+        parameter.grad.mul_(0.5)
+
+    found = []
+    for wait in (0, 99):
+        loss_fn = build()
+        for parameter in loss_fn.parameters():
+            parameter.register_post_accumulate_grad_hook(halve)
+        found.append(trained(loss_fn, data, Captured(loss_fn, note=notes.append, wait=wait).gradient))
+    assert_same(found[0], found[1])
+    with pytest.raises(AssertionError):
+        assert_same(found[0], plainly(build(), data))  # Adam's epsilon sees it
+
+
+def test_images_may_lie_otherwise_in_memory(data, notes):
+    turned = [
+        (Memory(memory.entries.transpose(-1, -2)), x.flip(-1)) if number % 2 else (memory, x.transpose(-1, -2))
+        for number, (memory, x) in enumerate(data)
+    ]
+    captured = Captured(build(), note=notes.append, wait=0)
+    assert_same(
+        trained(captured.loss_fn, data[:1] + turned, captured.gradient), plainly(build(), data[:1] + turned)
+    )
+    assert notes == []
+
+
 class Secretive(Model):
     """Changes where nobody looks."""
 
     def __init__(self, networks):
         super().__init__(networks)
-        self.runs = [0]
+        runs = itertools.count(1)
+        self.runs = lambda: next(runs)
 
     def likelihood(self, logits):
-        self.runs[0] += 1
-        return super().likelihood(logits / self.runs[0])
+        return super().likelihood(logits / self.runs())
 
 
 class Curious(Model):

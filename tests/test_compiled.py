@@ -108,6 +108,25 @@ def test_they_stand_in_place_while_an_update_runs(random_images):
     assert not set(vars(model.networks)) & set(compiled.FUNCTIONS)
 
 
+@pytest.mark.parametrize("name", ["query", "decode"])
+def test_a_function_of_the_networks_own_stays_on_them(name, random_images):
+    model, guide = pair()
+    plain = getattr(model.networks, name)
+
+    def own(first, *more):
+        return plain(1 - first, *more)
+
+    setattr(model.networks, name, own)
+    loss = Compiled(loss_of(model, guide))
+    found = []
+    for each in (loss.loss, loss, loss.loss):
+        torch.manual_seed(1)
+        found.append(each.gradient(Memory(random_images(S).mul(0)), torch.ones(B, 1, 28, 28).tril()).item())
+    assert vars(model.networks)[name] is own
+    assert found[0] == pytest.approx(found[1])
+    assert found[0] == found[2]
+
+
 def test_what_cannot_be_translated_is_run_as_it_is_and_said_once(monkeypatch, random_images):
     def fails(function, **options):
         def call(*args):

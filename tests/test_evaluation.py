@@ -16,7 +16,10 @@ from vma_pyro.evaluation import (
     classify,
     kl_report,
     log_likelihood,
+    mutual_information,
 )
+from vma_pyro.memory import BankMemory, KeyedBank
+from vma_pyro.retrieval import RetrievalGuide
 
 B, S, C = 4, 6, 3
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -253,6 +256,44 @@ def test_a_choice_before_the_address_is_summed_over(setting):
         for p in ((model, guide), (model2, guide2))
     ]
     assert exact[1] == pytest.approx(exact[0].item(), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "q",
+    [
+        torch.full((3, 5), math.nan),
+        torch.full((3, 5), 0.3),
+        torch.tensor([[1.5, -0.5]]),
+        torch.full((0, 5), 0.2),
+        torch.full((2, 3, 5), 0.2),
+        torch.tensor([0.5, 0.5]),
+    ],
+)
+def test_what_is_no_probability_has_no_mutual_information(q):
+    with pytest.raises(ValueError, match="^q: expected probabilities"):
+        mutual_information(q)
+
+
+def test_mutual_information_of_probabilities_that_float32_cannot_divide():
+    q = torch.zeros(100, 3)
+    q[:, 0], q[0, 1] = 1, 1e-45
+    assert mutual_information(q).mean == pytest.approx(0, abs=1e-12)
+    assert mutual_information(torch.eye(4)).mean == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize(("size", "expected"), [(11, 10), (2, 1)])
+def test_what_is_left_out_is_no_entry_of_a_report(size, expected, random_images):
+    torch.manual_seed(1)
+    networks, entries, x = MLPNetworks(4, hidden_dims=(8, 7), key_dim=6), random_images(size), random_images(3)
+    model, guide, left_out = Model(networks), RetrievalGuide(networks, candidates=4), torch.tensor([0, 1, 0])
+    report = kl_report(model, guide, BankMemory(KeyedBank(entries), left_out=left_out), x, num_samples=2)
+    assert report.log_memory == pytest.approx(math.log(expected))
+    mask = torch.ones(3, size, dtype=torch.bool).scatter(1, left_out[:, None], False)
+    own = Memory(entries.expand(3, -1, -1, -1, -1), mask=mask)
+    same = kl_report(model, Guide(networks), own, x, num_samples=2)
+    assert same.log_memory == pytest.approx(report.log_memory)
+    share = report.kl_address.mean / math.log(expected) if expected > 1 else 0
+    assert report.kl_address_share.mean == pytest.approx(share, abs=1e-6)
 
 
 def test_two_choices_before_the_address():

@@ -168,6 +168,8 @@ class TestRefusals:
         ("options", "message"),
         [
             ({"nlist": 0}, r"^nlist: expected at least 1, got 0$"),
+            ({"nlist": 2.5}, r"^nlist: expected a whole number, got 2.5$"),
+            ({"support": float("nan")}, r"^support: expected a whole number, got nan$"),
             ({"support": -1}, r"^support: expected at least 1, got -1$"),
             ({"nlist": 4, "nprobe": 5}, r"^nprobe: expected at most 4, the number of lists, got 5$"),
             ({"nlist": S + 1}, r"^nlist: expected at most 300, the entries of the memory, got 301$"),
@@ -178,6 +180,13 @@ class TestRefusals:
     def test_numbers_that_do_not_fit(self, options, message, random_images):
         with pytest.raises(ValueError, match=message):
             AddressIndex.encode(*build(), random_images(S), search=InvertedLists(**options))
+
+    @pytest.mark.parametrize("nprobe", [0, -1])
+    def test_no_list_to_look_into(self, nprobe, random_images):
+        _, index, x = indices(random_images, FEW)
+        index.kept.lists.nprobe = nprobe
+        with pytest.raises(ValueError, match=f"^nprobe: expected at least 1, got {nprobe}$"):
+            index.top(x, 2)
 
     def test_too_few_for_codes(self, random_images):
         with pytest.raises(
@@ -202,7 +211,7 @@ class TestRefusals:
     def test_images_that_are_none(self, random_images):
         _, index, x = indices(random_images, FEW)
         x[0, 0, 0, 0] = torch.nan
-        with pytest.raises(ValueError, match=r"^x: expected keys of the images that are finite, got others$"):
+        with pytest.raises(ValueError, match=r"^x: expected finite values, got 1 NaN or infinite of 2352$"):
             index.top(x, 1)
 
     def test_other_parameters(self, random_images):

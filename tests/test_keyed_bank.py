@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import re
 import signal
 
@@ -157,7 +158,19 @@ def test_what_cannot_be_done_is_refused_in_one_line(images, x):
             lambda: BankMemory(memory.bank, ROWS, OUT).read(torch.zeros(2, dtype=torch.long)),
             "address: expected shape",
         ),
-        (lambda: KeyedBank(images, refresh_every=0), "refresh_every: expected at least 1 update, got 0"),
+        (lambda: KeyedBank(images, refresh_every=0), "refresh_every: expected at least 1, got 0"),
+        (lambda: KeyedBank(images, refresh_every=2.5), "refresh_every: expected a whole number, got 2.5"),
+        (lambda: KeyedBank(images, refresh_every=math.nan), "refresh_every: expected a whole number, got nan"),
+        (lambda: BankMemory(memory.bank, ROWS.float()), "rows: expected whole numbers, int64, got torch.float32"),
+        (lambda: BankMemory(memory.bank, ROWS > 3), "rows: expected whole numbers, int64, got torch.bool"),
+        (
+            lambda: BankMemory(memory.bank, ROWS, OUT.to(torch.uint8)),
+            "left_out: expected whole numbers, int64, got torch.uint8",
+        ),
+        (
+            lambda: BankMemory(memory.bank, ROWS, OUT.double()),
+            "left_out: expected whole numbers, int64, got torch.float64",
+        ),
         (
             lambda: KeyedBank(images, key_dtype=torch.float64),
             "key_dtype: expected torch.float32 or torch.bfloat16",
@@ -180,6 +193,48 @@ def test_what_cannot_be_done_is_refused_in_one_line(images, x):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}") as error:
             function()
         assert "\n" not in str(error.value)
+
+
+def test_a_stream_goes_on_from_a_position_of_its_kind():
+    characters = glyphs.load(classes=6, examples=4)
+    images = characters.images.reshape(-1, 28, 28)
+    plain, banked = (RecallSampler(images, size=5, queries=2, seed=0, refresh_every=r) for r in (None, 9))
+    left_out = LeaveOneOutSampler(characters, classes=3, shots=2, queries=2, seed=0)
+    for stream, state, message in (
+        (
+            banked,
+            plain.state_dict(),
+            "refresh_every: expected a saved position with keys of a bank as here, got none",
+        ),
+        (
+            plain,
+            banked.state_dict(),
+            "refresh_every: expected a saved position with none as here, got keys of a bank",
+        ),
+        (
+            left_out,
+            plain.state_dict(),
+            "episodes: expected a saved position with keys of a bank as here, got none",
+        ),
+    ):
+        before = copy.deepcopy(stream.state_dict())
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            stream.load_state_dict(state)
+        assert torch.equal(stream.state_dict()["generator"], before["generator"])
+
+
+def test_a_bank_that_was_trained_with_can_be_pickled(images, x):
+    model, guide = programs()
+    kept = bank(images)
+    make("vimco", K)(model, guide)(memory_of(kept), x).backward()
+    again = pickle.loads(pickle.dumps(kept))
+    assert torch.equal(again.keys, kept.keys)
+    assert again.updates == kept.updates
+    losses = []
+    for each in (again, kept):
+        torch.manual_seed(0)
+        losses.append(make("vimco", K)(model, guide)(memory_of(each), x).item())
+    assert losses[0] == losses[1]
 
 
 def test_bytes_are_entries_like_any(images, x):

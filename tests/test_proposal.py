@@ -102,5 +102,12 @@ def test_what_is_refused(arguments, message):
 
 
 def test_a_single_candidate_that_is_left_out_is_refused():
-    with pytest.raises(ValueError, match="candidates: expected one beside the address that is left out, got none"):
+    said = "candidates: expected one of a probability above 0 beside the address that is left out, got none"
+    with pytest.raises(ValueError, match=said):
         DefensiveCategorical(torch.zeros(1, 1), torch.tensor([2]), S, share=SHARE, left_out=torch.tensor([2]))
+
+
+def test_candidates_that_are_all_ruled_out_are_refused():
+    logits = torch.tensor([[0.0, -math.inf], [-math.inf, -math.inf]])
+    with pytest.raises(ValueError, match="candidates: expected one of a probability above 0, got none"):
+        DefensiveCategorical(logits, torch.tensor([2, 5]), S, share=SHARE)

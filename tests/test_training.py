@@ -339,6 +339,38 @@ class TestErrors:
         ):
             run(characters, tmp_path, resume=True, identity={"data": "omniglot"})
 
+    @pytest.mark.parametrize(
+        ("then", "now", "said"),
+        [
+            (["first"], ["second"], "first.*: expected to be frozen as in .*checkpoint.pt, got it trained"),
+            ([], ["second"], "second.*: expected to be trained as in .*checkpoint.pt, got it frozen"),
+        ],
+    )
+    def test_other_frozen_weights(self, then, now, said, characters, tmp_path):
+        def trained(frozen, **options):
+            torch.manual_seed(0)
+            networks = MLPNetworks(3, hidden_dims=(8, 8), key_dim=5)
+            names = dict(
+                zip(
+                    ("first", "second"),
+                    [n for n, p in networks.named_parameters() if p.dim() == 2][:2],
+                    strict=True,
+                )
+            )
+            for name in frozen:
+                networks.get_parameter(names[name]).requires_grad_(False)
+            episodes = EpisodeSampler(characters, classes=3, shots=2, queries=4, seed=0)
+            programs = Model(networks), Guide(networks), MultiSampleELBO(3, max_plate_nesting=1), episodes
+            fit(*programs, config=CONFIG, folder=tmp_path, show_progress=False, **options)
+            return names
+
+        names = trained(then)
+        assert trained(then, resume=True)
+        for short, name in names.items():
+            said = said.replace(f"{short}.*", f"model.networks.{name}".replace(".", r"\."))
+        with pytest.raises(ValueError, match=f"^{said}$"):
+            trained(now, resume=True)
+
     def test_another_architecture(self, characters, tmp_path):
         run(characters, tmp_path)
         before = (tmp_path / "checkpoint.pt").read_bytes()

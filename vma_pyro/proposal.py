@@ -78,8 +78,9 @@ class DefensiveCategorical(TorchDistribution):
             or self.candidates[-1] >= self.size
         ):
             raise ValueError(f"candidates: expected sorted and distinct addresses from 0 to {self.size - 1}")
-        if self.left_out is not None and bool((self.logits == -math.inf).all(-1).any()):
-            raise ValueError("candidates: expected one beside the address that is left out, got none")
+        if bool((self.logits == -math.inf).all(-1).any()):
+            beside = "" if self.left_out is None else " beside the address that is left out"
+            raise ValueError(f"candidates: expected one of a probability above 0{beside}, got none")
 
     @property
     def support(self) -> Any:

@@ -68,7 +68,13 @@ class LeaveOneOutSampler(Stream):
         return super().state_dict() | {"bank": self.bank.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position."""
+        """Go on from a saved position.
+
+        Raises:
+            ValueError: that of a stream without a bank.
+        """
+        if "bank" not in state:
+            raise ValueError("episodes: expected a saved position with keys of a bank as here, got none")
         super().load_state_dict(state)
         self.bank.load_state_dict(state["bank"])
 

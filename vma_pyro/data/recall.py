@@ -55,7 +55,14 @@ class RecallSampler(Stream):
         return super().state_dict() | ({} if self.bank is None else {"bank": self.bank.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position."""
+        """Go on from a saved position.
+
+        Raises:
+            ValueError: that of a stream with a bank, where this one has none, or the other way round.
+        """
+        if ("bank" in state) != (self.bank is not None):
+            here, there = ("keys of a bank" if yes else "none" for yes in (self.bank is not None, "bank" in state))
+            raise ValueError(f"refresh_every: expected a saved position with {here} as here, got {there}")
         super().load_state_dict(state)
         if self.bank is not None:
             self.bank.load_state_dict(state["bank"])

@@ -16,6 +16,7 @@ from vma_pyro.evaluation.draws import nesting_of
 from vma_pyro.evaluation.estimates import Mean, undisturbed
 from vma_pyro.evaluation.split import NO_SITES, BoundParts, joined, split_bound, split_in_chunks
 from vma_pyro.infer.engine.weights import effective_samples
+from vma_pyro.memory import Memory
 
 __all__ = ["BoundParts", "KLReport", "kl_report", "mutual_information", "split_bound"]
 
@@ -181,20 +182,31 @@ def _check_one_per_image(name: str, values: Tensor, images: int) -> None:
 
 
 def _log_sizes(memory: Any, q: Float[Tensor, "B S"]) -> Float[Tensor, " B"]:
-    """log|M| of each image, without the entries that only fill up a memory of fewer than others."""
-    mask = getattr(memory, "mask", None)
-    if isinstance(mask, Tensor) and mask.shape[-1] == q.shape[-1]:
-        return in_double(mask.to(q.device).sum(-1)).log().expand(len(q))
+    """log|M| of each image, without what is no entry for it: padding, and what is left out."""
+    if isinstance(memory, Memory) and memory.size == q.shape[-1]:
+        return in_double(memory.num_entries.to(q.device)).log().expand(len(q))
     log_size = math.log(q.shape[-1])
     return in_double(torch.full((len(q),), log_size, dtype=widest_float(q.device), device=q.device))
 
 
-def mutual_information(q: Float[Tensor, "B S"]) -> Mean:
+def mutual_information(q: Float[Tensor, "..."]) -> Mean:
     """Mean over images of KL(q(a|x) || mean of q(a|x)) in nats, of a memory that they share.
 
     Args:
-        q: probabilities of the addresses, see `address_posterior`.
+        q: probabilities of the addresses [B, S], see `address_posterior`.
+
+    Raises:
+        ValueError: no images, other dimensions than [B, S], values that are no probabilities.
     """
+    if q.dim() != 2 or 0 in q.shape:
+        raise ValueError(f"q: expected probabilities [B, S] of at least one image, got shape {list(q.shape)}")
+    q = in_double(q)
+    sums = q.sum(1)
+    if not bool((q >= 0).all()) or not bool(((sums - 1).abs() < 1e-3).all()):
+        raise ValueError(
+            f"q: expected probabilities that add up to 1 for each image, got values from {q.min().item():g} with "
+            f"sums from {sums.min().item():g} to {sums.max().item():g}"
+        )
     marginal = q.mean(0)
     return Mean.of(torch.where(q > 0, q * (q / marginal).log(), 0.0).sum(-1))
 

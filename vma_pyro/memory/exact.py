@@ -33,16 +33,16 @@ class ExactSearch:
 
     def posterior(self, query: Float[Tensor, "B E"], scale: Tensor) -> Float[Tensor, "B S"]:
         """log q(a | x, M) of every entry of this process."""
-        logits = torch.empty(len(query), len(self.keys))
+        logits = query.new_empty(len(query), len(self.keys))
         for chunk, part in enumerate(self._logits(query, scale)):
             logits[:, chunk * CHUNK : (chunk + 1) * CHUNK] = part
         return logits.sub_(self.ranks.log_sum(logits.logsumexp(1)[:, None]))
 
     def top(self, query: Float[Tensor, "B E"], scale: Tensor, k: int) -> Addresses:
         """The k most probable entries, most probable first."""
-        best = torch.full((len(query), k), -math.inf)
+        best = query.new_full((len(query), k), -math.inf)
         where = torch.zeros(len(query), k, dtype=torch.long)
-        total = torch.full((len(query),), -math.inf)
+        total = query.new_full((len(query),), -math.inf)
         for chunk, part in enumerate(self._logits(query, scale)):
             total = torch.logaddexp(total, part.logsumexp(1))
             values, at = part.topk(min(k, part.shape[1]), dim=1)
@@ -53,12 +53,12 @@ class ExactSearch:
 
     def sample(self, query: Float[Tensor, "B E"], scale: Tensor, num_samples: int) -> Addresses:
         """Draw with replacement: first a chunk by its total probability, then an entry of that chunk."""
-        mine = torch.full((len(query), self._most_chunks), -math.inf)
+        mine = query.new_full((len(query), self._most_chunks), -math.inf)
         for chunk, part in enumerate(self._logits(query, scale)):
             mine[:, chunk] = part.logsumexp(1)
         totals = torch.cat(self.ranks.gather(mine), 1)  # [B, chunks of all processes]
         chosen = self.ranks.first(torch.multinomial(totals.softmax(1), num_samples, replacement=True))
-        address, logit = torch.zeros_like(chosen), torch.zeros(chosen.shape)
+        address, logit = torch.zeros_like(chosen), query.new_zeros(chosen.shape)
         first = self.ranks.rank * self._most_chunks
         for chunk in range(self._chunks):
             here = chosen == first + chunk

@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # the programs are above; here they are only known by their p
     from vma_pyro.guide import Guide
     from vma_pyro.model import Model
 
+LOOKED_AT = 1024  # entries whose values are compared with those of a query's images
+
 
 class AddressIndex:
     """The address posterior of one model and guide, whose parameters no longer change, over very many entries.
@@ -209,7 +211,11 @@ class AddressIndex:
         return self.ranks.sum(torch.where(owner == self.ranks.rank, address, 0))
 
     def part(self, address: Int[Tensor, "B k"]) -> Memory:
-        """The entries at these addresses as a memory of its own for each image, [B, k, 1, 28, 28]."""
+        """The entries at these addresses as a memory of its own for each image, [B, k, 1, 28, 28].
+
+        Raises:
+            ValueError: addresses outside of the memory.
+        """
         used, rows = address.unique(return_inverse=True)
         here, held = self._here(used)
         entries = self.ranks.sum(self.kept.entries[here] * held[:, None, None, None])
@@ -217,7 +223,11 @@ class AddressIndex:
         return SelectedMemory(Memory(entries.float()), rows, labels)
 
     def log_prior(self, address: Int[Tensor, "B k"]) -> Float[Tensor, "B k"]:
-        """log p(a | M) among all entries."""
+        """log p(a | M) among all entries.
+
+        Raises:
+            ValueError: addresses outside of the memory.
+        """
         self._check_parameters()
         here, held = self._here(address)
         logits = self.ranks.sum(torch.where(held, self.kept.prior[here], 0.0))
@@ -227,6 +237,13 @@ class AddressIndex:
 
     def _here(self, address: Tensor) -> tuple[Tensor, Tensor]:
         """Find addresses among this process's entries (0 where it has another one's), and tell which it has."""
+        if address.dtype != torch.long:
+            raise ValueError(f"address: expected whole numbers, int64, got {address.dtype}")
+        if address.numel() and not (int(address.min()) >= 0 and int(address.max()) < self.size):
+            low, high = int(address.min()), int(address.max())
+            raise ValueError(
+                f"address: expected 0 to {self.size - 1}, those of the memory, got {low} to {high}"
+            )
         here = address - self._offset
         held = (here >= 0) & (here < len(self.kept.entries))
         return torch.where(held, here, 0), held
@@ -234,6 +251,7 @@ class AddressIndex:
     def _query(self, x: Tensor) -> tuple[Float[Tensor, "B E"], Tensor]:
         """The embedded queries, and the factor on the inner products."""
         self._check_parameters()
+        Memory(self.kept.entries[:LOOKED_AT]).check(x)  # images as the entries are
         similarity: Any = self.guide.similarity
         with at_rest(self.guide):
             query = self.guide.networks.query(x).key

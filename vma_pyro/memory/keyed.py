@@ -13,6 +13,7 @@ from torch import Tensor
 from vma_pyro._system.at_rest import at_rest
 from vma_pyro._system.processor import multiplies_bf16
 from vma_pyro._system.ranks import Ranks
+from vma_pyro._system.whole import check_whole
 from vma_pyro.memory.encoder import Encoder
 from vma_pyro.memory.memory import Memory
 from vma_pyro.memory.nearest import nearest
@@ -53,7 +54,7 @@ class KeyedBank:
         cursor: where `BankMemory` goes on to fill its candidates up.
 
     Raises:
-        ValueError: fewer updates than one between refreshes, another type of keys; see `Memory`.
+        ValueError: no whole number of updates between refreshes, another type of keys; see `Memory`.
     """
 
     def __init__(
@@ -65,8 +66,7 @@ class KeyedBank:
         key_dtype: torch.dtype | None = None,
         event_dim: int = 3,
     ) -> None:
-        if refresh_every < 1:
-            raise ValueError(f"refresh_every: expected at least 1 update, got {refresh_every}")
+        check_whole("refresh_every", refresh_every)
         if key_dtype is None:
             key_dtype = torch.bfloat16 if multiplies_bf16(entries.device) else torch.float32
         if key_dtype not in (torch.float32, torch.bfloat16):
@@ -84,6 +84,10 @@ class KeyedBank:
     def __len__(self) -> int:
         """Number of entries."""
         return self.memory.size
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but which networks made the keys: those of another process are not these."""
+        return vars(self) | {"_trained": None}
 
     def move(self, device: torch.device | str) -> None:
         """Take entries and keys to a device, once."""

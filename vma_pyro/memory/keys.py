@@ -15,6 +15,7 @@ from tqdm import tqdm
 from vma_pyro._system import checkpoint
 from vma_pyro._system.at_rest import at_rest
 from vma_pyro._system.ranks import Ranks
+from vma_pyro._system.whole import check_whole
 from vma_pyro.memory.fingerprint import fingerprint_of
 from vma_pyro.memory.lists import InvertedLists, Lists, faiss_of
 from vma_pyro.memory.memory import Memory
@@ -65,6 +66,7 @@ class Keys:
         show_progress: bool,
     ) -> Keys:
         """Compute the keys of all entries; arguments and errors as of `AddressIndex.encode`."""
+        check_whole("chunk_size", chunk_size)
         _check(guide, entries, labels, key_dtype, search)
         with at_rest(model, guide):
             raw, prior = _keys_and_prior(model, guide, entries, chunk_size, show_progress)

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vma_pyro._system.ranks import Ranks
+from vma_pyro._system.whole import check_whole
 
 PER_CENTROID = 64  # keys that a centroid is learned from
 CODEWORDS = 256  # of each byte of a product-quantised key
@@ -39,7 +40,7 @@ class InvertedLists:
         support: entries per query to which q gives a probability, at most |M|.
 
     Raises:
-        ValueError: a number below 1, more lists looked into than there are.
+        ValueError: no whole number of at least 1, more lists looked into than there are.
     """
 
     nlist: int | None = None
@@ -50,8 +51,8 @@ class InvertedLists:
     def __post_init__(self) -> None:
         for name in ("nlist", "nprobe", "code_size", "support"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+            if value is not None:
+                check_whole(name, value)
         if self.nlist is not None and self.nprobe is not None and self.nprobe > self.nlist:
             raise ValueError(f"nprobe: expected at most {self.nlist}, the number of lists, got {self.nprobe}")
 
@@ -110,7 +111,7 @@ class Lists:
         learned_from = min(total, max(PER_CENTROID * nlist, FOR_CODEWORDS if options.code_size else 0))
         rows = torch.arange(learned_from) * total // learned_from - offset
         here = (rows >= 0) & (rows < size)
-        examples = torch.zeros(learned_from, dimensions)
+        examples = torch.zeros(learned_from, dimensions, dtype=torch.float32)
         examples[here] = _checked(keys(rows[here]), options)
         found = _empty(faiss, dimensions, nlist, options.code_size)
         found.train(ranks.sum(examples).numpy())
@@ -132,8 +133,9 @@ class Lists:
             hold fewer; P is the support, or all entries of this process if they are fewer.
 
         Raises:
-            ValueError: queries that are not finite.
+            ValueError: queries that are not finite; no list to look into.
         """
+        check_whole("nprobe", nprobe)
         faiss = faiss_of("search")
         if not bool(query.isfinite().all()):
             raise ValueError("x: expected keys of the images that are finite, got others")

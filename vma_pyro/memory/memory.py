@@ -205,8 +205,8 @@ class Memory:
             x: [B, *E].
 
         Raises:
-            ValueError: another shape than the entries, another batch than the memories, NaN or infinity; images
-                from 0 to 1 beside entries from 0 to 255.
+            ValueError: another shape than the entries, another batch than the memories, no datapoints, NaN or
+                infinity; images from 0 to 1 beside entries from 0 to 255.
 
         Warns:
             UserWarning: ink and paper changed places between x and the entries.
@@ -221,6 +221,8 @@ class Memory:
                 f"x: expected {self.lead[0]} datapoints, one per memory, got {len(x)} "
                 f"(memory {[*self.lead, *self.entry_shape]}, x {list(x.shape)})"
             )
+        if len(x) == 0:
+            raise ValueError(f"x: expected at least one datapoint, got shape {list(x.shape)}")
         check_finite("x", x)
         if self.event_dim == 3 and self._is_unchecked("like x"):
             if check_alike(x, self.values):

@@ -7,7 +7,7 @@ they are written down once, gradient included, and then only these are run: bit 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ TOLERANCE = 1e-6  # of loss and gradient, relative; they are expected to be equa
 WAIT = 200  # updates before one is recorded, which takes seconds
 CHECK_EVERY = 500  # replays, and at 1, 2, 4, 8, ...
 MOST = 8  # recordings
+OF_MODULES = frozenset(vars(nn.Module())) - {"training"}  # attributes that programs do not compute with
 
 # Recorded operations, and the same ones by a shorter way through torch's Python.
 aten = torch.ops.aten
@@ -66,11 +67,12 @@ class Captured(Loss):
     """A loss whose program is recorded once and replayed where possible, and run as usual elsewhere.
 
     Possible on a CPU with one memory for all images (otherwise Python is a small part), for programs that do not
-    look at the values of tensors and have no buffers. Numbers among the attributes of modules (a temperature) may
-    change: each of their values is recorded, as is each shape of the data, up to 8 in all. What changes elsewhere
-    would be replayed as it was: replays are therefore compared with the program itself, on the same noise, at
-    calls 1, 2, 4, 8, ... and every 500; at the first difference they end for good, and that update is made as the
-    program says.
+    look at the values of tensors and have no buffers. Numbers among the attributes of modules (a temperature), and
+    in containers and plain objects there, may change: each of their values is recorded, as is each shape of the
+    data and each choice of trained parameters, up to 8 in all. What changes elsewhere would be replayed as it was:
+    replays are therefore compared with the program itself, on the same noise, at calls 1, 2, 4, 8, ... and every
+    500; at the first difference they end for good, and that update is made as the program says. Where a parameter
+    has a hook on the gradient that it gets, updates are made by a backward pass.
 
     Args:
         loss_fn: module of (memory, x), a scalar summed over images; `elbo(model, guide)`.
@@ -89,7 +91,7 @@ class Captured(Loss):
     ) -> None:
         super().__init__(loss_fn, note=note, autocast=autocast)
         self.wait = WAIT if wait is None else wait
-        self.parameters = {name: p for name, p in loss_fn.named_parameters() if p.requires_grad}
+        self.parameters = dict(loss_fn.named_parameters())
         self.possible = True
         self.replays = 0
         self._parts = [
@@ -100,19 +102,28 @@ class Captured(Loss):
 
     def gradient(self, memory: Memory, x: Tensor) -> Tensor:
         """As `Loss.gradient`."""
+        if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in self.parameters.values()):
+            return super().gradient(memory, x)  # hooks belong to a backward pass
         self.wait -= 1
         on_cpu = memory.device.type == x.device.type == "cpu"
         plain = type(memory) is Memory and memory.is_shared  # one of a bank chooses what it encodes by values
         replay = self.possible and self.wait < 0 and plain and on_cpu
         found = self._replayed(memory, x) if replay else self._run(memory, x)
-        for parameter, gradient in zip(self.parameters.values(), found.of, strict=True):
-            parameter.grad = gradient
+        gradients = dict(zip(self._trained(), found.of, strict=True))
+        for name, parameter in self.parameters.items():
+            gradient = gradients.get(name)
+            # As a backward pass leaves it: as the parameter lies, and in memory that no other gradient has.
+            parameter.grad = None if gradient is None else torch.empty_like(parameter).copy_(gradient)
         return found.loss
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """Parameters that require a gradient now."""
+        return {name: p for name, p in self.parameters.items() if p.requires_grad}
 
     def _replayed(self, memory: Memory, x: Tensor) -> Gradient:
         inputs = [memory.entries, memory.labels, memory.mask, x]
         # What was there to be seen by the program, besides the values of tensors.
-        seen = (*(None if t is None else (t.shape, t.dtype) for t in inputs), *self._numbers())
+        seen = (*(None if t is None else (t.shape, t.stride(), t.dtype) for t in inputs), *self._numbers())
         if seen not in self._graphs:
             if len(self._graphs) == MOST:
                 return self._run(memory, x)
@@ -128,7 +139,7 @@ class Captured(Loss):
         self.replays += 1
         before = torch.get_rng_state()
         with torch.no_grad():
-            found = Gradient(*self._graphs[seen].forward(self.parameters, *inputs))
+            found = Gradient(*self._graphs[seen].forward(self._trained(), *inputs))
         if self.replays & (self.replays - 1) == 0 or self.replays % CHECK_EVERY == 0:
             torch.set_rng_state(before)
             expected = self._run(memory, x)
@@ -137,8 +148,9 @@ class Captured(Loss):
         return found
 
     def _numbers(self) -> list[Any]:
-        """Collect from the modules what a program may compute with that is no tensor."""
-        return [v for part in self._parts for v in part.values() if isinstance(v, bool | int | float | str)]
+        """Collect from the modules what a program may compute with that is no tensor, and who is trained."""
+        own = (v for part in self._parts for name, v in part.items() if name not in OF_MODULES)
+        return [number for value in own for number in _numbers_in(value)] + list(self._trained())
 
     def _give_up(self, found: Gradient, why: str) -> Gradient:
         self.possible = False
@@ -161,7 +173,7 @@ class Captured(Loss):
             return loss, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
 
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), unchecked() as left_out:
-            graph = make_fx(gradient)(self.parameters, memory.entries, memory.labels, memory.mask, x)
+            graph = make_fx(gradient)(self._trained(), memory.entries, memory.labels, memory.mask, x)
         self._checks = left_out  # some programs make none
         return _shortened(graph)
 
@@ -170,8 +182,21 @@ class Captured(Loss):
         with self.autocast():
             loss = self.loss_fn(memory, x)
         loss = loss / len(x)
-        gradient = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
+        gradient = torch.autograd.grad(loss, list(self._trained().values()), allow_unused=True)
         return Gradient(loss.detach(), gradient)
+
+
+def _numbers_in(value: Any, depth: int = 3) -> list[Any]:
+    """Numbers and words in a value: itself, or what a container or a plain object holds."""
+    if isinstance(value, bool | int | float | str):
+        return [value]
+    if depth == 0 or isinstance(value, Tensor | nn.Module | type) or callable(value):
+        return []
+    if isinstance(value, Mapping):
+        return [n for item in value.items() for part in item for n in _numbers_in(part, depth - 1)]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [n for item in value for n in _numbers_in(item, depth - 1)]
+    return [n for item in getattr(value, "__dict__", {}).values() for n in _numbers_in(item, depth - 1)]
 
 
 def _shortened(graph: GraphModule) -> GraphModule:

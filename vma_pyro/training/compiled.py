@@ -63,6 +63,9 @@ class Compiled(Loss):
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Put the translated functions before those of the class."""
+        own = {
+            (networks, name): vars(networks)[name] for networks, name in self.functions if name in vars(networks)
+        }
         for (networks, name), function in self.functions.items():
             vars(networks)[name] = function
         try:
@@ -70,6 +73,8 @@ class Compiled(Loss):
         finally:
             for networks, name in self.functions:
                 del vars(networks)[name]
+            for (networks, name), function in own.items():
+                vars(networks)[name] = function
 
 
 def networks_of(loss_fn: nn.Module) -> list[nn.Module]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
+
+from vma_pyro.training.layout import check_parameters, laid_like, lay_state
 
 # A quintic whose iteration takes singular values from (0, 1] to about 1, the small ones as fast as possible.
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -41,6 +43,10 @@ class Muon(torch.optim.Optimizer):
             of the run is over is then set as `progress` of every group before each step. A matrix that has been
             Muon's stays so, whatever progress says.
         dtype: in which matrices are multiplied; bfloat16 is enough, where the processor has it.
+
+    Raises:
+        ValueError: a number outside of its range; a parameter that is complex, or has gaps or repetitions in
+            memory.
     """
 
     def __init__(
@@ -54,8 +60,14 @@ class Muon(torch.optim.Optimizer):
         adam_first: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if not 0 <= adam_first < 1:
-            raise ValueError(f"adam_first: expected a share in [0, 1), got {adam_first}")
+        shares = {"momentum": momentum, "betas[0]": betas[0], "betas[1]": betas[1], "adam_first": adam_first}
+        for name, share in shares.items():
+            if not 0 <= share < 1:
+                raise ValueError(f"{name}: expected a share in [0, 1), got {share}")
+        for name, value in (("lr", lr), ("eps", eps)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}: expected a finite number of 0 or more, got {value}")
+        check_parameters(module)
         matrices = {weight: outputs for weight, outputs in _weights(module) if weight.requires_grad}
         others = [p for p in module.parameters() if p.requires_grad and p not in matrices]
         groups: list[dict[str, Any]] = [
@@ -72,8 +84,19 @@ class Muon(torch.optim.Optimizer):
         super().__init__([group for group in groups if group["params"]], defaults)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Move the parameters that have a gradient."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move the parameters that have a gradient.
+
+        Args:
+            closure: computes loss and gradients anew.
+
+        Returns:
+            What the closure returns; None without one.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         adams = self.is_adams()
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
@@ -81,6 +104,7 @@ class Muon(torch.optim.Optimizer):
                 self._step_matrices(group, moved)
             elif moved:
                 self._step_by_adam(group, moved, rate=(ADAMS_RATE if adams else 1.0) * group["lr"])
+        return loss
 
     def is_adams(self) -> bool:
         """Whether the next step belongs to the part of the run that is Adam's alone."""
@@ -90,6 +114,18 @@ class Muon(torch.optim.Optimizer):
         if missing:
             raise ValueError(f"progress: expected in every group with adam_first={self.adam_first}, found none")
         return all(group["progress"] < self.adam_first for group in self.param_groups)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs."""
+        return super().__getstate__() | {"dtype": self.dtype, "adam_first": self.adam_first}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of another one, or of a file."""
+        super().__setstate__(state)
+        for parameter, own in self.state.items():
+            if "step" in own:  # torch leaves it where the file had it; fused Adam wants it beside the parameter
+                own["step"] = own["step"].to(parameter.device)
+        lay_state(self)
 
     def _step_matrices(self, group: dict[str, Any], weights: list[Tensor]) -> None:
         for weight in weights:
@@ -121,7 +157,7 @@ class Muon(torch.optim.Optimizer):
         state = [self.state[p] for p in parameters]
         adam(
             parameters,
-            [p.grad for p in parameters if p.grad is not None],
+            [laid_like(p, p.grad) for p in parameters if p.grad is not None],
             [s["exp_avg"] for s in state],
             [s["exp_avg_sq"] for s in state],
             [],

@@ -7,6 +7,7 @@ import importlib.util
 import torch
 from torch import nn
 
+from vma_pyro.training.layout import check_parameters
 from vma_pyro.training.muon import Muon
 
 # Learning rates: those of Muon and Adam chosen on held-out alphabets, SOAP's is Adam's and has not been tried.
@@ -41,7 +42,11 @@ def make_optimizer(
         module: whose parameters that require a gradient are moved.
         learning_rate: of all parameters.
         bf16: whether Muon's products of matrices are in bfloat16.
+
+    Raises:
+        ValueError: a parameter that is complex, or has gaps or repetitions in memory.
     """
+    check_parameters(module)
     parameters = [p for p in module.parameters() if p.requires_grad]
     if name == "adam":
         return torch.optim.Adam(parameters, learning_rate, fused=True)

@@ -15,6 +15,7 @@ from vma_pyro.models.description import check_arguments
 from vma_pyro.models.provenance import check_weights, record_provenance, with_weights
 from vma_pyro.models.sources import check_sources, digest_sources
 from vma_pyro.training.config import BUDGET, check_identity, differences
+from vma_pyro.training.layout import lay_state
 from vma_pyro.training.run import Run
 
 
@@ -41,6 +42,7 @@ def save(run: Run) -> None:
         "module": run.bare.state_dict(),
         "average": run.average.state_dict(),
         "optimizer": run.optimizer.state_dict(),
+        "trained": _trained(run),
         "episodes": run.episodes.state_dict(),
         "rng": {"cpu": noise, "cuda": cuda},
         "progress": {
@@ -80,7 +82,7 @@ def restore(run: Run) -> None:
     check_identity(content["identity"], run.identity, new_budget=run.config.new_budget)
     _restore_weights(run, content)
     run.average.load_state_dict(content["average"])
-    run.optimizer.load_state_dict(content["optimizer"])
+    _restore_optimizer(run, content)
     run.episodes.load_state_dict(content["episodes"])
     _restore_noise(run, content["rng"], content["progress"]["update"])
     _restore_progress(run, content["progress"])
@@ -102,6 +104,22 @@ def _restore_weights(run: Run, content: dict[str, Any]) -> None:
     checkpoint.restore(run.bare, content["module"], name="this run")
     programs = with_weights(run.bare, content["weights"])
     check_weights(program, programs.model, programs.guide, file=str(run.path))
+
+
+def _restore_optimizer(run: Run, content: dict[str, Any]) -> None:
+    """Take up the optimizer's state, which belongs to parameters by their order among those that are trained."""
+    now, then = _trained(run), content.get("trained")  # checkpoints of before do not say
+    if then is not None and now != then:
+        others = [name for name in dict(run.bare.named_parameters()) if (name in now) != (name in then)]
+        name, was, found = others[0], *("trained" if others[0] in names else "frozen" for names in (then, now))
+        raise ValueError(f"{name}: expected to be {was} as in {run.path}, got it {found}")
+    run.optimizer.load_state_dict(content["optimizer"])
+    lay_state(run.optimizer.optimizer)
+
+
+def _trained(run: Run) -> list[str]:
+    """Names of the parameters that the optimizer moves."""
+    return [name for name, p in run.bare.named_parameters() if p.requires_grad]
 
 
 def _restore_progress(run: Run, progress: dict[str, Any]) -> None:
