@@ -40,6 +40,14 @@ class Started:
         self.process = SERVER.Process(target=_script, args=(arguments, str(cwd), environment, self.files))
         self.process.start()
 
+    @property
+    def is_running(self):
+        return self.process.is_alive()
+
+    def send(self, number):
+        """Send a signal."""
+        os.kill(self.process.pid, number)
+
     def kill(self):
         self.process.kill()
         return self.finished()

@@ -79,6 +79,7 @@ def test_replays_are_the_program_bit_for_bit(name, data, notes):
     assert captured.possible == (name not in NOT_RECORDED)
     assert len(notes) == (name in NOT_RECORDED)
     assert captured.replays == (4 if captured.possible else captured.replays)
+    assert len(captured._graphs) == captured.possible
 
 
 def test_the_plain_loss_has_the_same_method(data):

@@ -102,7 +102,7 @@ def test_parameters_of_the_store_are_found():
 def test_biased_and_unbiased_are_told_apart_by_the_enumerated_gradient():
     model, guide, args = discrete()
     pyro.enable_validation(False)
-    names = ["vimco", "loo", "ovis", "rloo", "pyro-graph"]
+    names = ["vimco", "ovis", "rloo", "pyro-graph"]
     estimators = {name: make(name, 3, site="a") for name in names}
     table = compare(model, guide, args, estimators=estimators, draws=400, show_progress=False)
     for name in names:
@@ -127,7 +127,7 @@ def test_figures_agree_with_a_plain_computation():
     torch.manual_seed(7)
     parameter = guide.p["address"]
     gradients = torch.stack(
-        [torch.autograd.grad(elbo.differentiable_loss(model, guide, *args), parameter)[0] for _ in range(1000)]
+        [torch.autograd.grad(elbo.differentiable_loss(model, guide, *args), parameter)[0] for _ in range(600)]
     )
     variance, square = gradients.var(0).sum(), gradients.mean(0).square().sum()
     assert row.relative_variance == pytest.approx((variance / square).item(), rel=0.25)

@@ -319,27 +319,29 @@ def test_coupled_particles_have_the_gradient_of_their_own_bound(name):
     """The bound of coupled particles, with the addresses summed and the coupled noise drawn."""
     program = Mixed()
     torch.manual_seed(2)
-    p = rows(program.values, TRIALS)
+    draws = TRIALS // 8  # which vary less than gradients do, as the addresses are summed
+    p = rows(program.values, draws)
     Z = 2 if name == "vimco+2z" else 1
-    loss = 0.0
+    want = 0.0
     for outcome in itertools.product(range(program.size), repeat=K):
-        noise = torch.randn(TRIALS, dtype=torch.float64)
+        noise = torch.randn(draws, dtype=torch.float64)
         log_q, log_w = 0.0, []
         for a in outcome:
             log_q = log_q + p["address"].log_softmax(-1)[:, a]
             for _ in range(Z):
-                eps = noise if Z == 1 else torch.randn(TRIALS, dtype=torch.float64)
+                eps = noise if Z == 1 else torch.randn(draws, dtype=torch.float64)
                 scale = p["log_scale"][:, a].exp()
                 z = p["loc"][:, a] + scale * eps
                 model = torch.distributions.Normal(p["entries"][:, a], 1.0).log_prob(z) - math.log(program.size)
                 model = model + torch.distributions.Normal(z, 0.5).log_prob(program.x)
                 guide = torch.distributions.Normal(p["loc"][:, a], scale).log_prob(z)
                 log_w.append(model - guide - p["address"].log_softmax(-1)[:, a])
-        loss = loss - log_q.exp() * (torch.stack(log_w).logsumexp(0) - math.log(K * Z))
-    want = torch.cat(torch.autograd.grad(SUBSAMPLING * loss.sum(), list(p.values())), 1)
+        loss = -log_q.exp() * (torch.stack(log_w).logsumexp(0) - math.log(K * Z))
+        # One outcome after the other: the graph of all takes gigabytes.
+        want = want + torch.cat(torch.autograd.grad(SUBSAMPLING * loss.sum(), list(p.values())), 1)
     pyro.enable_validation(False)
     got = sampled(build_mixed(name), program, TRIALS)
-    scores = z_scores(got, want.mean(0), want.var(0) / TRIALS)
+    scores = z_scores(got, want.mean(0), want.var(0) / draws)
     assert scores.abs().max() < 4, scores
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import fields
@@ -38,17 +37,6 @@ TINY = [
     "--accelerator=cpu",
 ]
 PNG = b"\x89PNG"
-
-
-def start(*arguments, cwd, environment=None):
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def run(*arguments, cwd, environment=None):
@@ -101,12 +89,15 @@ def test_results(finished):
     assert results["seconds"] > 0
 
 
-@pytest.mark.parametrize("estimator", ["vimco+dreg", "nvil", "distinct+wake"])
-def test_any_estimator_trains_and_its_checkpoint_loads(estimator, tmp_path):
+@pytest.mark.parametrize(
+    ("estimator", "names"),
+    [("vimco+dreg", ["model.pt", "checkpoint.pt"]), ("nvil", ["checkpoint.pt"]), ("distinct+wake", ["model.pt"])],
+)
+def test_any_estimator_trains_and_its_checkpoint_loads(estimator, names, tmp_path):
     options = [*TINY, "--memoryless" if estimator == "distinct+wake" else "--no-memoryless"]
     code, output = run(*options, "--updates=2", f"--estimator={estimator}", cwd=tmp_path)
     assert code == 0, output
-    for name in ("model.pt", "checkpoint.pt"):
+    for name in names:
         code, output = run(*TINY, f"--load=runs/few_shot/{name}", f"--out=again-{name}", cwd=tmp_path)
         assert code == 0, output
 
@@ -169,36 +160,34 @@ def test_an_earlier_run_is_moved_aside(finished, tmp_path):
 
 def wait_for_update(path, update, process):
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.is_running:
         if path.exists() and any(line["update"] >= update for line in read_metrics(path)):
             return
         time.sleep(0.02)
-    raise AssertionError(process.communicate()[0])
+    raise AssertionError(process.kill().stderr)
 
 
 def test_sigterm_then_sigkill_then_resume(tmp_path):
     """A run stopped by SIGTERM, killed between checkpoints and resumed gives the figures of a whole one."""
-    arguments = [*TINY, "--updates=150", "--no-memoryless"]
+    arguments = [*TINY, "--updates=100", "--no-memoryless"]
     code, output = run(*arguments, "--out=whole", cwd=tmp_path)
     assert code == 0, output
     arguments += ["--checkpoint-seconds=0.3"]
     metrics = tmp_path / "parts" / "metrics.jsonl"
 
-    process = start(*arguments, "--out=parts", cwd=tmp_path)
-    wait_for_update(metrics, 20, process)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, output
-    assert "go on with: uv run experiments/few_shot.py" in output
-    assert "Traceback" not in output
+    process = processes.start(SCRIPT, *arguments, "--out=parts", cwd=tmp_path)
+    wait_for_update(metrics, 15, process)
+    process.send(signal.SIGTERM)
+    done = process.finished()
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "go on with: uv run experiments/few_shot.py" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
     stopped = checkpoint.load(tmp_path / "parts" / "checkpoint.pt")["progress"]["update"]
-    assert 20 <= stopped < 120
+    assert 15 <= stopped < 80
 
-    process = start(*arguments, "--out=parts", "--resume", cwd=tmp_path)
-    wait_for_update(metrics, stopped + 15, process)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL  # it was still training
+    process = processes.start(SCRIPT, *arguments, "--out=parts", "--resume", cwd=tmp_path)
+    wait_for_update(metrics, stopped + 10, process)
+    assert process.kill().returncode == -signal.SIGKILL  # it was still training
     saved = checkpoint.load(tmp_path / "parts" / "checkpoint.pt")["progress"]["update"]
     assert saved < read_metrics(metrics)[-1]["update"] or saved > stopped
 

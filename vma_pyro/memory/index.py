@@ -241,9 +241,7 @@ class AddressIndex:
             raise ValueError(f"address: expected whole numbers, int64, got {address.dtype}")
         if address.numel() and not (int(address.min()) >= 0 and int(address.max()) < self.size):
             low, high = int(address.min()), int(address.max())
-            raise ValueError(
-                f"address: expected 0 to {self.size - 1}, those of the memory, got {low} to {high}"
-            )
+            raise ValueError(f"address: expected 0 to {self.size - 1}, those of the memory, got {low} to {high}")
         here = address - self._offset
         held = (here >= 0) & (here < len(self.kept.entries))
         return torch.where(held, here, 0), held

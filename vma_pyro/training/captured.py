@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule
@@ -27,7 +28,7 @@ TOLERANCE = 1e-6  # of loss and gradient, relative; they are expected to be equa
 WAIT = 200  # updates before one is recorded, which takes seconds
 CHECK_EVERY = 500  # replays, and at 1, 2, 4, 8, ...
 MOST = 8  # recordings
-OF_MODULES = frozenset(vars(nn.Module())) - {"training"}  # attributes that programs do not compute with
+OF_MODULES = frozenset(vars(PyroModule())) - {"training"}  # attributes that programs do not compute with
 
 # Recorded operations, and the same ones by a shorter way through torch's Python.
 aten = torch.ops.aten
