@@ -240,3 +240,20 @@ def test_the_state_of_both_parts_goes_on_where_it_was(layers, progress):
         o.step()
     for p, q in zip(layers.parameters(), other.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_nothing_beside_the_rest_is_left_out(dtype):
+    """Momentum of dead units: as small as floats can be, and so slow to multiply; not a part of the step."""
+    torch.manual_seed(0)
+    matrix = torch.randn(30, 40)
+    dead = matrix.clone()
+    dead[5:9] *= 1e-39
+    dead[:, 7:11] *= 1e-30
+    gone = matrix.clone()
+    gone[5:9], gone[:, 7:11] = 0, 0
+    assert torch.equal(orthogonalised(dead.to(dtype)), orthogonalised(gone.to(dtype)))
+    small = orthogonalised((1e-6 * matrix).to(dtype)).float()  # a small gradient is no small step
+    assert torch.allclose(
+        small, orthogonalised(matrix.to(dtype)).float(), atol=1e-4 if dtype == torch.float32 else 0.05
+    )

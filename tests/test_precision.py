@@ -68,8 +68,15 @@ def test_what_probabilities_are_made_of_stays_in_32_bits(make_networks, random_i
     assert not torch.equal(features.key, features.key.bfloat16().float())
 
 
-@pytest.mark.parametrize("name", ["vimco", "vimco+dreg+resampled", "loo", "distinct"])
-@pytest.mark.parametrize("make_networks", [convolutional, perceptrons])
+@pytest.mark.parametrize(
+    ("name", "make_networks"),
+    [
+        ("vimco", perceptrons),
+        ("vimco+dreg+resampled", convolutional),
+        ("loo", perceptrons),
+        ("distinct", convolutional),
+    ],
+)
 def test_replays_are_bit_for_bit_in_bf16(name, make_networks, random_images):
     memory, images = Memory(random_images(S)), [random_images(B) for _ in range(3)]
     gradients = []

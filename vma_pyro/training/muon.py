@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import hardshrink
 from torch.optim.adam import adam
 
 from vma_pyro.training.layout import check_parameters, laid_like, lay_state
@@ -15,6 +16,7 @@ from vma_pyro.training.layout import check_parameters, laid_like, lay_state
 # A quintic whose iteration takes singular values from (0, 1] to about 1, the small ones as fast as possible.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
+NOTHING = 1e-15  # beside a norm of 1; five iterations make at most 485 times as much of it
 LIKE_ADAM = 0.2  # root mean square of Adam's steps, in units of the learning rate
 ADAMS_RATE = 0.375  # of the learning rate, where Adam moves the matrices: 1.5e-3 of 4e-3
 
@@ -42,7 +44,7 @@ class Muon(torch.optim.Optimizer):
         adam_first: share of the run, in [0, 1), in which all parameters are Adam's, at 0.375 of the rate. How much
             of the run is over is then set as `progress` of every group before each step. A matrix that has been
             Muon's stays so, whatever progress says.
-        dtype: in which matrices are multiplied; bfloat16 is enough, where the processor has it.
+        dtype: in which matrices are multiplied; bfloat16 is enough, where that is faster.
 
     Raises:
         ValueError: a number outside of its range; a parameter that is complex, or has gaps or repetitions in
@@ -178,7 +180,9 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     a, b, c = QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=1e-7)
+    # What is nothing beside the norm is zero: the momentum of units that are dead shrinks for ever, and products of
+    # numbers below 1e-38 take an Intel processor thirty times as long as any others.
+    x = hardshrink(x / x.norm().clamp(min=1e-7), NOTHING)
     for _ in range(ITERATIONS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from vma_pyro._system.double import widest_float
+from vma_pyro._system.processor import multiplies_matrices_in_bf16
 from vma_pyro._system.ranks import Ranks
 from vma_pyro.data import Episode
 from vma_pyro.data.episodes import Episodes
@@ -52,7 +53,8 @@ class Run:
         if not any(p.requires_grad for p in self.bare.parameters()):
             raise ValueError("model, guide: expected a parameter that requires a gradient, found none")
         mixed = precision_of(config) == "bf16-mixed"
-        optimizer = make_optimizer(config.optimizer, self.bare, config.rate, bf16=mixed)
+        bf16_matrices = mixed and multiplies_matrices_in_bf16(self.fabric.device)
+        optimizer = make_optimizer(config.optimizer, self.bare, config.rate, bf16=bf16_matrices)
         self.average = AveragedModel(self.bare, multi_avg_fn=_average(config.ema_decay))
         self.loss_fn, self.optimizer = self.fabric.setup(self.bare, optimizer)
         autocast = partial(bf16, self.fabric.device) if mixed else nullcontext
