@@ -37,7 +37,7 @@ def pair(make_networks, seed=0):
 
 @pytest.mark.parametrize(("has", "found"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_auto_is_what_the_processor_multiplies_in(monkeypatch, has, found):
-    monkeypatch.setattr("vma_pyro.training.config.multiplies_bf16", lambda device: has)
+    monkeypatch.setattr("vma_pyro.training.config.is_faster_in_bf16", lambda device: has)
     config = TrainConfig(accelerator="cpu")
     assert precision_of(config) == found
     assert identity_of(config)["precision"] == found
@@ -45,12 +45,28 @@ def test_auto_is_what_the_processor_multiplies_in(monkeypatch, has, found):
     assert precision_of(replace(config, precision="bf16-mixed")) == "bf16-mixed"
 
 
-def test_a_processor_with_either_instruction_multiplies_in_bf16(monkeypatch):
-    for avx, amx in ((False, False), (True, False), (False, True)):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
-        assert processor.multiplies_bf16(CPU) == (avx or amx)
-    assert not processor.multiplies_bf16(torch.device("mps"))
+@pytest.mark.parametrize(
+    ("avx", "amx", "intel", "layers", "matrices"),
+    [
+        (False, False, False, False, False),
+        (True, False, False, True, False),  # AMD since Zen 4
+        (True, False, True, False, False),  # Intel, whose AMX a virtual machine hides
+        (True, True, True, True, True),
+        (False, True, True, True, True),
+    ],
+)
+def test_bfloat16_is_faster_where_the_processor_multiplies_at_full_rate(
+    avx, amx, intel, layers, matrices, monkeypatch
+):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(processor, "_is_intels", lambda: intel)
+    assert processor.is_faster_in_bf16(CPU) == layers
+    assert processor.multiplies_matrices_in_bf16(CPU) == matrices
+
+
+def test_a_device_of_which_nothing_is_known_is_not_faster_in_bfloat16():
+    assert not processor.is_faster_in_bf16(torch.device("mps"))
 
 
 @pytest.mark.parametrize("make_networks", [convolutional, perceptrons])

@@ -14,7 +14,7 @@ from torch import nn
 from update import captured, updates
 
 from vma_pyro import ConvNetworks, Guide, Model
-from vma_pyro._system.processor import multiplies_bf16
+from vma_pyro._system.processor import is_faster_in_bf16
 from vma_pyro.data import Episode
 from vma_pyro.infer import EnumeratedELBO, GraphELBO, MultiSampleELBO
 from vma_pyro.training.compiled import Compiled
@@ -65,7 +65,7 @@ def contenders(
         torch.manual_seed(0)
         return kind(width=width).to(device)
 
-    mixed: dict[str, Any] = {"autocast": partial(bf16, device) if multiplies_bf16(device) else nullcontext}
+    mixed: dict[str, Any] = {"autocast": partial(bf16, device) if is_faster_in_bf16(device) else nullcontext}
 
     def ours(elbo: ELBO, kind: Callable[[nn.Module], Loss] = Loss, own_memory: bool = False) -> Contender:
         nets = networks()

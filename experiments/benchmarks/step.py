@@ -40,7 +40,7 @@ from update import episodes
 
 from common.timing import Spread, milliseconds, ratio, take_turns
 from vma_pyro import cli
-from vma_pyro._system.processor import multiplies_bf16
+from vma_pyro._system.processor import is_faster_in_bf16
 from vma_pyro.data import Episode
 from vma_pyro.training import device_of_name
 
@@ -171,7 +171,7 @@ def main(config: StepConfig) -> None:
         "step",
         "One parameter update",
         content,
-        page(rows, fastest, mixed=multiplies_bf16(device)),
+        page(rows, fastest, mixed=is_faster_in_bf16(device)),
         device=device,
     )
 

@@ -22,9 +22,9 @@ def page(rows: Rows, rates: dict[str, float], *, mixed: bool) -> list[str | Pict
     Args:
         rows: the configurations that were measured.
         rates: of the machine, in GFLOP/s.
-        mixed: whether it multiplies in bfloat16.
+        mixed: whether it is in bfloat16.
     """
-    precision = "bfloat16" if mixed else "float32: this one does not multiply in bfloat16"
+    precision = "bfloat16" if mixed else "float32: this one is not faster in bfloat16"
     parts: list[str | Picture] = [
         f"K = {K}, |M| = {SIZE}; medians, quartiles in brackets; all take turns, and those of the first table "
         "also on their own, three times as often. At best a product of matrices runs at "

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vma_pyro._system.at_rest import at_rest
-from vma_pyro._system.processor import multiplies_bf16
+from vma_pyro._system.processor import is_faster_in_bf16
 from vma_pyro._system.ranks import Ranks
 from vma_pyro._system.whole import check_whole
 from vma_pyro.memory.encoder import Encoder
@@ -40,7 +40,7 @@ class KeyedBank:
             where weights change fastest: at most an eighth of the updates so far; and wherever new keys are found
             to differ from those kept.
         key_dtype: of the keys that are kept: float32, or bfloat16, half the memory and three digits; None:
-            bfloat16 where the processor multiplies it, which searches in half the time.
+            bfloat16 where the processor is faster in it, which searches in half the time.
         event_dim: number of dimensions of one entry.
 
     Attributes:
@@ -68,7 +68,7 @@ class KeyedBank:
     ) -> None:
         check_whole("refresh_every", refresh_every)
         if key_dtype is None:
-            key_dtype = torch.bfloat16 if multiplies_bf16(entries.device) else torch.float32
+            key_dtype = torch.bfloat16 if is_faster_in_bf16(entries.device) else torch.float32
         if key_dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"key_dtype: expected torch.float32 or torch.bfloat16, got {key_dtype}")
         self.memory = Memory(entries, labels, event_dim)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vma_pyro._system.processor import multiplies_bf16
+from vma_pyro._system.processor import is_faster_in_bf16
 from vma_pyro.training.optimizers import RATES, check_optimizer
 
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
@@ -62,7 +62,7 @@ class TrainConfig:
     is."""
     precision: str = "auto"
     """Arithmetic: 32-true; bf16-mixed, where layers multiply in bfloat16 (weights, keys and probabilities stay in
-    32 bits); or auto, bf16-mixed where the processor has instructions for it. Evaluations are in 32 bits."""
+    32 bits); or auto, bf16-mixed where the processor is faster in it. Evaluations are in 32 bits."""
     capture: bool = True
     """Record an update once and replay it without Python, bit for bit the same, where that is possible: on a CPU,
     in one process, with one memory for all images."""
@@ -144,7 +144,7 @@ def precision_of(config: TrainConfig) -> str:
     """What `precision` stands for here: 32-true or bf16-mixed."""
     if config.precision != "auto":
         return config.precision
-    return "bf16-mixed" if multiplies_bf16(device_of(config)) else "32-true"
+    return "bf16-mixed" if is_faster_in_bf16(device_of(config)) else "32-true"
 
 
 def identity_of(config: TrainConfig) -> dict[str, Any]:
