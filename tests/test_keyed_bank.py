@@ -223,6 +223,15 @@ def test_a_stream_goes_on_from_a_position_of_its_kind():
         assert torch.equal(stream.state_dict()["generator"], before["generator"])
 
 
+@pytest.mark.parametrize(("candidates", "searched"), [(S - 1, True), (S, False), (50, False)])
+def test_no_keys_are_made_for_a_memory_that_is_encoded_whole(candidates, searched, images, x):
+    model, guide = programs(candidates=candidates, least=2)
+    kept = bank(images)
+    make("vimco", K)(model, guide)(memory_of(kept), x).backward()
+    assert (kept.keys is not None) == searched
+    assert kept.updates == searched
+
+
 def test_a_bank_that_was_trained_with_can_be_pickled(images, x):
     model, guide = programs()
     kept = bank(images)

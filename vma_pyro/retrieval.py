@@ -89,7 +89,8 @@ class RetrievalGuide(Guide):
 
     def _retrieved(self, memory: BankMemory, x: Tensor) -> Retrieved:
         bank, training = memory.bank, torch.is_grad_enabled()
-        if training:
+        by_keys = training and memory.is_searched(total=self.candidates, least=self.least, number=len(x))
+        if by_keys:  # of a memory that is encoded whole no keys are kept
             bank.begin_update(self.networks, self.similarity)
         with torch.no_grad():
             query = self.networks.query(x.to(memory.dtype)).key
@@ -97,6 +98,6 @@ class RetrievalGuide(Guide):
                 query, self.networks, self.similarity, total=self.candidates, least=self.least, fill=training
             )
         found = Retrieved(memory, self.networks, addresses, near=x)
-        if training:
+        if by_keys:
             bank.replace(memory.rows_of(addresses), found.candidates.key, self.similarity)
         return found

@@ -129,6 +129,10 @@ class BankMemory(Memory):
         """Rows of the bank that addresses stand for."""
         return address if self.rows is None else self.rows[address]
 
+    def is_searched(self, *, total: int, least: int, number: int) -> bool:
+        """Whether `find` looks for candidates of so many datapoints, as there are more entries than it wants."""
+        return self.size > max(total, max(least, total // number) + 1)
+
     @torch.no_grad()
     def find(
         self,
@@ -151,7 +155,7 @@ class BankMemory(Memory):
                 their keys are renewed, and P is the same in every update.
         """
         size, each = self.size, max(least, total // len(query))
-        if size <= max(total, each + 1):
+        if not self.is_searched(total=total, least=least, number=len(query)):
             return torch.arange(size, device=self.device)
         found = self.bank.nearest(query, each, networks, similarity, rows=self.rows, left_out=self.left_out)
         chosen = torch.zeros(size, dtype=torch.bool, device=self.device)
