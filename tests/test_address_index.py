@@ -208,13 +208,15 @@ def test_another_default_type_changes_nothing(learned, random_images):
 
 
 class TestRefusals:
+    """One line each, that names the argument."""
+
     @pytest.mark.parametrize(
         ("address", "said"),
         [
             ([[0, S]], f"address: expected 0 to {S - 1}, those of the memory, got 0 to {S}"),
             ([[-1, 2]], f"address: expected 0 to {S - 1}, those of the memory, got -1 to 2"),
-            ([[0.0, 1.0]], "address: expected whole numbers, int64, got torch.float32"),
-            ([[True, False]], "address: expected whole numbers, int64, got torch.bool"),
+            ([[0.0, 1.0]], "address: expected int64, got torch.float32"),
+            ([[True, False]], "address: expected int64, got torch.bool"),
         ],
     )
     def test_addresses_of_no_entry(self, address, said, random_images):
@@ -244,10 +246,8 @@ class TestRefusals:
 
     @pytest.mark.parametrize("number", [0, -3, 2.5])
     def test_chunks_of_no_size(self, number, random_images):
-        with pytest.raises(ValueError, match=f"^chunk_size: expected (at least 1|a whole number), got {number}$"):
+        with pytest.raises(ValueError, match=f"^chunk_size: expected (at least 1|an int), got {number}$"):
             AddressIndex.encode(*build(), random_images(S), chunk_size=number)
-
-    """One line each, that names the argument."""
 
     def test_other_parameters(self, random_images):
         model, guide = build()

@@ -122,7 +122,7 @@ def test_attributes_may_change(temperatures, replays, data, notes, monkeypatch):
         found.append(trained(loss_fn, data, gradient))
         assert captured.replays == (replays if capture else 0)
     assert_same(*found)
-    assert notes == []
+    assert len(notes) == (len(set(temperatures)) > 3)
 
 
 class Optioned(Model):
@@ -156,6 +156,55 @@ def test_numbers_in_containers_may_change(where, data, notes):
         found.append(trained(loss_fn, data, gradient))
     assert_same(*found)
     assert notes == []
+
+
+class Limited(Model):
+    """With limits of which one is None."""
+
+    def __init__(self, networks):
+        super().__init__(networks)
+        self.low, self.high = None, 2.0
+
+    def likelihood(self, logits):
+        return super().likelihood(logits.clamp(self.low, self.high))
+
+
+def test_nothing_is_a_value_too(data, notes):
+    found = []
+    for wait in (0, 99):
+        loss_fn = build(model=Limited)
+        captured = Captured(loss_fn, note=notes.append, wait=wait)
+        limits = iter(((None, 0.1), (None, 0.1), (0.1, None), (None, 0.1), (0.1, None)))
+
+        def gradient(memory, x, loss_fn=loss_fn, captured=captured, limits=limits):
+            loss_fn.model.low, loss_fn.model.high = next(limits)
+            return captured.gradient(memory, x)
+
+        found.append(trained(loss_fn, data, gradient))
+    assert_same(*found)
+    assert notes == []
+
+
+class Keeping(Model):
+    """Counts in a dictionary."""
+
+    def __init__(self, networks):
+        super().__init__(networks)
+        self.stats = {"calls": 0}
+
+    def likelihood(self, logits):
+        self.stats["calls"] += 1
+        return super().likelihood(logits)
+
+
+def test_one_line_says_when_there_are_too_many_recordings(data, notes, monkeypatch):
+    monkeypatch.setattr("vma_pyro.training.captured.MOST", 2)
+    loss_fn = build(model=Keeping)
+    captured = Captured(loss_fn, note=notes.append, wait=0)
+    assert_same(trained(loss_fn, data, captured.gradient), plainly(build(model=Keeping), data))
+    assert captured.replays == 2
+    (note,) = notes
+    assert note.startswith("capture: 2 recordings are made, and no more, although")
 
 
 def test_weights_that_are_frozen_on_the_way_stay(data, notes):

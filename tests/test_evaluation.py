@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
 from vma_pyro import Guide, Memory, MLPNetworks, Model
 from vma_pyro.comparisons import MemorylessGuide, MemorylessModel
@@ -279,6 +280,24 @@ def test_mutual_information_of_probabilities_that_float32_cannot_divide():
     q[:, 0], q[0, 1] = 1, 1e-45
     assert mutual_information(q).mean == pytest.approx(0, abs=1e-12)
     assert mutual_information(torch.eye(4)).mean == pytest.approx(math.log(4))
+
+
+def test_a_report_of_addresses_in_bfloat16(random_images):
+    """Their probabilities add up to 1 to two digits."""
+    networks = MLPNetworks(4, hidden_dims=(8, 7), key_dim=6)
+
+    class Rounded(nn.Module):
+        def forward(self, query, keys):
+            return (query @ keys.transpose(-1, -2)).bfloat16()
+
+    report = kl_report(
+        Model(networks),
+        Guide(networks, similarity=Rounded()),
+        Memory(random_images(50)),
+        random_images(3),
+        num_samples=2,
+    )
+    assert 0 <= report.mutual_information.mean < math.log(3)
 
 
 @pytest.mark.parametrize(("size", "expected"), [(11, 10), (2, 1)])

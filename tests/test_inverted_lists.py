@@ -168,8 +168,8 @@ class TestRefusals:
         ("options", "message"),
         [
             ({"nlist": 0}, r"^nlist: expected at least 1, got 0$"),
-            ({"nlist": 2.5}, r"^nlist: expected a whole number, got 2.5$"),
-            ({"support": float("nan")}, r"^support: expected a whole number, got nan$"),
+            ({"nlist": 2.5}, r"^nlist: expected an int, got 2.5$"),
+            ({"support": float("nan")}, r"^support: expected an int, got nan$"),
             ({"support": -1}, r"^support: expected at least 1, got -1$"),
             ({"nlist": 4, "nprobe": 5}, r"^nprobe: expected at most 4, the number of lists, got 5$"),
             ({"nlist": S + 1}, r"^nlist: expected at most 300, the entries of the memory, got 301$"),

@@ -36,7 +36,7 @@ def pair(make_networks, seed=0):
 
 
 @pytest.mark.parametrize(("has", "found"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_auto_is_what_the_processor_multiplies_in(monkeypatch, has, found):
+def test_auto_is_what_the_processor_is_faster_in(monkeypatch, has, found):
     monkeypatch.setattr("vma_pyro.training.config.is_faster_in_bf16", lambda device: has)
     config = TrainConfig(accelerator="cpu")
     assert precision_of(config) == found

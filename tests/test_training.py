@@ -361,15 +361,40 @@ class TestErrors:
                 networks.get_parameter(names[name]).requires_grad_(False)
             episodes = EpisodeSampler(characters, classes=3, shots=2, queries=4, seed=0)
             programs = Model(networks), Guide(networks), MultiSampleELBO(3, max_plate_nesting=1), episodes
-            fit(*programs, config=CONFIG, folder=tmp_path, show_progress=False, **options)
+            result = fit(*programs, config=CONFIG, folder=tmp_path, show_progress=False, **options)
+            assert result.updates == CONFIG.updates
             return names
 
         names = trained(then)
-        assert trained(then, resume=True)
+        trained(then, resume=True)
         for short, name in names.items():
             said = said.replace(f"{short}.*", f"model.networks.{name}".replace(".", r"\."))
         with pytest.raises(ValueError, match=f"^{said}$"):
             trained(now, resume=True)
+
+    def test_a_run_that_freezes_a_weight_on_the_way_can_be_resumed(self, characters, tmp_path, monkeypatch):
+        networks = MLPNetworks(3, hidden_dims=(8, 7), key_dim=5)
+        weight = next(iter(networks.parameters()))
+        programs = Model(networks), Guide(networks), MultiSampleELBO(3, max_plate_nesting=1)
+        frozen = []
+
+        def go(updates, **options):
+            episodes = EpisodeSampler(characters, classes=3, shots=2, queries=4, seed=0)
+            draw = episodes.sample
+
+            def sample():
+                if frozen:
+                    weight.requires_grad_(False)
+                frozen.append(weight.detach().clone())
+                return draw()
+
+            monkeypatch.setattr(episodes, "sample", sample)
+            config = replace(CONFIG, updates=updates, new_budget="resume" in options)
+            return fit(*programs, episodes, config=config, folder=tmp_path, show_progress=False, **options)
+
+        go(6)
+        weight.requires_grad_(True)
+        assert go(9, resume=True).updates == 9
 
     def test_another_architecture(self, characters, tmp_path):
         run(characters, tmp_path)

@@ -22,7 +22,7 @@ def page(rows: Rows, rates: dict[str, float], *, mixed: bool) -> list[str | Pict
     Args:
         rows: the configurations that were measured.
         rates: of the machine, in GFLOP/s.
-        mixed: whether it is in bfloat16.
+        mixed: whether ours is in bfloat16.
     """
     precision = "bfloat16" if mixed else "float32: this one is not faster in bfloat16"
     parts: list[str | Picture] = [

@@ -12,10 +12,10 @@ import torch
 def is_faster_in_bf16(device: torch.device) -> bool:
     """Whether layers are faster in bfloat16 than in float32.
 
-    On an x86 processor with AMX, or with AVX512_BF16 if it is not Intel's: Intel's multiply with it at half the
-    rate, so that nothing is won and the conversions are lost (1.06, 1.17 and 1.5 times the time of an update at
-    widths 0.33, 0.66 and 1, on one whose AMX a virtual machine hides). On an NVIDIA GPU since Ampere. An Apple GPU
-    is said not to be, as nothing was tried there.
+    On an x86 processor with AMX, or with AVX512_BF16 if it is not Intel's: Intel's multiply in it at half the
+    rate, so that nothing is gained and the conversions cost time (`experiments/results/precision.md` is of one
+    whose AMX a virtual machine hides). On an NVIDIA GPU since Ampere. An Apple GPU is said not to be, as nothing
+    was tried there.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def check_whole(name: str, value: Any, *, least: int = 1) -> None:
-    """Refuse what is no whole number of at least `least`.
+    """Refuse what is no int of at least `least`.
 
     Raises:
         ValueError: it is not; the message names the argument.
@@ -15,6 +15,8 @@ def check_whole(name: str, value: Any, *, least: int = 1) -> None:
     try:
         number = operator.index(value)
     except TypeError:
-        raise ValueError(f"{name}: expected a whole number, got {value}") from None
+        number = None
+    if number is None or isinstance(value, bool):
+        raise ValueError(f"{name}: expected an int, got {value}")
     if number < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")

@@ -200,13 +200,15 @@ def mutual_information(q: Float[Tensor, "..."]) -> Mean:
     """
     if q.dim() != 2 or 0 in q.shape:
         raise ValueError(f"q: expected probabilities [B, S] of at least one image, got shape {list(q.shape)}")
+    rounding = 8 * torch.finfo(q.dtype).eps
     q = in_double(q)
-    sums = q.sum(1)
-    if not bool((q >= 0).all()) or not bool(((sums - 1).abs() < 1e-3).all()):
+    sums = q.sum(1, keepdim=True)
+    if not bool((q >= 0).all()) or not bool(((sums - 1).abs() < max(1e-3, rounding)).all()):
         raise ValueError(
             f"q: expected probabilities that add up to 1 for each image, got values from {q.min().item():g} with "
             f"sums from {sums.min().item():g} to {sums.max().item():g}"
         )
+    q = q / sums
     marginal = q.mean(0)
     return Mean.of(torch.where(q > 0, q * (q / marginal).log(), 0.0).sum(-1))
 

@@ -33,8 +33,8 @@ class BankMemory(Memory):
         entries: [S, *E], or [B, S, *E] where some are left out; gathered when asked for.
 
     Raises:
-        ValueError: rows outside of the bank, addresses outside of the memory, either of another type than whole
-            numbers; a single entry that is left out.
+        ValueError: rows outside of the bank, addresses outside of the memory, either of another type than int64
+            or int32; a single entry that is left out.
     """
 
     def __init__(
@@ -172,8 +172,8 @@ class BankMemory(Memory):
 def _check_range(name: str, values: Tensor | None, size: int, what: str) -> None:
     if values is None:
         return
-    if values.is_floating_point() or values.is_complex() or values.dtype in (torch.bool, torch.uint8):
-        raise ValueError(f"{name}: expected whole numbers, int64, got {values.dtype}")
+    if values.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name}: expected int64, got {values.dtype}")
     if values.dim() != 1 or len(values) == 0:
         raise ValueError(f"{name}: expected one dimension and at least one value, got shape {list(values.shape)}")
     if looks_at(name, values) and not (int(values.min()) >= 0 and int(values.max()) < size):

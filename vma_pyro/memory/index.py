@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # the programs are above; here they are only known by their p
     from vma_pyro.guide import Guide
     from vma_pyro.model import Model
 
-LOOKED_AT = 1024  # entries whose values are compared with those of a query's images
+LOOKED_AT, MOST_VALUES = 1024, 2**20  # entries, and values of them, that a query's images are compared with
 
 
 class AddressIndex:
@@ -75,6 +75,9 @@ class AddressIndex:
             self._search = ExactSearch(kept.keys, shares, ranks)
         else:
             raise ValueError("kept: expected keys or lists of them, got neither")
+        # The same entries in all processes, so that all refuse the same images.
+        number = max(1, min(min(shares), LOOKED_AT, MOST_VALUES // max(1, kept.entries[0].numel())))
+        self._few = ranks.first(kept.entries[:number].float())
         self._prior_sum: Tensor | None = None  # of all entries: costs more than the query itself
         self._seen: tuple[list[str], Tensor] | None = None  # of parameters whose fingerprint has been compared
         self._check_parameters()
@@ -163,7 +166,8 @@ class AddressIndex:
             x: images [B, 1, 28, 28].
 
         Raises:
-            ValueError: an index with inverted lists, which knows q within its support alone.
+            ValueError: an index with inverted lists, which knows q within its support alone; images that do not
+                look like the entries, see `Memory.check`.
         """
         return self._search.posterior(*self._query(x))
 
@@ -178,7 +182,8 @@ class AddressIndex:
             k: entries per image, at most |M|, or the support of the inverted lists.
 
         Raises:
-            ValueError: k outside of that; other parameters than those that made the keys.
+            ValueError: k outside of that; other parameters than those that made the keys; images that do not look
+                like the entries, see `Memory.check`.
         """
         if not 1 <= k <= self._search.support:
             raise ValueError(f"k: expected 1 to {self._search.support}, {self._search.whose}, got {k}")
@@ -191,6 +196,9 @@ class AddressIndex:
         Args:
             x: images [B, 1, 28, 28].
             num_samples: addresses per image.
+
+        Raises:
+            ValueError: no samples; images that do not look like the entries, see `Memory.check`.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
@@ -214,7 +222,7 @@ class AddressIndex:
         """The entries at these addresses as a memory of its own for each image, [B, k, 1, 28, 28].
 
         Raises:
-            ValueError: addresses outside of the memory.
+            ValueError: addresses outside of the memory, or not int64.
         """
         used, rows = address.unique(return_inverse=True)
         here, held = self._here(used)
@@ -226,7 +234,7 @@ class AddressIndex:
         """log p(a | M) among all entries.
 
         Raises:
-            ValueError: addresses outside of the memory.
+            ValueError: addresses outside of the memory, or not int64.
         """
         self._check_parameters()
         here, held = self._here(address)
@@ -238,7 +246,7 @@ class AddressIndex:
     def _here(self, address: Tensor) -> tuple[Tensor, Tensor]:
         """Find addresses among this process's entries (0 where it has another one's), and tell which it has."""
         if address.dtype != torch.long:
-            raise ValueError(f"address: expected whole numbers, int64, got {address.dtype}")
+            raise ValueError(f"address: expected int64, got {address.dtype}")
         if address.numel() and not (int(address.min()) >= 0 and int(address.max()) < self.size):
             low, high = int(address.min()), int(address.max())
             raise ValueError(f"address: expected 0 to {self.size - 1}, those of the memory, got {low} to {high}")
@@ -249,7 +257,7 @@ class AddressIndex:
     def _query(self, x: Tensor) -> tuple[Float[Tensor, "B E"], Tensor]:
         """The embedded queries, and the factor on the inner products."""
         self._check_parameters()
-        Memory(self.kept.entries[:LOOKED_AT]).check(x)  # images as the entries are
+        Memory(self._few).check(x)  # a new one at each query: a memory compares values once
         similarity: Any = self.guide.similarity
         with at_rest(self.guide):
             query = self.guide.networks.query(x).key

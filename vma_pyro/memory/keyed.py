@@ -25,6 +25,19 @@ COUNTS = ("updates", "refreshed", "cursor", "likeness")
 CENTRE_RATE = 0.3  # of the way to the mean of what an update encodes
 
 
+class _Reference:
+    """A weak reference that copies share; what is read from a file refers to nothing."""
+
+    def __init__(self, to: Any = None) -> None:
+        self.get = (lambda: None) if to is None else weakref.ref(to)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Reference:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Reference, ()
+
+
 class KeyedBank:
     """Entries with the keys that networks in training made of them, some updates ago.
 
@@ -79,15 +92,11 @@ class KeyedBank:
         self.centre: Tensor | None = None
         self.updates = self.refreshed = self.cursor = 0
         self.likeness = 1.0
-        self._trained: weakref.ref[Any] | None = None  # the networks that the keys are of
+        self._trained: _Reference | None = None  # to the networks that the keys are of
 
     def __len__(self) -> int:
         """Number of entries."""
         return self.memory.size
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return all but which networks made the keys: those of another process are not these."""
-        return vars(self) | {"_trained": None}
 
     def move(self, device: torch.device | str) -> None:
         """Take entries and keys to a device, once."""
@@ -112,11 +121,11 @@ class KeyedBank:
             self.keys, self.centre = self.keys_by(networks, similarity)
             self.refreshed, self.likeness = self.updates, 1.0
         self.updates += 1
-        self._trained = weakref.ref(networks)
+        self._trained = _Reference(networks)
 
     def is_trained_with(self, networks: Encoder) -> bool:
         """Whether the keys kept are those of these networks, at most `refresh_every` updates old."""
-        return self._trained is not None and self._trained() is networks
+        return self._trained is not None and self._trained.get() is networks
 
     @torch.no_grad()
     def keys_by(self, networks: Encoder, similarity: Any) -> tuple[Float[Tensor, "N E"], Float[Tensor, " E"]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import pyro
@@ -28,6 +30,7 @@ TOLERANCE = 1e-6  # of loss and gradient, relative; they are expected to be equa
 WAIT = 200  # updates before one is recorded, which takes seconds
 CHECK_EVERY = 500  # replays, and at 1, 2, 4, 8, ...
 MOST = 8  # recordings
+ITEMS = 64  # of a container that are looked at
 OF_MODULES = frozenset(vars(PyroModule())) - {"training"}  # attributes that programs do not compute with
 
 # Recorded operations, and the same ones by a shorter way through torch's Python.
@@ -68,12 +71,12 @@ class Captured(Loss):
     """A loss whose program is recorded once and replayed where possible, and run as usual elsewhere.
 
     Possible on a CPU with one memory for all images (otherwise Python is a small part), for programs that do not
-    look at the values of tensors and have no buffers. Numbers among the attributes of modules (a temperature), and
-    in containers and plain objects there, may change: each of their values is recorded, as is each shape of the
-    data and each choice of trained parameters, up to 8 in all. What changes elsewhere would be replayed as it was:
-    replays are therefore compared with the program itself, on the same noise, at calls 1, 2, 4, 8, ... and every
-    500; at the first difference they end for good, and that update is made as the program says. Where a parameter
-    has a hook on the gradient that it gets, updates are made by a backward pass.
+    look at the values of tensors and have no buffers. Attributes of modules (a temperature) may change, and so may
+    the first 64 items of containers and what plain objects hold there: each of their values is recorded, as is
+    each shape of the data and each choice of trained parameters, up to 8 in all. What changes elsewhere would be
+    replayed as it was: replays are therefore compared with the program itself, on the same noise, at calls 1, 2,
+    4, 8, ... and every 500; at the first difference they end for good, and that update is made as the program
+    says. Where a parameter has a hook on the gradient that it gets, updates are made by a backward pass.
 
     Args:
         loss_fn: module of (memory, x), a scalar summed over images; `elbo(model, guide)`.
@@ -100,6 +103,7 @@ class Captured(Loss):
         ]
         self._graphs: dict[Any, GraphModule] = {}
         self._checks: set[str] = set()  # that the program makes of values
+        self._is_full = False  # has been said
 
     def gradient(self, memory: Memory, x: Tensor) -> Tensor:
         """As `Loss.gradient`."""
@@ -124,9 +128,15 @@ class Captured(Loss):
     def _replayed(self, memory: Memory, x: Tensor) -> Gradient:
         inputs = [memory.entries, memory.labels, memory.mask, x]
         # What was there to be seen by the program, besides the values of tensors.
-        seen = (*(None if t is None else (t.shape, t.stride(), t.dtype) for t in inputs), *self._numbers())
+        seen = (*(None if t is None else (t.shape, t.stride(), t.dtype) for t in inputs), *self._attributes())
         if seen not in self._graphs:
             if len(self._graphs) == MOST:
+                if not self._is_full:
+                    self._is_full = True
+                    self.note(
+                        f"capture: {MOST} recordings are made, and no more, although shapes of the data or "
+                        "attributes of a module have changed again; such updates are made without"
+                    )
                 return self._run(memory, x)
             try:
                 self._graphs[seen] = self._record(memory, x)
@@ -148,10 +158,10 @@ class Captured(Loss):
                 return self._give_up(expected, f"replay {self.replays} differs from the program")
         return found
 
-    def _numbers(self) -> list[Any]:
-        """Collect from the modules what a program may compute with that is no tensor, and who is trained."""
-        own = (v for part in self._parts for name, v in part.items() if name not in OF_MODULES)
-        return [number for value in own for number in _numbers_in(value)] + list(self._trained())
+    def _attributes(self) -> list[Any]:
+        """Outline the attributes of the modules, and name the parameters that are trained."""
+        own = ((name, v) for part in self._parts for name, v in part.items() if name not in OF_MODULES)
+        return [(name, _outline(value)) for name, value in own] + list(self._trained())
 
     def _give_up(self, found: Gradient, why: str) -> Gradient:
         self.possible = False
@@ -187,17 +197,19 @@ class Captured(Loss):
         return Gradient(loss.detach(), gradient)
 
 
-def _numbers_in(value: Any, depth: int = 3) -> list[Any]:
-    """Numbers and words in a value: itself, or what a container or a plain object holds."""
-    if isinstance(value, bool | int | float | str):
-        return [value]
-    if depth == 0 or isinstance(value, Tensor | nn.Module | type) or callable(value):
-        return []
-    if isinstance(value, Mapping):
-        return [n for item in value.items() for part in item for n in _numbers_in(part, depth - 1)]
-    if isinstance(value, list | tuple | set | frozenset):
-        return [n for item in value for n in _numbers_in(item, depth - 1)]
-    return [n for item in getattr(value, "__dict__", {}).values() for n in _numbers_in(item, depth - 1)]
+def _outline(value: Any, depth: int = 3) -> Any:
+    """What a program may compute with that is no tensor: the value, or what a container or plain object holds."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return type(value), value
+    if isinstance(value, FunctionType | MethodType):
+        return value
+    if depth and isinstance(value, Mapping):
+        return type(value), tuple(_outline(item, depth - 1) for item in islice(value.items(), ITEMS))
+    if depth and isinstance(value, list | tuple | set | frozenset):
+        return type(value), tuple(_outline(item, depth - 1) for item in islice(value, ITEMS))
+    if depth and not isinstance(value, Tensor | nn.Module | type) and hasattr(value, "__dict__"):
+        return type(value), tuple((name, _outline(item, depth - 1)) for name, item in vars(value).items())
+    return type(value)
 
 
 def _shortened(graph: GraphModule) -> GraphModule:

@@ -110,16 +110,19 @@ def _restore_optimizer(run: Run, content: dict[str, Any]) -> None:
     """Take up the optimizer's state, which belongs to parameters by their order among those that are trained."""
     now, then = _trained(run), content.get("trained")  # checkpoints of before do not say
     if then is not None and now != then:
-        others = [name for name in dict(run.bare.named_parameters()) if (name in now) != (name in then)]
-        name, was, found = others[0], *("trained" if others[0] in names else "frozen" for names in (then, now))
-        raise ValueError(f"{name}: expected to be {was} as in {run.path}, got it {found}")
+        for name, _ in run.bare.named_parameters():
+            if (name in now) != (name in then):
+                was, found = ("trained" if name in names else "frozen" for names in (then, now))
+                raise ValueError(f"{name}: expected to be {was} as in {run.path}, got it {found}")
+        raise ValueError(f"parameters: expected {' '.join(then)} as in {run.path}, got {' '.join(now)}")
     run.optimizer.load_state_dict(content["optimizer"])
     lay_state(run.optimizer.optimizer)
 
 
 def _trained(run: Run) -> list[str]:
-    """Names of the parameters that the optimizer moves."""
-    return [name for name, p in run.bare.named_parameters() if p.requires_grad]
+    """Names of the parameters that the optimizer has, in its order: of those not frozen when the run began."""
+    names = {p: name for name, p in run.bare.named_parameters()}
+    return [names[p] for group in run.optimizer.param_groups for p in group["params"]]
 
 
 def _restore_progress(run: Run, progress: dict[str, Any]) -> None:
