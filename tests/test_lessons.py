@@ -20,6 +20,7 @@ SMALL = {
     },
     "03_from_mixture_to_vma": {
         "UPDATES, IMAGES = 1000, 160": "UPDATES, IMAGES = 26, 4",
+        "width=0.25": "width=0.1",
         "load(classes=300)": "load(classes=40)",
         "num_samples=100": "num_samples=2",
         "num_samples=20": "num_samples=2",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "runs" / "lessons"
+GAP, FRAME = 2, 0.85  # pixels between images, and their grey
 
 
 class Picture:
@@ -46,18 +47,18 @@ def rows_of(images: Sequence[Tensor], titles: Sequence[str] = (), *, names: Sequ
         titles: of the columns.
         names: of the rows.
     """
-    grid = torch.stack(list(images), 1).squeeze(2)  # [rows, columns, 28, 28]
-    rows, columns = grid.shape[:2]
+    grid = 1 - torch.stack(list(images), 1).squeeze(2)  # [rows, columns, height, width]
+    rows, columns, height, width = grid.shape
+    # One canvas with a light frame around each image: axes of their own take a second for fifty images.
+    framed = F.pad(grid, (0, GAP, 0, GAP), value=FRAME).transpose(1, 2).flatten(2).flatten(0, 1)
     figure = Figure(figsize=(0.75 * columns + 0.6, 0.75 * rows + 0.4), layout="constrained")
-    for (row, column), axes in _each(figure.subplots(rows, columns, squeeze=False)):
-        axes.imshow(1 - grid[row, column].numpy(), cmap="gray", vmin=0, vmax=1)
-        axes.set(xticks=[], yticks=[])
-        if row == 0 and column < len(titles):
-            axes.set_title(titles[column], fontsize=8)
-        if column == 0 and row < len(names):
-            axes.set_ylabel(names[row], fontsize=8)
+    axes = figure.subplots()
+    axes.imshow(framed[:-GAP, :-GAP].numpy(), cmap="gray", vmin=0, vmax=1)
+    across, down = (
+        [n * (size + GAP) + size / 2 for n in range(number)] for number, size in ((columns, width), (rows, height))
+    )
+    axes.set_xticks(across[: len(titles)], titles, fontsize=8)
+    axes.set_yticks(down[: len(names)], names, fontsize=8)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
     return figure
-
-
-def _each(grid: Any) -> Iterator[tuple[tuple[int, int], Any]]:
-    return (((row, column), axes) for row, line in enumerate(grid) for column, axes in enumerate(line))
