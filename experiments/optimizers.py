@@ -249,7 +249,7 @@ def write(content: dict[str, Any], config: OptimizersConfig) -> None:
     results.write(
         config.out,
         content,
-        "Optimizers at equal seconds",
+        f"Optimizers at equal {'seconds' if seconds else 'updates'}",
         [about, *(times if seconds else []), "## Scores", table([*head], lines), picture],
     )
 
