@@ -183,7 +183,8 @@ class Captured(Loss):
             loss = loss / len(x)
             return loss, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
 
-        with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), unchecked() as left_out:
+        noise, quick = torch.random.fork_rng(devices=[]), _described_together()
+        with noise, quick, pyro.validation_enabled(False), unchecked() as left_out:
             graph = make_fx(gradient)(self._trained(), memory.entries, memory.labels, memory.mask, x)
         self._checks = left_out  # some programs make none
         return _shortened(graph)
@@ -195,6 +196,16 @@ class Captured(Loss):
         loss = loss / len(x)
         gradient = torch.autograd.grad(loss, list(self._trained().values()), allow_unused=True)
         return Gradient(loss.detach(), gradient)
+
+
+def _described_together() -> AbstractContextManager[Any]:
+    """One mode to describe all tensors of a recording in; torch would make one for each, in half of the time."""
+    try:
+        from torch._guards import TracingContext, tracing
+        from torch._subclasses.fake_tensor import FakeTensorMode
+    except ImportError:  # of torch's own, which may move
+        return nullcontext()
+    return tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
 
 
 def _outline(value: Any, depth: int = 3) -> Any:
