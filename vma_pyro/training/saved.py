@@ -114,7 +114,8 @@ def _restore_optimizer(run: Run, content: dict[str, Any]) -> None:
             if (name in now) != (name in then):
                 was, found = ("trained" if name in names else "frozen" for names in (then, now))
                 raise ValueError(f"{name}: expected to be {was} as in {run.path}, got it {found}")
-        raise ValueError(f"parameters: expected {' '.join(then)} as in {run.path}, got {' '.join(now)}")
+        at = next(n for n, (name, other) in enumerate(zip(now, then, strict=True)) if name != other)
+        raise ValueError(f"parameters: expected {then[at]} at place {at} as in {run.path}, got {now[at]}")
     run.optimizer.load_state_dict(content["optimizer"])
     lay_state(run.optimizer.optimizer)
 
