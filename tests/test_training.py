@@ -396,6 +396,18 @@ class TestErrors:
         weight.requires_grad_(True)
         assert go(9, resume=True).updates == 9
 
+    def test_weights_in_another_order(self, characters, tmp_path):
+        run(characters, tmp_path)
+        path = tmp_path / "checkpoint.pt"
+        content = checkpoint.load(path)
+        names = content["trained"]
+        names[2:4] = reversed(names[2:4])
+        checkpoint.save(path, content)
+        with pytest.raises(
+            ValueError, match=f"^parameters: expected {names[2]} at place 2 as in .*, got {names[3]}$"
+        ):
+            run(characters, tmp_path, resume=True)
+
     def test_another_architecture(self, characters, tmp_path):
         run(characters, tmp_path)
         before = (tmp_path / "checkpoint.pt").read_bytes()
