@@ -136,26 +136,31 @@ class Optioned(Model):
         return super().likelihood(logits / self.options["decoder"][0] / self.options["more"].temperature)
 
 
-@pytest.mark.parametrize("where", ["in a list", "in an object"])
-def test_numbers_in_containers_may_change(where, data, notes):
-    def change(loss_fn, value):
-        if where == "in a list":
-            loss_fn.model.options["decoder"][0] = value
-        else:
-            loss_fn.model.options["more"].temperature = value
-
+def assert_same_while_changing(model, change, values, data, notes):
+    """Replays are the program's updates, with a change of the model before each of them."""
     found = []
     for wait in (0, 99):
-        loss_fn = build(model=Optioned)
-        captured, schedule = Captured(loss_fn, note=notes.append, wait=wait), iter((1.0, 1.0, 1.0, 0.5, 1.0))
+        loss_fn = build(model=model)
+        captured, schedule = Captured(loss_fn, note=notes.append, wait=wait), iter(values)
 
         def gradient(memory, x, loss_fn=loss_fn, captured=captured, schedule=schedule):
-            change(loss_fn, next(schedule))
+            change(loss_fn.model, next(schedule))
             return captured.gradient(memory, x)
 
         found.append(trained(loss_fn, data, gradient))
     assert_same(*found)
     assert notes == []
+
+
+@pytest.mark.parametrize("where", ["in a list", "in an object"])
+def test_numbers_in_containers_may_change(where, data, notes):
+    def change(model, value):
+        if where == "in a list":
+            model.options["decoder"][0] = value
+        else:
+            model.options["more"].temperature = value
+
+    assert_same_while_changing(Optioned, change, (1.0, 1.0, 1.0, 0.5, 1.0), data, notes)
 
 
 class Limited(Model):
@@ -170,19 +175,11 @@ class Limited(Model):
 
 
 def test_nothing_is_a_value_too(data, notes):
-    found = []
-    for wait in (0, 99):
-        loss_fn = build(model=Limited)
-        captured = Captured(loss_fn, note=notes.append, wait=wait)
-        limits = iter(((None, 0.1), (None, 0.1), (0.1, None), (None, 0.1), (0.1, None)))
+    def change(model, limits):
+        model.low, model.high = limits
 
-        def gradient(memory, x, loss_fn=loss_fn, captured=captured, limits=limits):
-            loss_fn.model.low, loss_fn.model.high = next(limits)
-            return captured.gradient(memory, x)
-
-        found.append(trained(loss_fn, data, gradient))
-    assert_same(*found)
-    assert notes == []
+    low, high = (0.1, None), (None, 0.1)
+    assert_same_while_changing(Limited, change, (high, high, low, high, low), data, notes)
 
 
 class Keeping(Model):

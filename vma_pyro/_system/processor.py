@@ -13,10 +13,9 @@ def is_faster_in_bf16(device: torch.device) -> bool:
     """Whether layers are faster in bfloat16 than in float32.
 
     On an x86 processor with AMX, or with AVX512_BF16 if it is not Intel's: Intel's multiply in it at half the
-    rate, so that nothing is gained and the conversions cost time. On one whose AMX a virtual machine hides an
-    update took 1.06, 1.17 and 1.5 times as long at widths 0.33, 0.66 and 1 (seconds that
-    `experiments/optimizers.py` measures in turns, of adam@32-true and adam@bf16-mixed). On an NVIDIA GPU since
-    Ampere. An Apple GPU is said not to be, as nothing was tried there.
+    rate, so that nothing is gained and the conversions cost time, as was seen on one whose AMX a virtual machine
+    hides (`experiments/optimizers.py --optimizers adam@32-true adam@bf16-mixed` times both in turns). On an NVIDIA
+    GPU since Ampere. An Apple GPU is said not to be, as nothing was tried there.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -181,7 +181,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     # What is nothing beside the norm is zero: the momentum of dead units shrinks for ever, and products of numbers
-    # below 1e-38 take an Intel processor thirty times as long as any others.
+    # below 1e-38 take an Intel processor many times as long as any others.
     x = hardshrink(x / x.norm().clamp(min=1e-7), NOTHING)
     for _ in range(ITERATIONS):
         gram = x @ x.T
