@@ -199,7 +199,7 @@ class Captured(Loss):
 
 
 def _described_together() -> AbstractContextManager[Any]:
-    """One mode to describe all tensors of a recording in; torch would make one for each, in half of the time."""
+    """One mode to describe all tensors of a recording in; torch would make one for each, which takes long."""
     try:
         from torch._guards import TracingContext, tracing
         from torch._subclasses.fake_tensor import FakeTensorMode
