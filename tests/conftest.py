@@ -1,6 +1,8 @@
 """Shared set-up: one thread per worker, parameters local to modules, small networks, shapes checked."""
 
 import ast
+import functools
+import gc
 import os
 import sys
 
@@ -15,14 +17,42 @@ import torch
 
 def only_shapes(*, typechecker):
     """jaxtyping's own decorator for what says a shape, and nothing for the rest: binding arguments takes longer
-    than most functions, and plain types are mypy's to check."""
+    than most functions, and plain types are mypy's to check. A function that is given again what it was given
+    before, by shapes and types, is not checked again."""
     checked = jaxtyping.jaxtyped(typechecker=typechecker)
 
     def decorate(thing):
         said = getattr(thing, "__annotations__", {}).values()
-        return checked(thing) if any("[Tensor, " in str(annotation) for annotation in said) else thing
+        if not any("[Tensor, " in str(annotation) for annotation in said):
+            return thing
+        return checked(thing) if isinstance(thing, type) else first_of_a_kind(checked(thing), thing)
 
     return decorate
+
+
+def first_of_a_kind(checked, plain):
+    """The checked function for arguments of new shapes, the plain one for those that have passed."""
+    passed = set()
+
+    @functools.wraps(plain)
+    def function(*args, **kwargs):
+        given = kind_of(args), kind_of(tuple(kwargs.items()))
+        if given in passed:
+            return plain(*args, **kwargs)
+        result = checked(*args, **kwargs)
+        passed.add(given)
+        return result
+
+    return function
+
+
+def kind_of(value):
+    """A tensor's shape and type, a number, or which object it is."""
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, tuple | list):
+        return type(value), *map(kind_of, value)
+    return value if isinstance(value, int | float | str | None) else (type(value), id(value))
 
 
 def install_shape_checks(modules):
@@ -56,6 +86,10 @@ install_shape_checks(
 )
 
 matplotlib.use("Agg")
+
+# Collecting garbage goes through all that libraries hold: rarely is enough.
+gc.freeze()
+gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -47,12 +47,12 @@ class Program(nn.Module):
         return getattr(self.program, self.part)(p, x)
 
 
-def mixed():
+def mixed(size=N):
     program = Mixed()
     values = {n: nn.Parameter(v) for n, v in program.values.items()}
     model = Program(program, "model", {"entries": values["entries"]})
     guide = Program(program, "guide", {n: values[n] for n in ("address", "loc", "log_scale")})
-    return model, guide, (torch.full((N,), 0.7, dtype=torch.float64),)
+    return model, guide, (torch.full((size,), 0.7, dtype=torch.float64),)
 
 
 def discrete():
@@ -104,7 +104,7 @@ def test_biased_and_unbiased_are_told_apart_by_the_enumerated_gradient():
     pyro.enable_validation(False)
     names = ["vimco", "ovis", "rloo", "pyro-graph"]
     estimators = {name: make(name, 3, site="a") for name in names}
-    table = compare(model, guide, args, estimators=estimators, draws=400, show_progress=False)
+    table = compare(model, guide, args, estimators=estimators, draws=150, show_progress=False)
     for name in names:
         row = table.of(name, "discrete guide")
         assert row.reference == "exact, by enumeration"
@@ -117,20 +117,21 @@ def test_biased_and_unbiased_are_told_apart_by_the_enumerated_gradient():
 
 
 def test_figures_agree_with_a_plain_computation():
-    model, guide, args = mixed()
+    """150 draws of 600 datapoints, whose variance is known to 8 % each time: to 30 %."""
+    model, guide, args = mixed(600)
     pyro.enable_validation(False)
     elbo = MultiSampleELBO(2, baseline=loo, max_plate_nesting=1)
     table = compare(
-        model, guide, args, estimators={"loo": elbo}, draws=400, reference_draws=300, show_progress=False
+        model, guide, args, estimators={"loo": elbo}, draws=150, reference_draws=30, show_progress=False
     )
     row = table.of("loo", "discrete guide")
     torch.manual_seed(7)
     parameter = guide.p["address"]
     gradients = torch.stack(
-        [torch.autograd.grad(elbo.differentiable_loss(model, guide, *args), parameter)[0] for _ in range(600)]
+        [torch.autograd.grad(elbo.differentiable_loss(model, guide, *args), parameter)[0] for _ in range(150)]
     )
     variance, square = gradients.var(0).sum(), gradients.mean(0).square().sum()
-    assert row.relative_variance == pytest.approx((variance / square).item(), rel=0.25)
+    assert row.relative_variance == pytest.approx((variance / square).item(), rel=0.3)
     assert row.snr == pytest.approx((square / variance).sqrt().item(), rel=0.2)
     assert row.bias_z < 4.5
     assert row.reference == "discrete sites enumerated"

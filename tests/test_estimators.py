@@ -40,7 +40,7 @@ from vma_pyro.infer.estimators.pyro_elbos import PyroELBO
 from vma_pyro.infer.estimators.subset import SubsetELBO
 
 K = 3
-TRIALS = 200_000
+TRIALS = 100_000
 # Which of its outcomes an estimator draws; all others draw K times.
 DRAWS = {"unordered-set": "set", "sum-and-sample": "one", "distinct": "one", "exact": "none", "pyro-enum": "none"}
 RANDOM_OTHERWISE = {"wake-sleep", "wake-wake-defensive", "gumbel-softmax", "straight-through", "vimco+chunks"}

@@ -91,7 +91,7 @@ def test_results(finished):
 
 @pytest.mark.parametrize(
     ("estimator", "names"),
-    [("vimco+dreg", ["model.pt", "checkpoint.pt"]), ("nvil", ["checkpoint.pt"]), ("distinct+wake", ["model.pt"])],
+    [("vimco+dreg", ["model.pt"]), ("nvil", ["checkpoint.pt"]), ("distinct+wake", ["model.pt"])],
 )
 def test_any_estimator_trains_and_its_checkpoint_loads(estimator, names, tmp_path):
     options = [*TINY, "--memoryless" if estimator == "distinct+wake" else "--no-memoryless"]
@@ -169,7 +169,7 @@ def wait_for_update(path, update, process):
 
 def test_sigterm_then_sigkill_then_resume(tmp_path):
     """A run stopped by SIGTERM, killed between checkpoints and resumed gives the figures of a whole one."""
-    arguments = [*TINY, "--updates=100", "--no-memoryless"]
+    arguments = [*TINY, "--updates=80", "--no-memoryless", "--validate-every=25"]
     code, output = run(*arguments, "--out=whole", cwd=tmp_path)
     assert code == 0, output
     arguments += ["--checkpoint-seconds=0.3"]
@@ -183,7 +183,7 @@ def test_sigterm_then_sigkill_then_resume(tmp_path):
     assert "go on with: uv run experiments/few_shot.py" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     stopped = checkpoint.load(tmp_path / "parts" / "checkpoint.pt")["progress"]["update"]
-    assert 15 <= stopped < 80
+    assert 15 <= stopped < 65
 
     process = processes.start(SCRIPT, *arguments, "--out=parts", "--resume", cwd=tmp_path)
     wait_for_update(metrics, stopped + 10, process)

@@ -2,8 +2,6 @@
 
 import functools
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import processes
@@ -17,10 +15,9 @@ def blocks(language):
 
 
 def test_python_blocks_run(tmp_path):
-    code = "\n".join(blocks("python"))
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    script = tmp_path / "readme.py"
+    script.write_text("\n".join(["import warnings; warnings.simplefilter('error')", *blocks("python")]))
+    done = processes.run(script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "KL(a):" in done.stdout
     assert "5-way 1-shot:" in done.stdout

@@ -1,10 +1,12 @@
 """Two processes do what one does: gradients, training, memories that are shared out."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from two_processes import ENTRIES, addressed, episodes, gradients, looked_up
@@ -21,11 +23,23 @@ def torchrun(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
+def side_by_side(script, *arguments, cwd):
+    """What torchrun does, seconds sooner: two processes that are told of each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}
+    sizes = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [meeting | sizes | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
+    started = [processes.start(script, *arguments, cwd=cwd, environment=rank) for rank in ranks]
+    return [process.finished() for process in started]
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    result = torchrun(str(HERE / "two_processes.py"), str(folder), cwd=folder)
-    assert result.returncode == 0, result.stderr
+    for result in side_by_side(HERE / "two_processes.py", folder, cwd=folder):
+        assert result.returncode == 0, result.stderr
     return [torch.load(folder / f"found-{rank}.pt") for rank in (0, 1)]
 
 
@@ -95,7 +109,8 @@ def test_images_that_cannot_be_shared_out_equally_are_refused():
 def test_the_main_job_under_torchrun(tmp_path):
     script = str(HERE.parent / "experiments" / "few_shot.py")
     options = ["--width=0.1", "--latent-dim=4", "--classes=3", "--shots=2", "--queries=4", "--updates=4"]
-    sizes = ["--eval-images=4", "--eval-samples=2", "--eval-queries=4", "--accelerator=cpu", "--out=out"]
+    options += ["--no-memoryless", "--accelerator=cpu", "--out=out"]
+    sizes = ["--eval-images=4", "--eval-samples=2", "--eval-queries=4"]
     result = torchrun(script, *options, *sizes, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out" / "report.md").exists()

@@ -1,12 +1,12 @@
 """The house keeps its shape: imports point one way, and every experiment is run by a test."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
 
 import processes
-import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +33,13 @@ FLOORS = {
 }
 
 
+@functools.cache
 def imports(path):
+    """What a file imports where it runs."""
+    return tuple(_imports(path))
+
+
+def _imports(path):
     tree = ast.parse(path.read_text())
     # What is imported for annotations alone is not there when the program runs.
     of_types = {
@@ -108,10 +114,9 @@ def test_a_memory_knows_no_pyro_and_only_training_knows_fabric():
             assert not any(i.startswith("lightning") for i in found), name
 
 
-@pytest.mark.parametrize("statement", ["import vma_pyro", "import vma_pyro; vma_pyro.load_pretrained()"])
-def test_a_model_is_loaded_without_what_only_training_and_pages_need(statement):
+def test_a_model_is_loaded_without_what_only_training_and_pages_need():
     heavy = "tyro", "matplotlib", "fastapi", "lightning_fabric", "lightning", "torchvision", "torch._dynamo"
-    code = f"import sys; {statement}; print(*sorted(set({heavy}) & set(sys.modules)))"
+    code = f"import sys, vma_pyro; vma_pyro.load_pretrained(); print(*sorted(set({heavy}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

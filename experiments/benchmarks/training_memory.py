@@ -122,7 +122,7 @@ def main(config: TrainingMemoryConfig) -> None:
             "encoded": config.candidates if by_keys else size,
             "milliseconds": milliseconds(own),
             "ratio": ratio(own, first)._asdict(),
-            "peak_gib": peak_memory(run_some, config, size, by_keys),
+            "peak_gib": peak_memory(run_some, config, size, by_keys, here=config.tiny),
         }
         for (size, by_keys), own in zip(kinds, seconds.values(), strict=True)
     ]

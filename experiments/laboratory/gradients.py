@@ -41,7 +41,10 @@ def measure(
 
     def run() -> dict[str, Any]:
         estimators = matched([*names], lambda name, k: make(name, k), evaluations, *pair, args)
-        table = compare(*pair, args, estimators=estimators, draws=draws, seed=config.seed, show_progress=True)
+        few = {"reference_draws": 2} if config.tiny else {}
+        table = compare(
+            *pair, args, estimators=estimators, draws=draws, seed=config.seed, show_progress=True, **few
+        )
         return Quality(program, stage, memory, evaluations, table).plain()
 
     where = f"{program}-{stage}-{memory}" if stage else program

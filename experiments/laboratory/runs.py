@@ -58,7 +58,7 @@ def train(
     steps = TrainConfig(
         updates=updates,
         minutes=minutes,
-        validate_every=2 if config.tiny else 250,
+        validate_every=6 if config.tiny else 250,
         log_every=1 if config.tiny else 50,
         validation_samples=8,
         optimizer="adam",  # as for the gradients that are measured
