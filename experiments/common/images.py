@@ -101,7 +101,8 @@ def save_posterior(
     height = 1.35 * rows + 0.4
     figure = Figure(figsize=(width, height))
     # All images stand on one canvas, in inches: axes of their own would take seconds to lay out.
-    canvas = figure.add_axes((0.0, 0.0, 1.0, 1.0), xticks=[], yticks=[], frame_on=False)
+    limits: dict[str, Any] = {"xlim": (0, width), "ylim": (0, height), "autoscale_on": False}
+    canvas = figure.add_axes((0.0, 0.0, 1.0, 1.0), xticks=[], yticks=[], frame_on=False, **limits)
     right = width - 1.02 * top
     for row in range(rows):
         bottom = height - 0.25 - 1.35 * (row + 1) + 0.35
@@ -122,7 +123,6 @@ def save_posterior(
             _show(canvas, entries[entry], left=left, bottom=bottom, frame="tab:red" if own[entry] else "tab:gray")
             canvas.text(left + SIDE / 2, bottom - 0.14, f"{probs[row, entry]:.2f}", fontsize=7, ha="center")
     bars.set_xlabel("address a", fontsize=8)
-    canvas.set(xlim=(0, width), ylim=(0, height))  # which every image has changed
     for left, text, align in (
         (0.1 + SIDE / 2, "x", "center"),
         ((1.35 + right) / 2, "q(a | x, M) over the entries; red: entries of x's class", "center"),

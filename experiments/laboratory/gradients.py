@@ -41,10 +41,8 @@ def measure(
 
     def run() -> dict[str, Any]:
         estimators = matched([*names], lambda name, k: make(name, k), evaluations, *pair, args)
-        few = {"reference_draws": 2} if config.tiny else {}
-        table = compare(
-            *pair, args, estimators=estimators, draws=draws, seed=config.seed, show_progress=True, **few
-        )
+        options = {"draws": draws, "reference_draws": 2 if config.tiny else None, "seed": config.seed}
+        table = compare(*pair, args, estimators=estimators, show_progress=True, **options)
         return Quality(program, stage, memory, evaluations, table).plain()
 
     where = f"{program}-{stage}-{memory}" if stage else program
