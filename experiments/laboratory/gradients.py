@@ -41,7 +41,11 @@ def measure(
 
     def run() -> dict[str, Any]:
         estimators = matched([*names], lambda name, k: make(name, k), evaluations, *pair, args)
-        options = {"draws": draws, "reference_draws": 2 if config.tiny else None, "seed": config.seed}
+        options: dict[str, Any] = {
+            "draws": draws,
+            "reference_draws": 2 if config.tiny else None,
+            "seed": config.seed,
+        }
         table = compare(*pair, args, estimators=estimators, show_progress=True, **options)
         return Quality(program, stage, memory, evaluations, table).plain()
 
