@@ -279,7 +279,7 @@ class TestOneLineErrors:
         assert "--estimator: expected one of reinforce, nvil, vimco" in line
 
     def test_a_missing_checkpoint(self, tmp_path):
-        assert "checkpoint: expected a file, found none at no.pt" in self.fails("--load=no.pt", cwd=tmp_path)
+        assert "--load: expected a file, found none at no.pt" in self.fails("--load=no.pt", cwd=tmp_path)
 
     def test_a_memoryless_checkpoint(self, finished, tmp_path):
         line = self.fails(f"--load={finished[0] / 'memoryless' / 'model.pt'}", cwd=tmp_path)

@@ -20,7 +20,7 @@ def test_trains_and_loads(data_folder, tmp_path):
     assert resumed["rows"] == content["rows"]
 
     line = refusal("kl_split", "--tiny", f"--data-dir={data_folder}", "--load=c", cwd=tmp_path)
-    assert line.startswith("error: checkpoint: expected a file, found none at c/models/1_examples/model.pt")
+    assert line.startswith("error: --load: expected a file, found none at c/models/1_examples/model.pt")
 
 
 def test_every_model_trains_on_as_many_targets():

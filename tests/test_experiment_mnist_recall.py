@@ -56,7 +56,7 @@ def test_trains_tests_and_loads(data, tmp_path):
     assert again["tests"] == content["tests"]
 
     for arguments, message in (
-        (["--tiny", "--load=a/none.pt", "--out=c"], "checkpoint: expected a file, found none at a/none.pt"),
+        (["--tiny", "--load=a/none.pt", "--out=c"], "--load: expected a file, found none at a/none.pt"),
         (
             ["--tiny", "--out=a", "--resume", "--no-copies"],
             "--resume: expected copies = True as in the checkpoint, got False",

@@ -6,7 +6,7 @@ import math
 import pytest
 from scripts import PNG, refusal, run
 
-from paper.claims import CLAIMS, claims
+from paper.claims import CLAIMS, RECALLS, claims
 from paper.identities import identities
 
 
@@ -47,7 +47,7 @@ def found():
     per_class = ("shots per class", "images in all", "images in all, with replacement")
     return {
         "mnist_recall": head | {"tests": recall_tests(256, 2048)},
-        "mnist_recall_60000": head | {"tests": recall_tests(60_000, 10_000)},
+        **{name: head | {"tests": recall_tests(4096, 10_000)} for name in RECALLS},
         "annealing": head
         | {
             "worse_without": figure(0.1),

@@ -49,7 +49,7 @@ def test_going_on_with_another_model_is_refused(data_folder, untrained, tmp_path
 
 def test_errors_are_one_line(data_folder, untrained, tmp_path):
     for arguments, message in (
-        (["--load=none.pt"], "checkpoint: expected a file, found none at none.pt"),
+        (["--load=none.pt"], "--load: expected a file, found none at none.pt"),
         ([f"--load={untrained / 'soft.pt'}"], f"checkpoint {untrained / 'soft.pt'}: expected a memory model, got"),
         (
             [f"--load={untrained / 'memory.pt'}", "--images=0", "--out=b"],

@@ -108,7 +108,18 @@ def _at_home(config: Config) -> Config:
 def _with_option(message: str, config: Any) -> str:
     """Name the option in a message about its value as it is typed."""
     name, colon, rest = message.partition(":")
+    if name == "checkpoint":  # which is not what a user has typed
+        name = _option_with_file(rest, config) or name
     return f"--{name.replace('_', '-')}{colon}{rest}" if name in _options(config) else message
+
+
+def _option_with_file(message: str, config: Any) -> str:
+    """Find the option that names the file in a message, or the folder that it is in; "" where none does."""
+    words = [Path(word.strip(",:")) for word in message.split()]
+    values = {f.name: getattr(config, f.name, None) for f in fields(config)} if is_dataclass(config) else {}
+    paths = {name: value for name, value in values.items() if isinstance(value, Path) and value.parts}
+    found = [name for name, path in paths.items() if any(word.is_relative_to(path) for word in words)]
+    return max(found, key=lambda name: len(paths[name].parts), default="")
 
 
 def _options(config: Any) -> set[str]:

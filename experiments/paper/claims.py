@@ -46,10 +46,16 @@ def recall(content: dict[str, Any]) -> Iterator[Claim]:
         )
 
 
-def recall_among_all(content: dict[str, Any]) -> Iterator[Claim]:
-    """Recall among all training images of MNIST, of which an update encodes few."""
-    for claim in recall(content):
-        yield claim._replace(source="mnist_recall_60000", headline=False)
+def recall_as_well(name: str, what: str) -> Callable[[dict[str, Any]], Iterator[Claim]]:
+    """Judge recall after another training: of its own images, and of the most unseen ones."""
+
+    def judge(content: dict[str, Any]) -> Iterator[Claim]:
+        own, *_, unseen = recall(content)
+        for claim in (own, unseen):
+            yield claim._replace(claim=f"{claim.claim}; {what}", source=name, headline=False)
+
+    judge.__doc__ = f"Recall on MNIST; {what}"
+    return judge
 
 
 def annealing(content: dict[str, Any]) -> Iterator[Claim]:
@@ -237,9 +243,16 @@ def crossing(content: dict[str, Any]) -> Iterator[Claim]:
     )
 
 
+RECALLS = {
+    "mnist_recall_512": "trained with 512 in memory, all encoded",
+    "mnist_recall_512_found": "trained with 512 in memory, 256 encoded",
+    "mnist_recall_4096": "trained with 4,096 in memory, 512 encoded",
+    "mnist_recall_10000": "trained with 10,000 in memory, 512 encoded",
+    "mnist_recall_60000": "trained with 60,000 in memory, 512 encoded",
+}
 CLAIMS: tuple[tuple[str, Callable[[dict[str, Any]], Iterator[Claim]]], ...] = (
     ("mnist_recall", recall),
-    ("mnist_recall_60000", recall_among_all),
+    *((name, recall_as_well(name, what)) for name, what in RECALLS.items()),
     ("annealing", annealing),
     ("mnist_mixture", data),
     ("kl_split", split),
