@@ -257,3 +257,28 @@ def test_what_is_nothing_beside_the_rest_is_left_out(dtype):
     assert torch.allclose(
         small, orthogonalised(matrix.to(dtype)).float(), atol=1e-4 if dtype == torch.float32 else 0.05
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor"),
+    [(torch.float32, 1e25), (torch.bfloat16, 1e25), (torch.float32, 1e37), (torch.float64, 1e300)],
+)
+def test_no_gradient_is_too_long_to_be_orthogonalised(dtype, factor):
+    torch.manual_seed(0)
+    matrix = torch.randn(3, 8, dtype=dtype)
+    long, short = orthogonalised(factor * matrix), orthogonalised(matrix)
+    assert torch.allclose(long.double(), short.double(), atol=0.05 if dtype == torch.bfloat16 else 1e-4)
+
+
+def test_a_long_gradient_in_64_bits_is_a_step():
+    steps = []
+    for factor in (1.0, 1e60):
+        torch.manual_seed(0)
+        layer = nn.Linear(5, 3, bias=False).double()
+        before = layer.weight.detach().clone()
+        muon = Muon(layer, 0.1)
+        (factor * layer(torch.ones(2, 5, dtype=torch.float64)).square().sum()).backward()
+        muon.step()
+        steps.append(layer.weight.detach() - before)
+    assert steps[0].abs().max() > 1e-3
+    torch.testing.assert_close(*steps, rtol=0.02, atol=1e-4)

@@ -142,7 +142,7 @@ class Muon(torch.optim.Optimizer):
             across, matrix = (t.transpose(0, group["outputs"]) for t in (weight, step))
             matrix = matrix.flatten(1)
             size = LIKE_ADAM * math.sqrt(max(matrix.shape)) * group["lr"]
-            step = orthogonalised(matrix.to(self.dtype)).to(weight.dtype)
+            step = orthogonalised(matrix, self.dtype).to(weight.dtype)
             across.sub_(step.view(across.shape), alpha=size)
 
     def _sum_of_gradients(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
@@ -175,11 +175,13 @@ class Muon(torch.optim.Optimizer):
         )
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """Make all singular values of a matrix [n, k] nearly 1 (0.7 to 1.2), by products of matrices alone."""
+def orthogonalised(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Make all singular values of a matrix [n, k] nearly 1 (0.7 to 1.2), by products in a type alone: its own."""
     a, b, c = QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
+    # Of numbers beyond 1e19 the norm is infinite, and beyond 1e38 they are so themselves in 32 bits.
+    x = (x / x.abs().amax().clamp(min=1.0)).to(dtype or x.dtype)
     # What is nothing beside the norm is zero: the momentum of dead units shrinks for ever, and products of numbers
     # below 1e-38 take an Intel processor many times as long as any others.
     x = hardshrink(x / x.norm().clamp(min=1e-7), NOTHING)
