@@ -1,14 +1,16 @@
 """Captured updates: bit for bit what the program does, and given up where they cannot be."""
 
+import functools
 import itertools
 from types import SimpleNamespace
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
-from vma_pyro import Guide, Memory, MLPNetworks, Model
+from vma_pyro import BernoulliPixels, ContinuousBernoulli, Guide, InnerProduct, Memory, MLPNetworks, Model
 from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.infer import ESTIMATORS, MultiSampleELBO, make
 from vma_pyro.training import TrainConfig, fit
@@ -373,3 +375,78 @@ def test_entries_are_looked_at_in_a_replay(data):
         ValueError, match="^memory.entries: expected binary values 0 and 1, got values from 0 to 0.5"
     ):
         captured.gradient(Memory(0.5 * memory.entries), x)
+
+
+class Slotted:
+    __slots__ = ("inside",)
+
+    def __init__(self, inside):
+        self.inside = inside
+
+
+HELD = {
+    "a tensor": (torch.tensor, lambda held: held),
+    "an array": (np.array, float),
+    "a number of numpy": (np.float64, float),
+    "an object with slots": (Slotted, lambda held: held.inside),
+    "a partial function": (lambda t: functools.partial(float, t), lambda held: held()),
+    "a large tensor": (lambda t: torch.full((1000,), t), lambda held: held.mean()),
+}
+
+
+class Warm(BernoulliPixels):
+    """Has a temperature that may be held by anything."""
+
+    def __init__(self, make, read):
+        super().__init__()
+        self.make, self.read = make, read
+        self.set(1.0)
+
+    def set(self, temperature):
+        self.held = self.make(temperature)
+
+    def forward(self, decoded):
+        return dist.Bernoulli(logits=decoded * self.read(self.held)).to_event(3)
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_whatever_holds_a_temperature_may_change(held, data):
+    """Right at once, and not at the next comparison with the program."""
+    networks = MLPNetworks(4, hidden_dims=(9, 8), key_dim=6)
+    likelihood = Warm(*HELD[held])
+    loss_fn = make("vimco", K)(Model(networks, likelihood=likelihood), Guide(networks))
+    captured, plain = Captured(loss_fn, wait=0, note=pytest.fail), Loss(loss_fn)
+    memory, x = data[0]
+    for temperature in (1.0, 1.0, 1.0, 0.5, 2.0, 0.5):
+        likelihood.set(temperature)
+        losses = []
+        for loss in (captured, plain):
+            torch.manual_seed(3)
+            losses.append(loss.gradient(memory, x).item())
+        assert losses[0] == losses[1]
+    assert captured.replays == 6
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [
+        lambda model, guide: setattr(model, "likelihood", ContinuousBernoulli()),
+        lambda model, guide: setattr(guide, "similarity", InnerProduct()),
+    ],
+)
+def test_modules_may_be_exchanged(exchange, data):
+    networks = MLPNetworks(4, hidden_dims=(9, 8), key_dim=6)
+    model, guide = Model(networks), Guide(networks)
+    loss_fn = make("vimco", K)(model, guide)
+    captured, plain = Captured(loss_fn, wait=0), Loss(loss_fn)
+    memory, x = data[0]
+    for update in range(8):
+        if update == 5:
+            exchange(model, guide)
+        found = []
+        for loss in (captured, plain):
+            torch.manual_seed(3)
+            value = loss.gradient(memory, x)
+            found.append([value, *(p.grad.clone() for p in guide.similarity.parameters())])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert captured.possible

@@ -24,8 +24,9 @@ from pyro import poutine
 from torch import nn
 from torch.utils.data import DataLoader
 
-from vma_pyro import Guide, LearnedAddress, MLPNetworks, Model
+from vma_pyro import Guide, LearnedAddress, Memory, MLPNetworks, Model
 from vma_pyro.data import EpisodeSampler, LeaveOneOutSampler, RecallSampler, glyphs
+from vma_pyro.evaluation import address_posterior
 from vma_pyro.infer import make
 from vma_pyro.memory import BankMemory, KeyedBank
 from vma_pyro.memory.nearest import nearest
@@ -392,3 +393,73 @@ def test_keys_of_other_networks_are_made_anew(images, x):
         untouched = torch.ones(N, dtype=torch.bool)
         untouched[ROWS[found.addresses]] = False
         assert torch.equal(kept.keys[untouched], expected[untouched])
+
+
+class InHalf(MLPNetworks):
+    """Its keys are of what type layers compute in, as those of one's own networks are."""
+
+    def _keyed(self, features):
+        return features._replace(key=features.key.bfloat16())
+
+    def encode(self, entries):
+        return self._keyed(super().encode(entries))
+
+    def query(self, x):
+        return self._keyed(super().query(x))
+
+
+def test_keys_of_16_bits_make_probabilities_of_32(images, x):
+    torch.manual_seed(0)
+    networks = InHalf(3, hidden_dims=(8, 7), key_dim=6)
+    images, x = images.float(), x.float()
+    guide, kept = RetrievalGuide(networks, candidates=8, least=2), KeyedBank(images)
+    for _ in range(3):  # the mean key moves with what is encoded
+        memory = guide.prepare(BankMemory(kept), x).args[0]
+    assert kept.centre.dtype == torch.float32
+    q = guide.proposal(memory, networks.query(x))
+    log_q = q.log_prob(torch.arange(len(images))[:, None])
+    assert log_q.dtype == torch.float32
+    assert torch.allclose(log_q.logsumexp(0), torch.zeros(len(x)), atol=1e-5)
+    found = address_posterior(Guide(networks), Memory(images), x)
+    assert torch.allclose(found.sum(1), torch.ones(len(x), dtype=found.dtype), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda images: RetrievalGuide(programs()[1].networks, least=2.5), "^least: expected an int, got 2.5$"),
+        (
+            lambda images: RetrievalGuide(programs()[1].networks, candidates=3.0),
+            "^candidates: expected an int, got",
+        ),
+        (lambda images: BankMemory(KeyedBank(images), [1, 2]), "^rows: expected int64, got list$"),
+        (
+            lambda images: KeyedBank(images, torch.zeros(len(images))),
+            "^memory.labels: expected int64, got torch.fl",
+        ),
+        (
+            lambda images: Memory(images, torch.ones(len(images)).bool()),
+            "^memory.labels: expected int64, got torch.b",
+        ),
+    ],
+)
+def test_what_counts_is_whole(make, message, images):
+    with pytest.raises(ValueError, match=message):
+        make(images)
+
+
+@pytest.mark.parametrize("change", [{"size": 5.0}, {"queries": 2.5}])
+def test_sizes_of_episodes_are_whole(change):
+    images = glyphs.load(classes=7, examples=5)
+    with pytest.raises(ValueError, match="^(size|queries): expected an int, got "):
+        RecallSampler(images.images.reshape(-1, 28, 28), **({"size": 6, "queries": 2, "seed": 0} | change))
+    for sampler in (EpisodeSampler, LeaveOneOutSampler):
+        with pytest.raises(ValueError, match="^classes: expected an int, got 2.0$"):
+            sampler(images, classes=2.0, shots=2, queries=2, seed=0)
+
+
+def test_images_of_recall_may_lie_in_any_order():
+    images = glyphs.load(classes=7, examples=5).images.reshape(-1, 28, 28)
+    found = RecallSampler(images[::-1], size=5, queries=2, seed=0).sample()
+    expected = RecallSampler(images[::-1].copy(), size=5, queries=2, seed=0).sample()
+    assert torch.equal(found.x, expected.x)

@@ -282,3 +282,11 @@ def test_a_long_gradient_in_64_bits_is_a_step():
         steps.append(layer.weight.detach() - before)
     assert steps[0].abs().max() > 1e-3
     torch.testing.assert_close(*steps, rtol=0.02, atol=1e-4)
+
+
+def test_a_layer_without_outputs_is_no_obstacle():
+    layer = nn.Linear(3, 1, bias=False)
+    layer.weight = nn.Parameter(torch.empty(0, 3))
+    muon = Muon(layer, 0.1)
+    layer(torch.ones(2, 3)).sum().backward()
+    muon.step()

@@ -111,3 +111,35 @@ def test_candidates_that_are_all_ruled_out_are_refused():
     logits = torch.tensor([[0.0, -math.inf], [-math.inf, -math.inf]])
     with pytest.raises(ValueError, match="candidates: expected one of a probability above 0, got none"):
         DefensiveCategorical(logits, torch.tensor([2, 5]), S, share=SHARE)
+
+
+def test_logits_of_16_bits_make_probabilities_of_32():
+    q = DefensiveCategorical(proposal().logits.bfloat16(), torch.tensor([1, 4, 6, 10]), 1000, share=SHARE)
+    log_q = q.log_prob(q.enumerate_support())
+    assert log_q.dtype == torch.float32
+    assert torch.allclose(log_q.logsumexp(0), torch.zeros(B), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"left_out": torch.tensor([0, 11, 2])}, "^left_out: expected 0 to 10, got 0 to 11$"),
+        ({"left_out": torch.tensor([0, -1, 2])}, "^left_out: expected 0 to 10, got -1 to 2$"),
+        (
+            {"candidates": torch.tensor([1.0, 4, 6, 10])},
+            "^candidates: expected one or more of int64, got 4 of torch.fl",
+        ),
+        (
+            {"logits": torch.tensor([0, 1, 2, math.inf])},
+            "^logits: expected finite values, or -inf for what is ruled",
+        ),
+        (
+            {"logits": torch.zeros(3, 0), "candidates": torch.zeros(0).long()},
+            "^candidates: expected one or more of int64, got 0 of torch.int64$",
+        ),
+    ],
+)
+def test_what_is_no_proposal_is_refused(change, message):
+    arguments = {"logits": torch.zeros(B, P), "candidates": torch.tensor([1, 4, 6, 10]), "size": S} | change
+    with pytest.raises(ValueError, match=message):
+        DefensiveCategorical(**arguments, share=SHARE, validate_args=True)

@@ -9,6 +9,7 @@ from vma_pyro import ConvNetworks, Guide, Memory, MLPNetworks, Model
 from vma_pyro.comparisons import SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.data import Episode
 from vma_pyro.evaluation import (
+    address_posterior,
     classify,
     classify_by_attention,
     classify_by_likelihood,
@@ -17,7 +18,8 @@ from vma_pyro.evaluation import (
     log_likelihood,
 )
 from vma_pyro.infer import MultiSampleELBO
-from vma_pyro.memory import SelectedMemory
+from vma_pyro.memory import BankMemory, KeyedBank, SelectedMemory
+from vma_pyro.retrieval import RetrievalGuide
 
 NETWORKS = {
     "conv": lambda: ConvNetworks(3, width=0.1),
@@ -167,3 +169,29 @@ def test_a_bank_is_one_memory():
     images = torch.zeros(2, 3, 1, 28, 28)
     with pytest.raises(ValueError, match=r"^bank: expected one shared memory, got entries \[2, 3, 1, 28, 28\]$"):
         SelectedMemory(Memory(images), torch.zeros(2, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("prepared", ["with candidates", "with none", "by `encoded`"])
+def test_a_bank_of_which_few_are_encoded_is_read_as_a_whole_one(prepared):
+    """Its table is of candidates: rows of the bank are not rows of it."""
+    networks, selected, own, x = setting("mlp")
+    guide = RetrievalGuide(networks, candidates=6, least=2)
+    memory = BankMemory(KeyedBank(selected.bank.entries))
+    with torch.no_grad():
+        if prepared == "with candidates":
+            memory = guide.prepare(memory, x).args[0]
+        elif prepared == "with none":
+            memory = memory.encode(networks)
+        of_bank = SelectedMemory(memory, selected.rows, selected.labels)
+        if prepared == "by `encoded`":
+            (episode,) = encoded(guide, [Episode(of_bank, x, None)])
+            of_bank = episode.memory
+        found = address_posterior(Guide(networks), of_bank, x)
+        expected = address_posterior(Guide(networks), own, x)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("rows", [torch.ones(3, 4), [[0, 1]]])
+def test_rows_of_another_type_are_refused(rows):
+    with pytest.raises(ValueError, match="^rows: expected int64, got (torch.float32|list)$"):
+        SelectedMemory(setting("mlp")[1].bank, rows)

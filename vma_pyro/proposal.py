@@ -34,8 +34,9 @@ class DefensiveCategorical(TorchDistribution):
         normalised: log probabilities of the candidates among themselves [..., B, P].
 
     Raises:
-        ValueError: candidates that are not one for each logit or not sorted, a share outside of 0 to 1, and no
-            candidate that is left, where validation is on.
+        ValueError: candidates that are not int64 or not one for each logit, a share outside of 0 to 1; where
+            validation is on: candidates that are not sorted, none that is left, a logit of infinity, an address to
+            leave out that there is not.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.independent(constraints.real, 1)}
@@ -56,7 +57,11 @@ class DefensiveCategorical(TorchDistribution):
                 f"candidates: expected {logits.shape[-1]} addresses, one for each logit, got shape "
                 f"{list(candidates.shape)}"
             )
+        if candidates.dtype != torch.int64 or not len(candidates):
+            got = f"{len(candidates)} of {candidates.dtype}"
+            raise ValueError(f"candidates: expected one or more of int64, got {got}")
         check_share(share)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if left_out is not None:
             logits = logits.masked_fill(candidates == left_out.unsqueeze(-1), -math.inf)
         self.logits, self.candidates, self.size, self.share, self.left_out = (
@@ -78,6 +83,11 @@ class DefensiveCategorical(TorchDistribution):
             or self.candidates[-1] >= self.size
         ):
             raise ValueError(f"candidates: expected sorted and distinct addresses from 0 to {self.size - 1}")
+        if self.left_out is not None and not bool(((self.left_out >= 0) & (self.left_out < self.size)).all()):
+            low, high = int(self.left_out.min()), int(self.left_out.max())
+            raise ValueError(f"left_out: expected 0 to {self.size - 1}, got {low} to {high}")
+        if bool((self.logits == math.inf).any()):
+            raise ValueError("logits: expected finite values, or -inf for what is ruled out, got inf")
         if bool((self.logits == -math.inf).all(-1).any()):
             beside = "" if self.left_out is None else " beside the address that is left out"
             raise ValueError(f"candidates: expected one of a probability above 0{beside}, got none")

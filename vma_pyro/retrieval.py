@@ -8,6 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from vma_pyro._system.whole import check_whole
 from vma_pyro.guide import Guide
 from vma_pyro.memory import BankMemory, Encoded, Memory, Retrieved
 from vma_pyro.networks import Networks, Query
@@ -48,11 +49,10 @@ class RetrievalGuide(Guide):
         share: float = 0.01,
     ) -> None:
         super().__init__(networks, similarity=similarity)
-        for name, value in (("candidates", candidates), ("least", least)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_whole("candidates", candidates)
+        check_whole("least", least)
         check_share(share)
-        if not hasattr(self.similarity, "embed"):
+        if not callable(getattr(self.similarity, "embed", None)):
             raise ValueError(
                 "similarity: expected `embed`, so that an image is compared with keys that are kept, got "
                 f"{type(self.similarity).__name__} without"

@@ -66,6 +66,8 @@ class InnerProduct(Part):
 
 def inner(query: Float[Tensor, "*K B E"], keys: Float[Tensor, "*own S E"]) -> Float[Tensor, "*K B S"]:
     """Compute inner products [..., B, S] in float32 or better: a cosine rounded to bfloat16 ties entries."""
+    common = torch.promote_types(torch.promote_types(query.dtype, keys.dtype), torch.float32)
+    query, keys = query.to(common), keys.to(common)  # which networks may give in less
     with torch.autocast(query.device.type, enabled=False):
         if keys.dim() == 2:
             return query @ keys.T

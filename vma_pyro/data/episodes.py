@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from vma_pyro._system.whole import check_whole
 from vma_pyro.data.records import Characters
 from vma_pyro.data.workers import Stream
 from vma_pyro.memory import Memory
@@ -98,8 +99,7 @@ class EpisodeSampler(Stream):
         images = augmented(dataset.images, augment)
         available, examples = images.shape[:2]
         for name, value in (("classes", classes), ("shots", shots), ("queries", queries)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+            check_whole(name, value)
         if classes > available:
             raise ValueError(f"classes: expected at most {available}, the classes of the data set, got {classes}")
         if shots >= examples:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vma_pyro._system.whole import check_whole
 from vma_pyro.data.episodes import Augmentation, Episode, as_images, augmented
 from vma_pyro.data.records import Characters
 from vma_pyro.data.workers import Stream, check_no_worker
@@ -49,6 +50,8 @@ class LeaveOneOutSampler(Stream):
     ) -> None:
         images = torch.from_numpy(augmented(dataset.images, augment))
         available, examples = images.shape[:2]
+        for name, value in (("classes", classes), ("shots", shots), ("queries", queries)):
+            check_whole(name, value)
         if not 1 <= classes <= available:
             raise ValueError(f"classes: expected 1 to {available}, the classes of the data set, got {classes}")
         if not 2 <= shots <= examples:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vma_pyro._system.whole import check_whole
 from vma_pyro.data.episodes import Episode, as_images
 from vma_pyro.data.records import Characters
 from vma_pyro.data.workers import take_turns
@@ -60,8 +61,8 @@ class NestedEpisodes:
         smallest = max(2, smallest_alphabet) if within_alphabet else 1
         possible = torch.from_numpy(np.flatnonzero([len(others) >= smallest for others in self._others]))
         available = len(possible) * self.examples
-        if images is not None and images < 1:
-            raise ValueError(f"images: expected at least 1, got {images}")
+        if images is not None:
+            check_whole("images", images)
         if not available:
             most = max(map(len, self._others))
             raise ValueError(
@@ -100,6 +101,8 @@ class NestedEpisodes:
         Raises:
             ValueError: more classes or shots than there are.
         """
+        check_whole("classes", classes)
+        check_whole("shots", shots)
         if not 1 <= shots < self.examples:
             raise ValueError(f"shots: expected 1 to {self.examples - 1}, got {shots}")
         read = self._reader(first, classes * shots)
@@ -129,6 +132,8 @@ class NestedEpisodes:
         Raises:
             ValueError: more entries than the classes have.
         """
+        check_whole("classes", classes)
+        check_whole("entries", entries)
         most = classes * self.examples - 1
         if entries < 1 or (entries > most and not replacement):
             raise ValueError(f"entries: expected 1 to {most}, the images of {classes} classes, got {entries}")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vma_pyro._system.whole import check_whole
 from vma_pyro.data.episodes import Episode, as_images
 from vma_pyro.data.image_checks import check_binary, look_at_ink
 from vma_pyro.data.workers import Stream, check_no_worker
@@ -37,13 +38,15 @@ class RecallSampler(Stream):
         self, images: np.ndarray, *, size: int, queries: int, seed: int, refresh_every: int | None = None
     ) -> None:
         check_binary("images", images, ndim=3)
+        check_whole("size", size)
+        check_whole("queries", queries)
         if not 1 <= size <= len(images):
             raise ValueError(f"size: expected 1 to {len(images)}, the number of images, got {size}")
         if not 1 <= queries <= size:
             raise ValueError(f"queries: expected 1 to {size}, the entries of the memory, got {queries}")
         look_at_ink("images", images)
         super().__init__(seed)
-        self.images = torch.from_numpy(images)
+        self.images = torch.from_numpy(np.ascontiguousarray(images))
         self.size, self.queries = size, queries
         self.bank: KeyedBank | None = None
         if refresh_every is not None:

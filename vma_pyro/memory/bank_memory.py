@@ -172,8 +172,8 @@ class BankMemory(Memory):
 def _check_range(name: str, values: Tensor | None, size: int, what: str) -> None:
     if values is None:
         return
-    if values.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"{name}: expected int64, got {values.dtype}")
+    if not isinstance(values, Tensor) or values.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name}: expected int64, got {getattr(values, 'dtype', type(values).__name__)}")
     if values.dim() != 1 or len(values) == 0:
         raise ValueError(f"{name}: expected one dimension and at least one value, got shape {list(values.shape)}")
     if looks_at(name, values) and not (int(values.min()) >= 0 and int(values.max()) < size):

@@ -52,9 +52,13 @@ def check_finite(name: str, values: Tensor) -> None:
 
 
 def check_labels(name: str, labels: Tensor, lead: torch.Size, mask: Tensor | None) -> None:
-    """Refuse labels of another shape, or below 0 where nothing is masked: padding would be taken for entries."""
+    """Refuse labels of another shape or type, or below 0 where nothing is masked, as padding would be an entry."""
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"{name}: expected a tensor, got {type(labels).__name__}")
     if labels.shape != lead:
         raise ValueError(f"{name}: expected shape {list(lead)}, one label per entry, got {list(labels.shape)}")
+    if labels.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name}: expected int64, got {labels.dtype}")
     if looks_at("labels", labels):
         counted = labels if mask is None else labels[mask]
         if bool((counted < 0).any()):

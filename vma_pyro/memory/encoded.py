@@ -102,6 +102,11 @@ class Encoded(Memory):
             raise AttributeError(name)
         return getattr(self.memory, name)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the table is of all entries."""
+        return True
+
     def __reduce__(self) -> Any:
         """Stand for the memory alone in a copy or a file."""
         return _itself, (self.memory,)

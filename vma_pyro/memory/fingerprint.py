@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from vma_pyro._system.double import in_double
+from vma_pyro._system.outline import Outline, names_of_modules
 
 if TYPE_CHECKING:  # the programs are above; here they are only known by their parts
     from vma_pyro.guide import Guide
@@ -27,30 +28,22 @@ def fingerprint_of(model: Model, guide: Guide) -> str:
 
 def kinds_of(model: Model, guide: Guide) -> list[str]:
     """Describe the modules that the fingerprint covers, but for their parameters: classes and attributes."""
-    found = [f"guide {type(guide).__qualname__} {_attributes(guide)}"]
-    found += [f"model {type(model).__qualname__} {_attributes(model)}"]
-    for of, whole in _modules(model, guide).items():
-        for name, module in whole.named_modules():
-            found.append(f"{of}.{name} {type(module).__qualname__} {_attributes(module)}")
-    return found
+    return [
+        f"{name} {type(module).__qualname__} {_attributes(module)}"
+        for name, module in _modules(model, guide).items()
+    ]
 
 
-def _attributes(module: Any) -> list[str]:
-    """Describe what a module itself holds: plain values, also in containers, tensors, and functions by name."""
+def _attributes(module: Any) -> list[Any]:
+    """Describe what a module itself holds besides parameters and buffers."""
+    left_out = {"training", "made_with", *names_of_modules()}
+    return [(name, OUTLINE.of(value)) for name, value in sorted(vars(module).items()) if name not in left_out]
 
-    def said(value: Any) -> str | None:
-        if value is None or isinstance(value, bool | int | float | str):
-            return repr(value)
-        if isinstance(value, Tensor):
-            return f"{tuple(value.shape)} {_sums(value.detach()).tolist()}"
-        if isinstance(value, tuple | list):
-            return str([said(item) for item in value])
-        if isinstance(value, dict):
-            return str([(repr(key), said(item)) for key, item in value.items()])
-        return getattr(value, "__qualname__", None)
 
-    own = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in ("training", "made_with")}
-    return [f"{name}={said(value)}" for name, value in sorted(own.items())]
+OUTLINE = Outline(
+    of_tensor=lambda values: (tuple(values.shape), str(_sums(values.detach()).tolist())),
+    of_function=lambda function: getattr(function, "__qualname__", ""),
+)
 
 
 def sums_of(model: Model, guide: Guide) -> Float[Tensor, "N two"]:
@@ -65,15 +58,20 @@ def _sums(value: Tensor) -> Float[Tensor, " two"]:
     return torch.stack([flat.sum(), flat @ weights])
 
 
-def _modules(model: Model, guide: Guide) -> dict[str, Any]:
-    modules = {"networks": guide.networks, "similarity": guide.similarity, "prior": model.address_prior}
-    tied = model.networks is guide.networks
-    return modules if tied else modules | {"model": model.networks}
+def _modules(model: Model, guide: Guide) -> dict[str, nn.Module]:
+    """All modules but those of the likelihood, in which keys and prior have no part, each once."""
+    found: dict[nn.Module, str] = {}
+    for of, program in (("guide", guide), ("model", model)):
+        for name, module in program.named_modules():
+            if not name.startswith("likelihood"):
+                found.setdefault(module, f"{of}.{name}")
+    return {name: module for module, name in found.items()}
 
 
 def _parameters(model: Model, guide: Guide) -> dict[str, Tensor]:
+    """Parameters and buffers of these modules, those too that are in no checkpoint."""
     return {
         f"{of}.{name}": value.detach()
         for of, module in _modules(model, guide).items()
-        for name, value in sorted(module.state_dict(keep_vars=True).items())
+        for name, value in sorted([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
     }

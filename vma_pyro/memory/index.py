@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vma_pyro._system.at_rest import at_rest
 from vma_pyro._system.ranks import Ranks
+from vma_pyro._system.whole import check_whole
 from vma_pyro.memory.addresses import Addresses
 from vma_pyro.memory.approximate import ListSearch
 from vma_pyro.memory.comparable import check_comparable
@@ -185,6 +186,7 @@ class AddressIndex:
             ValueError: k outside of that; other parameters than those that made the keys; images that do not look
                 like the entries, see `Memory.check`.
         """
+        check_whole("k", k, least=0)
         if not 1 <= k <= self._search.support:
             raise ValueError(f"k: expected 1 to {self._search.support}, {self._search.whose}, got {k}")
         return self._search.top(*self._query(x), k)
@@ -200,15 +202,13 @@ class AddressIndex:
         Raises:
             ValueError: no samples; images that do not look like the entries, see `Memory.check`.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+        check_whole("num_samples", num_samples)
         return self._search.sample(*self._query(x), num_samples)
 
     @torch.no_grad()
     def sample_prior(self, num_samples: int) -> Int[Tensor, " N"]:
         """Draw addresses from p(a | M), with replacement."""
-        if num_samples < 1:
-            raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+        check_whole("num_samples", num_samples)
         self._check_parameters()
         totals = torch.cat(self.ranks.gather(self.kept.prior.logsumexp(0)[None]))
         owner = self.ranks.first(torch.multinomial(totals.softmax(0), num_samples, replacement=True))

@@ -135,7 +135,7 @@ class KeyedBank:
             for rows in torch.arange(len(self), device=self.memory.device).split(ENTRIES_PER_CHUNK):
                 features: Any = networks.encode(self.entries_at(rows))
                 parts.append(features.key)
-        keys = torch.cat(parts)
+        keys = _in_32_bits(torch.cat(parts))
         centre = keys.mean(0)
         return similarity.embed(keys, centre).to(self.key_dtype), centre
 
@@ -144,8 +144,9 @@ class KeyedBank:
         """Put new keys in the place of old ones."""
         assert self.keys is not None
         assert self.centre is not None
-        self.centre = self.centre.lerp(keys.detach().mean(0), CENTRE_RATE)
-        new = similarity.embed(keys.detach(), self.centre)
+        keys = _in_32_bits(keys.detach())
+        self.centre = self.centre.to(keys.dtype).lerp(keys.mean(0), CENTRE_RATE)
+        new = similarity.embed(keys, self.centre)
         self.likeness = float(F.cosine_similarity(new, self.keys[rows].to(new.dtype)).mean())
         self.keys[rows] = new.to(self.key_dtype)
 
@@ -204,3 +205,8 @@ class KeyedBank:
             self.key_dtype = self.keys.dtype
         for name in COUNTS:
             setattr(self, name, state[name])
+
+
+def _in_32_bits(keys: Tensor) -> Tensor:
+    """Keys as they are compared, in 32 bits or more, whatever networks compute in."""
+    return keys.to(torch.promote_types(keys.dtype, torch.float32))

@@ -16,6 +16,7 @@ from vma_pyro._system import checkpoint
 from vma_pyro._system.at_rest import at_rest
 from vma_pyro._system.ranks import Ranks
 from vma_pyro._system.whole import check_whole
+from vma_pyro.memory.checks import check_labels
 from vma_pyro.memory.fingerprint import fingerprint_of
 from vma_pyro.memory.lists import InvertedLists, Lists, faiss_of
 from vma_pyro.memory.memory import Memory
@@ -145,12 +146,14 @@ def _check(
             "entries: expected a tensor of images [S, ...], got a Memory; give `memory.entries[memory.mask]`, "
             "or `memory.entries` if all are entries"
         )
+    if not isinstance(entries, Tensor):
+        raise ValueError(f"entries: expected a tensor of images [S, ...], got {type(entries).__name__}")
     expected = guide.networks.image_shape
     if entries.dim() != 4 or tuple(entries.shape[1:]) != expected or len(entries) == 0:
         shape = ", ".join(map(str, expected))
         raise ValueError(f"entries: expected shape [S, {shape}] with S >= 1, got {list(entries.shape)}")
-    if labels is not None and labels.shape != entries.shape[:1]:
-        raise ValueError(f"labels: expected shape [{len(entries)}], got {list(labels.shape)}")
+    if labels is not None:
+        check_labels("labels", labels, entries.shape[:1], None)
     if key_dtype not in (torch.float32, torch.bfloat16) and (key_dtype is not None or search is None):
         raise ValueError(f"key_dtype: expected torch.float32 or torch.bfloat16, got {key_dtype}")
     if search is not None:

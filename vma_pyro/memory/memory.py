@@ -154,11 +154,12 @@ class Memory:
         return self._each(lambda tensor: tensor.to(device))
 
     def masked(self, logits: Tensor) -> Tensor:
-        """Logits of the address, -inf on padding; themselves, if there is no mask.
+        """Logits of the address in 32 bits or more, as probabilities are made of them; -inf on padding.
 
         Args:
             logits: [..., S], or [..., B, S].
         """
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits if self.mask is None else logits.masked_fill(~self.mask, -math.inf)
 
     def datapoints(self, index: slice) -> Memory:

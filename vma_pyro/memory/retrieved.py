@@ -41,6 +41,11 @@ class Retrieved(Encoded):
         return Table.of(self.memory.bank.entries_at(self.memory.rows_of(addresses)), self.networks)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the table is of all entries; it is of candidates."""
+        return False
+
+    @property
     def candidates(self) -> Any:
         """Features of the entries that are encoded."""
         return self.table.features

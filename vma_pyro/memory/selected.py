@@ -32,6 +32,8 @@ class SelectedMemory(Memory):
             raise ValueError("bank: expected every row to be an entry, got a memory with padding (a mask)")
         if not bank.is_shared:
             raise ValueError(f"bank: expected one shared memory, got entries {list(bank.entries.shape)}")
+        if not isinstance(rows, Tensor) or rows.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"rows: expected int64, got {getattr(rows, 'dtype', type(rows).__name__)}")
         if rows.dim() != 2 or rows.numel() == 0:
             raise ValueError(f"rows: expected shape [B, S] with at least one entry, got {list(rows.shape)}")
         if looks_at("rows", rows) and not (int(rows.min()) >= 0 and int(rows.max()) < bank.size):
@@ -75,7 +77,7 @@ class SelectedMemory(Memory):
     def encode(self, networks: Encoder) -> Encoded:
         """Encode each entry of the bank that is selected, once; none if the bank is encoded by these networks."""
         bank = self.bank
-        if isinstance(bank, Encoded) and bank.is_of(networks):
+        if isinstance(bank, Encoded) and bank.is_whole and bank.is_of(networks):
             return Encoded(self, networks, bank.table, self.rows)
         if len(bank.entries) <= self.rows.numel():
             return Encoded(self, networks, Table.of(bank.entries, networks), self.rows)

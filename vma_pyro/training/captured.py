@@ -7,22 +7,21 @@ they are written down once, gradient included, and then only these are run: bit 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
-from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from vma_pyro._system.outline import ITEMS, Outline, names_of_modules
 from vma_pyro.memory import Memory
 from vma_pyro.memory.checks import unchecked
+from vma_pyro.memory.encoded import version_of
 from vma_pyro.program import ImageModel
 from vma_pyro.training.loss import Loss
 
@@ -30,8 +29,6 @@ TOLERANCE = 1e-6  # of loss and gradient, relative; they are expected to be equa
 WAIT = 200  # updates before one is recorded, which takes seconds
 CHECK_EVERY = 500  # replays, and at 1, 2, 4, 8, ...
 MOST = 8  # recordings
-ITEMS = 64  # of a container that are looked at
-OF_MODULES = frozenset(vars(PyroModule())) - {"training"}  # attributes that programs do not compute with
 
 # Recorded operations, and the same ones by a shorter way through torch's Python.
 aten = torch.ops.aten
@@ -71,9 +68,10 @@ class Captured(Loss):
     """A loss whose program is recorded once and replayed where possible, and run as usual elsewhere.
 
     Possible on a CPU with one memory for all images (otherwise Python is a small part), for programs that do not
-    look at the values of tensors and have no buffers. Attributes of modules (a temperature) may change, and so may
-    the first 64 items of containers and what plain objects hold there: each of their values is recorded, as is
-    each shape of the data and each choice of trained parameters, up to 8 in all. What changes elsewhere would be
+    look at the values of tensors and have no buffers. Modules may be exchanged, and attributes of modules (a
+    temperature) may change: numbers, arrays and tensors, the first 64 items of containers and what plain objects
+    hold, to a depth of 3. Each of their values is recorded, as is each shape of the data and each choice of
+    trained parameters, up to 8 in all. What changes elsewhere would be
     replayed as it was: replays are therefore compared with the program itself, on the same noise, at calls 1, 2,
     4, 8, ... and every 500; at the first difference they end for good, and that update is made as the program
     says. Where a parameter has a hook on the gradient that it gets, updates are made by a backward pass.
@@ -95,18 +93,26 @@ class Captured(Loss):
     ) -> None:
         super().__init__(loss_fn, note=note, autocast=autocast)
         self.wait = WAIT if wait is None else wait
-        self.parameters = dict(loss_fn.named_parameters())
         self.possible = True
         self.replays = 0
-        self._parts = [
-            vars(part) for part in (*loss_fn.modules(), getattr(loss_fn, "elbo", None)) if part is not None
-        ]
+        self._modules: list[Any] = []
+        self._exchanges = 0
+        self._find_modules()
         self._graphs: dict[Any, GraphModule] = {}
         self._checks: set[str] = set()  # that the program makes of values
         self._is_full = False  # has been said
 
+    def _find_modules(self) -> None:
+        """Find the modules and their parameters; again, where one has been put in the place of another."""
+        elbo = getattr(self.loss_fn, "elbo", None)
+        found = [*self.loss_fn.modules(), *([] if elbo is None else [elbo])]
+        if len(found) != len(self._modules) or any(a is not b for a, b in zip(found, self._modules, strict=True)):
+            self._modules, self._exchanges = found, self._exchanges + 1
+            self.parameters = dict(self.loss_fn.named_parameters())
+
     def gradient(self, memory: Memory, x: Tensor) -> Tensor:
         """As `Loss.gradient`."""
+        self._find_modules()
         if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in self.parameters.values()):
             return super().gradient(memory, x)  # hooks belong to a backward pass
         self.wait -= 1
@@ -160,8 +166,9 @@ class Captured(Loss):
 
     def _attributes(self) -> list[Any]:
         """Outline the attributes of the modules, and name the parameters that are trained."""
-        own = ((name, v) for part in self._parts for name, v in part.items() if name not in OF_MODULES)
-        return [(name, _outline(value)) for name, value in own] + list(self._trained())
+        theirs = names_of_modules()
+        own = ((name, v) for part in self._modules for name, v in vars(part).items() if name not in theirs)
+        return [self._exchanges, *((name, OUTLINE.of(value)) for name, value in own), *self._trained()]
 
     def _give_up(self, found: Gradient, why: str) -> Gradient:
         self.possible = False
@@ -208,19 +215,17 @@ def _described_together() -> AbstractContextManager[Any]:
     return tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
 
 
-def _outline(value: Any, depth: int = 3) -> Any:
-    """What a program may compute with that is no tensor: the value, or what a container or plain object holds."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return type(value), value
-    if isinstance(value, FunctionType | MethodType):
-        return value
-    if depth and isinstance(value, Mapping):
-        return type(value), tuple(_outline(item, depth - 1) for item in islice(value.items(), ITEMS))
-    if depth and isinstance(value, list | tuple | set | frozenset):
-        return type(value), tuple(_outline(item, depth - 1) for item in islice(value, ITEMS))
-    if depth and not isinstance(value, Tensor | nn.Module | type) and hasattr(value, "__dict__"):
-        return type(value), tuple((name, _outline(item, depth - 1)) for name, item in vars(value).items())
-    return type(value)
+def _of_tensor(values: Tensor) -> Any:
+    """A parameter is an input of what is recorded; of others the values, or which tensor it is and its version."""
+    kind = values.shape, values.dtype, values.device.type
+    if isinstance(values, nn.Parameter) or values.requires_grad:
+        return *kind, id(values)
+    if values.numel() <= ITEMS and values.device.type == "cpu":
+        return *kind, repr(values.flatten().tolist())
+    return *kind, id(values), version_of(values)
+
+
+OUTLINE = Outline(of_tensor=_of_tensor, of_function=lambda function: function)
 
 
 def _shortened(graph: GraphModule) -> GraphModule:
