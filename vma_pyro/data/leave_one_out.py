@@ -51,7 +51,7 @@ class LeaveOneOutSampler(Stream):
         images = torch.from_numpy(augmented(dataset.images, augment))
         available, examples = images.shape[:2]
         for name, value in (("classes", classes), ("shots", shots), ("queries", queries)):
-            check_whole(name, value)
+            check_whole(name, value, least=0)
         if not 1 <= classes <= available:
             raise ValueError(f"classes: expected 1 to {available}, the classes of the data set, got {classes}")
         if not 2 <= shots <= examples:

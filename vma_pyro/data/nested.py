@@ -101,8 +101,8 @@ class NestedEpisodes:
         Raises:
             ValueError: more classes or shots than there are.
         """
-        check_whole("classes", classes)
-        check_whole("shots", shots)
+        check_whole("classes", classes, least=0)
+        check_whole("shots", shots, least=0)
         if not 1 <= shots < self.examples:
             raise ValueError(f"shots: expected 1 to {self.examples - 1}, got {shots}")
         read = self._reader(first, classes * shots)
@@ -132,8 +132,8 @@ class NestedEpisodes:
         Raises:
             ValueError: more entries than the classes have.
         """
-        check_whole("classes", classes)
-        check_whole("entries", entries)
+        check_whole("classes", classes, least=0)
+        check_whole("entries", entries, least=0)
         most = classes * self.examples - 1
         if entries < 1 or (entries > most and not replacement):
             raise ValueError(f"entries: expected 1 to {most}, the images of {classes} classes, got {entries}")

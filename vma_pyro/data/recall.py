@@ -38,8 +38,8 @@ class RecallSampler(Stream):
         self, images: np.ndarray, *, size: int, queries: int, seed: int, refresh_every: int | None = None
     ) -> None:
         check_binary("images", images, ndim=3)
-        check_whole("size", size)
-        check_whole("queries", queries)
+        check_whole("size", size, least=0)
+        check_whole("queries", queries, least=0)
         if not 1 <= size <= len(images):
             raise ValueError(f"size: expected 1 to {len(images)}, the number of images, got {size}")
         if not 1 <= queries <= size:
