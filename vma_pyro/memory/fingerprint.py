@@ -59,11 +59,11 @@ def _sums(value: Tensor) -> Float[Tensor, " two"]:
 
 
 def _modules(model: Model, guide: Guide) -> dict[str, nn.Module]:
-    """All modules but those of the likelihood, in which keys and prior have no part, each once."""
+    """All modules but those of the model's likelihood, in which keys and prior have no part, each once."""
     found: dict[nn.Module, str] = {}
     for of, program in (("guide", guide), ("model", model)):
         for name, module in program.named_modules():
-            if not name.startswith("likelihood"):
+            if of == "guide" or name.split(".")[0] != "likelihood":
                 found.setdefault(module, f"{of}.{name}")
     return {name: module for module, name in found.items()}
 

@@ -71,10 +71,10 @@ class Captured(Loss):
     look at the values of tensors and have no buffers. Modules may be exchanged, and attributes of modules (a
     temperature) may change: numbers, arrays and tensors, the first 64 items of containers and what plain objects
     hold, to a depth of 3. Each of their values is recorded, as is each shape of the data and each choice of
-    trained parameters, up to 8 in all. What changes elsewhere would be
-    replayed as it was: replays are therefore compared with the program itself, on the same noise, at calls 1, 2,
-    4, 8, ... and every 500; at the first difference they end for good, and that update is made as the program
-    says. Where a parameter has a hook on the gradient that it gets, updates are made by a backward pass.
+    trained parameters, up to 8 in all. What changes elsewhere would be replayed as it was: replays are therefore
+    compared with the program itself, on the same noise, at calls 1, 2, 4, 8, ... and every 500; at the first
+    difference they end for good, and that update is made as the program says. Where a parameter has a hook on the
+    gradient that it gets, updates are made by a backward pass.
 
     Args:
         loss_fn: module of (memory, x), a scalar summed over images; `elbo(model, guide)`.
