@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
     from vma_pyro._system.parts import Part
     from vma_pyro.guide import Guide
-    from vma_pyro.likelihoods import BernoulliPixels, ContinuousBernoulli, Likelihood
+    from vma_pyro.likelihoods import (
+        BernoulliPixels,
+        CausalBernoulli,
+        ContinuousBernoulli,
+        DiscretizedLogistics,
+        Likelihood,
+    )
     from vma_pyro.memory import Memory
     from vma_pyro.memory.index import AddressIndex
     from vma_pyro.memory.lists import InvertedLists
@@ -38,9 +44,11 @@ __version__ = "0.1.0"
 __all__ = [
     "AddressIndex",
     "BernoulliPixels",
+    "CausalBernoulli",
     "ContinuousBernoulli",
     "ConvNetworks",
     "CosineSimilarity",
+    "DiscretizedLogistics",
     "Guide",
     "InnerProduct",
     "InvertedLists",
@@ -61,9 +69,11 @@ __all__ = [
 HOMES = {
     "AddressIndex": "memory.index",
     "BernoulliPixels": "likelihoods",
+    "CausalBernoulli": "likelihoods",
     "ContinuousBernoulli": "likelihoods",
     "ConvNetworks": "networks",
     "CosineSimilarity": "similarity",
+    "DiscretizedLogistics": "likelihoods",
     "Guide": "guide",
     "InnerProduct": "similarity",
     "InvertedLists": "memory.lists",

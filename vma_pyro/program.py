@@ -146,12 +146,8 @@ class ImageModel(Program):
                 f"likelihood: expected none, as {type(self).__name__} has a method of that name, got "
                 f"{type(chosen).__name__}"
             )
-        found = getattr(networks, "channels", 1)
-        if not by_method and found != chosen.channels:
-            raise ValueError(
-                f"networks: expected a decoder with channels={chosen.channels}, as many as "
-                f"{type(chosen).__name__} wants, got {found}"
-            )
+        if not by_method:
+            check_decoder(networks, chosen)
         self.networks = networks
         self.likelihood = chosen  # type: ignore[misc]  # torch keeps modules apart from attributes
 
@@ -178,6 +174,26 @@ class ImageModel(Program):
         if x is not None:
             likelihood.check("x", x)
             likelihood.warn("x", x)
+
+
+def check_decoder(networks: Networks, likelihood: Likelihood) -> None:
+    """Give the likelihood what it wants of the decoder, where that is not decided yet, and else look whether it has.
+
+    Raises:
+        ValueError: networks whose decoder gives something else.
+    """
+    image_shape = getattr(networks, "image_shape", (1,))
+    wanted = {"channels": likelihood.channels, "maps": likelihood.maps(image_shape[0])}
+    decide = getattr(networks, "decide", None)
+    if decide is not None:
+        decide(**wanted)
+    for name, least in (("channels", 1), ("maps", 0)):
+        found = getattr(networks, name, least)
+        if found != wanted[name]:
+            raise ValueError(
+                f"networks: expected a decoder with {name}={wanted[name]}, as many as {type(likelihood).__name__} "
+                f"wants, got {found}"
+            )
 
 
 _signature = functools.cache(inspect.signature)  # which takes longer than all else in `prepare`

@@ -61,6 +61,11 @@ class FewShotConfig:
     refinement: int | None = None
     """Maps of a second look of q(z | x, m) at x, m and what the first guess decodes to; 0 for none. Default: what
     the checkpoint to start from has, else 0."""
+    likelihood: Literal["bernoulli", "causal"] | None = None
+    """p(x | z, m): independent pixels as in the paper, or pixels that also see their neighbourhood above and to the
+    left. Default: that of the checkpoint to load or to start from, else the paper's."""
+    context_dropout: float | None = None
+    """Share of the training images that are scored without their neighbourhood."""
     train_only: Literal["all", "refinement"] = "all"
     """Train everything, or only what `refinement` adds."""
     classes: int | None = None
@@ -119,6 +124,7 @@ class FewShotConfig:
             data=data,
             width=loaded.get("width", preset.width if self.width is None else self.width),
             latent_dim=loaded.get("latent_dim", self.latent_dim),
+            likelihood=self.likelihood or loaded.get("likelihood", "bernoulli"),
             refinement=loaded.get("refinement", 0) if self.refinement is None else self.refinement,
             classes=preset.classes if self.classes is None else self.classes,
             shots=preset.shots if self.shots is None else self.shots,
@@ -140,7 +146,10 @@ class FewShotConfig:
         program = "memory" if memory else "memoryless"
         sizes = {"width": self.width, "latent_dim": self.latent_dim}
         refined = {"refinement": self.refinement} if self.refinement else {}
-        return {"networks": "conv", **sizes, **refined, "program": program}
+        pixels: dict[str, Any] = {} if self.likelihood == "bernoulli" else {"likelihood": self.likelihood}
+        if self.context_dropout is not None:
+            pixels["context_dropout"] = self.context_dropout
+        return {"networks": "conv", **sizes, **refined, **pixels, "program": program}
 
     def check(self) -> None:
         """Refuse sizes that mean nothing, by the names of their options."""

@@ -28,6 +28,11 @@ class Part(nn.Module):
     made_with: dict[str, Any]
     made_of: dict[str, str]
 
+    def decided(self, **arguments: Any) -> None:
+        """Note arguments that its constructor left open, and what has been made of them since."""
+        self.__dict__["made_with"] = self.made_with | arguments
+        self.__dict__["made_of"] = composition(self)
+
     def __init_subclass__(cls, **options: Any) -> None:
         """Have the constructor of a subclass note what it is given, even where the subclass only inherits it."""
         super().__init_subclass__(**options)

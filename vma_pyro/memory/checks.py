@@ -107,6 +107,19 @@ def check_shares(name: str, images: Tensor) -> None:
             raise ValueError(f"{name}: expected values from 0 to 1, got values from {low:g} to {high:g}")
 
 
+def check_levels(name: str, images: Tensor, levels: int) -> None:
+    """Refuse images with values that are no multiples of 1 / (levels - 1) from 0 to 1."""
+    check_shares(name, images)
+    if looks_at("levels", images):
+        steps = images.detach() * (levels - 1)
+        off = (steps - steps.round()).abs().max().item()
+        if off > 0.01:
+            raise ValueError(
+                f"{name}: expected {levels} levels, multiples of 1 / {levels - 1}, got values up to {off:.2g} of a "
+                "step beside them; round them"
+            )
+
+
 def _mean(images: Tensor) -> float:
     return images.detach().mean(dtype=torch.float32).item()
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vma_pyro._system.parts import MOST_LEVELS, Part, check_unchanged
 from vma_pyro.models.allowed import Allowed
-from vma_pyro.models.programs import NETWORKS, Pair, class_name, name_program
+from vma_pyro.models.programs import NETWORKS, Pair, class_name, name_of_likelihood, name_program
 
 PLAIN = (type(None), bool, int, float, str)
 NETWORK_NAMES = {class_name(kind): name for name, kind in NETWORKS.items()}
@@ -126,9 +126,12 @@ def architecture_of(description: Mapping[str, Any]) -> dict[str, Any]:
         kind, program = networks["class"], model["class"]
         sizes = {name: value for name, value in networks["arguments"].items() if type(value) in PLAIN}
         guided = guide["arguments"].get("target_guided") is True
+        chosen = model["arguments"].get("likelihood")
+        likelihood = "bernoulli" if chosen is None else name_of_likelihood(parts[chosen["part"]]["class"])
         return {
             "networks": NETWORK_NAMES.get(kind, kind),
             **sizes,
+            "likelihood": likelihood,
             "program": name_program(program, guided=guided),
         }
     except (KeyError, TypeError, IndexError, ValueError, AttributeError):
@@ -149,7 +152,8 @@ def check_arguments(saved: Mapping[str, Any], present: Mapping[str, Any]) -> Non
     if [part["class"] for part in before] != [part["class"] for part in now]:
         return
     for old, new in zip(before, now, strict=True):
-        for name in sorted(old["arguments"].keys() | new["arguments"].keys()):
+        # One that only one of them has came with another version, whose default is what there was before.
+        for name in sorted(old["arguments"].keys() & new["arguments"].keys()):
             first, second = (part["arguments"].get(name) for part in (old, new))
             if not _same(first, second):
                 raise ValueError(

@@ -10,11 +10,27 @@ from torch import nn
 from vma_pyro._system.parts import module_of
 from vma_pyro.comparisons import MemorylessGuide, MemorylessModel, SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.guide import Guide
+from vma_pyro.likelihoods import (
+    BernoulliPixels,
+    Causal,
+    CausalBernoulli,
+    CausalLogistics,
+    ContinuousBernoulli,
+    DiscretizedLogistics,
+    Likelihood,
+)
 from vma_pyro.model import Model
 from vma_pyro.networks import ConvNetworks, MLPNetworks, Networks
 
 Pair = tuple[nn.Module, nn.Module]  # model and guide
 
+LIKELIHOODS: dict[str, Any] = {
+    "bernoulli": BernoulliPixels,
+    "causal": CausalBernoulli,
+    "continuous-bernoulli": ContinuousBernoulli,
+    "logistics": DiscretizedLogistics,
+    "causal-logistics": CausalLogistics,
+}
 PROGRAMS = ("memory", "memoryless", "soft", "soft-guided")
 NETWORKS: dict[Any, Any] = {"conv": ConvNetworks, "mlp": MLPNetworks}
 
@@ -23,7 +39,8 @@ def build(architecture: dict[str, Any]) -> Pair:
     """Make model and guide on fresh networks.
 
     Args:
-        architecture: `networks`, "conv" or "mlp", and `program`, one of `PROGRAMS`; every other item is an
+        architecture: `networks`, "conv" or "mlp", and `program`, one of `PROGRAMS`; perhaps `likelihood`, one of
+            `LIKELIHOODS` ("bernoulli" by default), and `context_dropout` of a causal one; every other item is an
             argument of the networks.
 
     Raises:
@@ -31,6 +48,7 @@ def build(architecture: dict[str, Any]) -> Pair:
     """
     options = dict(architecture)
     kind, program = options.pop("networks", None), options.pop("program", None)
+    pixels, dropout = options.pop("likelihood", "bernoulli"), options.pop("context_dropout", None)
     if not isinstance(kind, str) or kind not in NETWORKS or program not in PROGRAMS:
         raise ValueError(
             f"architecture: expected networks {' or '.join(NETWORKS)} and a program among {', '.join(PROGRAMS)}, "
@@ -42,11 +60,42 @@ def build(architecture: dict[str, Any]) -> Pair:
         raise ValueError(
             f"architecture: expected arguments of {NETWORKS[kind].__name__}, got {options}"
         ) from error
+    likelihood = make_likelihood(pixels, networks.image_shape[0], dropout)
     if program == "memory":
-        return Model(networks), Guide(networks)
+        return Model(networks, likelihood=likelihood), Guide(networks)
     if program == "memoryless":
-        return MemorylessModel(networks), MemorylessGuide(networks)
-    return SoftAttentionModel(networks), SoftAttentionGuide(networks, target_guided=program == "soft-guided")
+        return MemorylessModel(networks, likelihood=likelihood), MemorylessGuide(networks)
+    guide = SoftAttentionGuide(networks, target_guided=program == "soft-guided")
+    return SoftAttentionModel(networks, likelihood=likelihood), guide
+
+
+def make_likelihood(name: Any, colours: int, dropout: Any = None) -> Likelihood:
+    """Make a likelihood of images with so many colours by its name.
+
+    Args:
+        name: one of `LIKELIHOODS`.
+        colours: of the images.
+        dropout: of a causal one, see `Causal`; None for its default.
+
+    Raises:
+        ValueError: an unknown name, a dropout where there is no neighbourhood.
+    """
+    if not isinstance(name, str) or name not in LIKELIHOODS:
+        raise ValueError(f"likelihood: expected one of {', '.join(LIKELIHOODS)}, got {name!r}")
+    kind = LIKELIHOODS[name]
+    options = {} if dropout is None else {"dropout": dropout}
+    if issubclass(kind, Causal):
+        made: Likelihood = kind(colours=colours, **options)
+        return made
+    if options:
+        raise ValueError(f"context_dropout: expected it with a causal likelihood, got {dropout} with {name}")
+    made = kind()
+    return made
+
+
+def name_of_likelihood(kind: str) -> str:
+    """Name one of `LIKELIHOODS` by its class as files say it; else give that."""
+    return {class_name(known): name for name, known in LIKELIHOODS.items()}.get(kind, kind)
 
 
 def program_of(pair: Pair) -> str:

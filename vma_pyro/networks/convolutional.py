@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,16 +15,17 @@ from torch import Tensor, nn
 
 from vma_pyro.networks.distinct import lookups
 from vma_pyro.networks.interface import Distribution, Entry, Query
-from vma_pyro.networks.layers import ConvTranspose2d, at_least_32_bits, dtype_of, initialise
+from vma_pyro.networks.layers import ConvTranspose2d, OutputMaps, at_least_32_bits, dtype_of, initialise
 from vma_pyro.networks.pyramid import PyramidNetworks
 from vma_pyro.networks.refinement import Refinement
 
 
 class ConvNetworks(PyramidNetworks):
-    """The convolutional networks of the paper for Omniglot (section 4 and supplement).
+    """The convolutional networks of the paper for Omniglot (section 4 and supplement), for images of any size.
 
-    A pyramid of six 3x3 convolutions, every second with stride 2 (28 -> 14 -> 7 -> 4), a hidden layer to z, and
-    a mirrored decoder with skip connections from layers 2 and 4 of the pyramid of m.
+    A pyramid of pairs of 3x3 convolutions, the second with stride 2, a hidden layer to z, and a mirrored decoder
+    with skip connections from the pyramid of m. The pairs halve the image until its longer side is at most 6: three
+    pairs for the paper's images (28 -> 14 -> 7 -> 4), four for 64 x 64.
 
     # Departs from the paper: a skip connection adds a convolution of the entry's map to the decoder's instead of
     concatenating the maps, because both are the same linear map and the sum is computed once per entry rather
@@ -29,52 +33,68 @@ class ConvNetworks(PyramidNetworks):
 
     Args:
         latent_dim: Z, dimension of z; the paper has 64.
+        image_shape: [C, height, width] of one image: 1 or 3 colours, sides of 8 or more.
         width: factor on the 48 and 64 maps of the paper, rounded to multiples of 8 (fast on CPUs).
         key_dim: E, dimension of the embeddings that q(a | x) compares.
         hidden_dim: H, width of the hidden layers of p(z | m) and q(z | x, m).
         refinement: maps of the first stage of a `Refinement` of q(z | x, m); 0 for none, as in the paper.
-        channels: numbers per pixel and colour from the decoder, as many as the likelihood wants.
+        channels, maps: what the decoder gives, see `PyramidNetworks`; by default what the likelihood wants.
+
+    Raises:
+        ValueError: a size that means nothing.
     """
 
     def __init__(
         self,
         latent_dim: int = 64,
         *,
+        image_shape: Sequence[int] = (1, 28, 28),
         width: float = 1.0,
         key_dim: int = 128,
         hidden_dim: int = 256,
         refinement: int = 0,
-        channels: int = 1,
+        channels: int | None = None,
+        maps: int | None = None,
     ) -> None:
         if latent_dim < 1 or width <= 0:
             raise ValueError(f"networks: expected latent_dim >= 1 and width > 0, got {latent_dim} and {width}")
         if refinement < 0:
             raise ValueError(f"refinement: expected a number of maps, or 0 for none, got {refinement}")
-        low, high = (max(8, 8 * round(maps * width / 8)) for maps in (48, 64))
-        maps = [1, low, low, high, high, high, high]
-        pyramid = nn.ModuleList(nn.Conv2d(maps[i], maps[i + 1], 3, stride=1 + i % 2, padding=1) for i in range(6))
-        top = high * 4 * 4
+        colours, *sides = check_shape(image_shape)
+        low, high = (max(8, 8 * round(number * width / 8)) for number in (48, 64))
+        sizes = halvings(sides)  # of the images, and of the maps after each pair
+        wide = [colours, low, low] + 2 * (len(sizes) - 2) * [high]
+        layers = (
+            nn.Conv2d(wide[i], wide[i + 1], 3, stride=1 + i % 2, padding=1) for i in range(len(wide) - 1)
+        )
+        pyramid = nn.ModuleList(layers)
+        self.top_shape = (wide[-1], *sizes[-1])
         super().__init__(
             pyramid,
-            top=top,
+            top=math.prod(self.top_shape),
             latent_dim=latent_dim,
             key_dim=key_dim,
             hidden_dim=hidden_dim,
-            image_shape=(1, 28, 28),
+            image_shape=(colours, sides[0], sides[1]),
             channels=channels,
+            maps=maps,
         )
-        self.high = high
-        self.skip4 = nn.Conv2d(high, high, 3, padding=1, bias=False)
-        self.skip2 = nn.Conv2d(low, high, 3, padding=1, bias=False)
-
-        self.stem = nn.Linear(latent_dim, top)
-        self.up7 = ConvTranspose2d(high, high, 3, stride=2, padding=1)
-        self.conv7 = nn.Conv2d(high, high, 3, padding=1)
-        self.up14 = ConvTranspose2d(high, high, 4, stride=2, padding=1)
-        self.conv14 = nn.Conv2d(high, high, 3, padding=1)
-        self.up28 = ConvTranspose2d(high, low, 4, stride=2, padding=1)
-        self.conv28 = nn.Conv2d(low, low, 3, padding=1)
-        self.to_logits = nn.Conv2d(low, self.output_shape[0], 3, padding=1)
+        # Layers are named after the layer of the pyramid that they see, or the height of the maps that they make.
+        self.skipped = [2 * level for level in range(len(sizes) - 2, 0, -1)]
+        self.heights = [height for height, _ in reversed(sizes[:-1])]
+        for layer in self.skipped:
+            self.add_module(f"skip{layer}", nn.Conv2d(wide[layer], high, 3, padding=1, bias=False))
+        self.stem = nn.Linear(latent_dim, math.prod(self.top_shape))
+        below = wide[-1]
+        for level in range(len(sizes) - 2, -1, -1):
+            (height, breadth), above = sizes[level], high if level else low
+            # A transposed convolution doubles a side with a kernel of 4, and gives one less with a kernel of 3.
+            up = ConvTranspose2d(below, above, (4 - height % 2, 4 - breadth % 2), stride=2, padding=1)
+            self.add_module(f"up{height}", up)
+            self.add_module(f"conv{height}", nn.Conv2d(above, above, 3, padding=1))
+            below = above
+        self.low = low
+        self.make_outputs()
         initialise(self, outputs=(self.to_key, self.hidden_to_posterior, self.to_prior[-1], self.to_logits))
         self.refinement: Refinement | None = None
         if refinement:
@@ -82,18 +102,25 @@ class ConvNetworks(PyramidNetworks):
         # Channels last is 2.4 times as fast as the default layout on two CPU cores (forward and backward).
         self.to(memory_format=torch.channels_last)
 
+    def make_outputs(self) -> None:
+        """Make the layers on the decoder's last map: what says the pixels, and what more a likelihood wants."""
+        self.to_logits = nn.Conv2d(self.low, self.channels * self.image_shape[0], 3, padding=1)
+        self.to_maps = OutputMaps(self.low, self.maps, 1) if self.maps else None
+
     def climb(self, images: Tensor) -> tuple[tuple[Tensor, ...], Float[Tensor, "N T"]]:
-        """Return the maps of layers 4 and 2, and the flattened map of layer 6."""
+        """Return the maps of every second layer but the last, the smallest first, and the flattened last one."""
         maps = [images.contiguous(memory_format=torch.channels_last)]
         layers: Any = self.pyramid
         for layer in layers:
             maps.append(F.relu_(layer(maps[-1])))
-        return (maps[4].permute(0, 2, 3, 1), maps[2].permute(0, 2, 3, 1)), maps[6].flatten(1)
+        return tuple(maps[layer].permute(0, 2, 3, 1) for layer in self.skipped), maps[-1].flatten(1)
 
     def skips(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Convolve the entry's maps for the decoder's skip connections, channels last."""
-        layer4, layer2 = (m.permute(0, 3, 1, 2) for m in maps)
-        return self.skip4(layer4).permute(0, 2, 3, 1), self.skip2(layer2).permute(0, 2, 3, 1)
+        layers = [getattr(self, f"skip{layer}") for layer in self.skipped]
+        return tuple(
+            layer(m.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for layer, m in zip(layers, maps, strict=True)
+        )
 
     def wanted(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the images where the refinement looks at them again."""
@@ -119,7 +146,8 @@ class ConvNetworks(PyramidNetworks):
         assert self.refinement is not None
         guess: Any = super().posterior(query, m)
         loc, scale = guess.base_dist.loc, guess.base_dist.scale
-        mean = self.decode(loc, m)[..., : self.image_shape[0], :, :].sigmoid()
+        logits = self.to_logits(self.last_map(loc, m, loc.shape[:-1]))[:, : self.image_shape[0]]
+        mean = at_least_32_bits(logits).reshape(*loc.shape[:-1], *self.image_shape).sigmoid()
         shift, log_factor = self.refinement(*query.images, *m.images, mean)
         return loc + shift, scale * log_factor.exp()
 
@@ -127,16 +155,44 @@ class ConvNetworks(PyramidNetworks):
         """See `Networks.decode`."""
         # z and m may broadcast against each other (enumeration): flatten to one batch of images.
         batch = torch.broadcast_shapes(z.shape[:-1], m.stem.shape[:-1])
-        skip7, skip14 = (
+        h = self.last_map(z, m, batch)
+        out = at_least_32_bits(self.to_logits(h))
+        if self.to_maps is not None:
+            out = torch.cat([out, at_least_32_bits(self.to_maps(h))], 1)
+        return out.reshape(*batch, *self.output_shape)
+
+    def last_map(self, z: Float[Tensor, "... Z"], m: Entry, batch: torch.Size) -> Float[Tensor, "N C height width"]:
+        """The decoder's last map, of all draws in one batch."""
+        skips = [
             skip.expand(*batch, *skip.shape[-3:]).reshape(-1, *skip.shape[-3:]).permute(0, 3, 1, 2)
             for skip in m.skips
-        )  # [N, C, 7, 7] and [N, C, 14, 14], in memory as channels last
-        h = F.relu(self.stem(z.to(dtype_of(self.stem))) + m.stem).expand(*batch, -1).reshape(-1, self.high, 4, 4)
+        ]  # in memory as channels last
+        h = F.relu(self.stem(z.to(dtype_of(self.stem))) + m.stem).expand(*batch, -1).reshape(-1, *self.top_shape)
         h = h.contiguous(memory_format=torch.channels_last)
-        h = F.relu_(self.up7(h))
-        h = F.relu_(self.conv7(h) + skip7)
-        h = F.relu_(self.up14(h))
-        h = F.relu_(self.conv14(h) + skip14)
-        h = F.relu_(self.up28(h))
-        h = F.relu_(self.conv28(h))
-        return at_least_32_bits(self.to_logits(h)).reshape(*batch, *self.output_shape)
+        for height, skip in zip_longest(self.heights, skips):
+            h = F.relu_(getattr(self, f"up{height}")(h))
+            h = getattr(self, f"conv{height}")(h)
+            h = F.relu_(h if skip is None else h + skip)
+        return h
+
+
+LONGEST = 6  # side of the top of the pyramid
+
+
+def halvings(sides: Sequence[int]) -> list[tuple[int, int]]:
+    """List height and width of an image and of its maps, each half of that before (the larger half)."""
+    sizes = [(sides[0], sides[1])]
+    while max(sizes[-1]) > LONGEST:
+        height, width = sizes[-1]
+        sizes.append((-(-height // 2), -(-width // 2)))
+    return sizes
+
+
+def check_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
+    """Refuse what is no shape of an image, or of one that is too small for convolutions."""
+    shape = tuple(image_shape)
+    if len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) < 8:
+        raise ValueError(
+            f"image_shape: expected (1 or 3 colours, height, width) with sides of 8 or more, got {list(shape)}"
+        )
+    return shape

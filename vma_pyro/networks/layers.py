@@ -47,6 +47,18 @@ class _AddedBias(torch.autograd.Function):
         return gradient if maps else None, gradient.sum((0, 2, 3)).to(ctx.dtype) if bias else None
 
 
+class OutputMaps(nn.Conv2d):
+    """What a likelihood wants of the decoder's last map beside the logits of the mean; zero at the start."""
+
+    starts_silent = True  # trained weights without it may be trained on with it
+
+    def reset_parameters(self) -> None:
+        """Start at zero."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
 def initialise(networks: nn.Module, *, outputs: Sequence[nn.Module]) -> None:
     """Keep the variance of activations through ReLU layers (He et al. 2015), and of layers without one.
 
@@ -58,7 +70,7 @@ def initialise(networks: nn.Module, *, outputs: Sequence[nn.Module]) -> None:
         outputs: those that no ReLU follows.
     """
     for module in networks.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and not isinstance(module, OutputMaps):
             fan_in = module.weight[0].numel()
             if isinstance(module, nn.ConvTranspose2d):
                 # Each output pixel sees one in stride^2 taps.

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vma_pyro.networks.interface import Entry
-from vma_pyro.networks.layers import at_least_32_bits, dtype_of, initialise
+from vma_pyro.networks.layers import OutputMaps, at_least_32_bits, dtype_of, initialise
 from vma_pyro.networks.pyramid import PyramidNetworks
 
 
@@ -24,7 +24,8 @@ class MLPNetworks(PyramidNetworks):
         image_shape: shape of one image.
         copies: whether the logits also get the pixels of m, times a learned factor. # Departs from the paper: the
             top layer's units cannot carry every pixel, so that without it no entry is recalled exactly.
-        channels: numbers per pixel and colour from the decoder, as many as the likelihood wants.
+        channels, maps: what the decoder gives, see `PyramidNetworks`; by default what the likelihood wants. The maps
+            are a convolution of the logits.
     """
 
     def __init__(
@@ -35,7 +36,8 @@ class MLPNetworks(PyramidNetworks):
         key_dim: int = 128,
         image_shape: tuple[int, int, int] = (1, 28, 28),
         copies: bool = False,
-        channels: int = 1,
+        channels: int | None = None,
+        maps: int | None = None,
     ) -> None:
         bottom, top = hidden_dims
         pixels = image_shape[0] * image_shape[1] * image_shape[2]
@@ -47,13 +49,26 @@ class MLPNetworks(PyramidNetworks):
             hidden_dim=top,
             image_shape=image_shape,
             channels=channels,
+            maps=maps,
         )
         self.stem = nn.Linear(latent_dim, top)
-        self.to_logits = nn.Sequential(nn.Linear(top, bottom), nn.ReLU(), nn.Linear(bottom, channels * pixels))
+        self.bottom = bottom
+        self.to_logits = nn.Sequential(
+            nn.Linear(top, bottom), nn.ReLU(), nn.Linear(bottom, (channels or 1) * pixels)
+        )
+        self.make_outputs()
         self.copies = copies
         if copies:
             self.log_copy = nn.Parameter(torch.zeros(()))
         initialise(self, outputs=(self.to_key, self.hidden_to_posterior, self.to_prior[-1], self.to_logits[-1]))
+
+    def make_outputs(self) -> None:
+        """Make the last layer of the decoder, and what makes maps of its logits."""
+        numbers = self.channels * self.image_shape[0]
+        _, height, width = self.image_shape
+        if self.to_logits[-1].out_features != numbers * height * width:
+            self.to_logits[-1] = nn.Linear(self.bottom, numbers * height * width)
+        self.to_maps = OutputMaps(numbers, self.maps, 3, padding=1) if self.maps else None
 
     def climb(self, images: Tensor) -> tuple[tuple[Tensor, ...], Float[Tensor, "N T"]]:
         """Return the pixels if they are to be copied, and the top layer."""
@@ -62,9 +77,13 @@ class MLPNetworks(PyramidNetworks):
     def decode(self, z: Float[Tensor, "... Z"], m: Entry) -> Float[Tensor, "... C height width"]:
         """See `Networks.decode`."""
         logits = at_least_32_bits(self.to_logits(F.relu(self.stem(z.to(dtype_of(self.stem))) + m.stem)))
-        logits = logits.reshape(*logits.shape[:-1], *self.output_shape)
-        others = self.output_shape[0] - self.image_shape[0]  # channels that say nothing of the mean
+        colours, height, width = self.image_shape
+        logits = logits.reshape(*logits.shape[:-1], self.channels * colours, height, width)
+        others = (self.channels - 1) * colours  # channels that say nothing of the mean
         for pixels in m.skips:
             copied = self.log_copy.exp() * (2 * pixels - 1).movedim(-1, -3)
             logits = logits + (F.pad(copied, (0, 0, 0, 0, 0, others)) if others else copied)
-        return logits
+        if self.to_maps is None:
+            return logits
+        maps = self.to_maps(logits.flatten(0, -4)).unflatten(0, logits.shape[:-3])
+        return torch.cat([logits, at_least_32_bits(maps)], -3)

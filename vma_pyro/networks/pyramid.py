@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pyro.distributions as dist
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vma_pyro._system.parts import Part
 from vma_pyro.networks.interface import Distribution, Entry, Features, Query
-from vma_pyro.networks.layers import at_least_32_bits, check_images, dtype_of, in_full_precision
+from vma_pyro.networks.layers import at_least_32_bits, check_images, dtype_of, in_full_precision, initialise
 
 MIN_SCALE = 1e-3  # keeps log q(z | x, m) finite when the posterior collapses on a point
 
@@ -30,10 +31,12 @@ class PyramidNetworks(Part):
         key_dim: E, dimension of the embeddings that q(a | x) compares.
         hidden_dim: H, width of the hidden layers of p(z | m) and q(z | x, m).
         image_shape: [C, height, width] of one image.
-        channels: numbers per pixel and colour from the decoder, as many as the likelihood wants.
+        channels: numbers per pixel and colour from the decoder; None for as many as the model's likelihood wants,
+            which is 1 as long as there is none.
+        maps: further maps F of the decoder, for a likelihood that looks at its pixels' neighbours; None likewise.
 
     Attributes:
-        output_shape: [channels * C, height, width] from the decoder.
+        output_shape: [channels * C + maps, height, width] from the decoder.
     """
 
     def __init__(
@@ -45,14 +48,17 @@ class PyramidNetworks(Part):
         key_dim: int,
         hidden_dim: int,
         image_shape: tuple[int, int, int],
-        channels: int,
+        channels: int | None = None,
+        maps: int | None = None,
     ) -> None:
         super().__init__()
-        if channels < 1:
+        if channels is not None and channels < 1:
             raise ValueError(f"channels: expected at least 1 per pixel and colour, got {channels}")
+        if maps is not None and maps < 0:
+            raise ValueError(f"maps: expected a number of maps, or 0 for none, got {maps}")
         self.latent_dim, self.key_dim, self.image_shape = latent_dim, key_dim, image_shape
-        colours, height, width = image_shape
-        self.output_shape = (channels * colours, height, width)
+        self.channels, self.maps = channels or 1, maps or 0
+        self.undecided = channels is None and maps is None
         self.pyramid = pyramid
         self.to_key = nn.Linear(top, key_dim)
         self.to_hidden = nn.Linear(top, hidden_dim)
@@ -62,9 +68,28 @@ class PyramidNetworks(Part):
         self.entry_to_stem = nn.Linear(top, top, bias=False)
 
     @property
-    def channels(self) -> int:
-        """Numbers per pixel and colour that `decode` gives."""
-        return self.output_shape[0] // self.image_shape[0]
+    def output_shape(self) -> tuple[int, int, int]:
+        """The shape of what `decode` gives of one z."""
+        colours, height, width = self.image_shape
+        return self.channels * colours + self.maps, height, width
+
+    def decide(self, *, channels: int, maps: int) -> None:
+        """Give the decoder the outputs that a likelihood wants, once; see `Part.decided`."""
+        if not self.undecided:
+            return
+        if (channels, maps) != (self.channels, self.maps):
+            self.channels, self.maps = channels, maps
+            before = set(self.modules())
+            self.make_outputs()
+            made = [module for module in self.modules() if module not in before]
+            initialise(nn.ModuleList(made), outputs=made)
+            self.to(self.to_key.weight, memory_format=torch.channels_last)
+        self.undecided = False
+        self.decided(channels=channels, maps=maps)
+
+    def make_outputs(self) -> None:
+        """Make the last layers of the decoder, anew."""
+        raise NotImplementedError(f"{type(self).__name__}.make_outputs: expected layers, got none")
 
     def climb(self, images: Tensor) -> tuple[tuple[Tensor, ...], Float[Tensor, "N T"]]:
         """Return maps of lower layers, channels last [N, height, width, C], and the top of the pyramid."""

@@ -1,12 +1,4 @@
-"""Likelihoods p(x | z, m): modules from what the decoder gives to a distribution of images.
-
-A likelihood knows which images it can score, and how many numbers per pixel and colour it wants. For one of your
-own subclass `Likelihood`, with parameters if you like::
-
-    class Laplace(Likelihood):
-        def forward(self, decoded):
-            return dist.Laplace(decoded.sigmoid(), 0.1).to_event(3)
-"""
+"""Pixels that are independent given z and m: binary, and grey from 0 to 1."""
 
 from __future__ import annotations
 
@@ -19,43 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vma_pyro._system.parts import Part
+from vma_pyro.likelihoods.interface import Distribution, Likelihood
 from vma_pyro.memory.checks import check_binary, check_ink, check_shares
-from vma_pyro.networks.interface import Distribution
-
-
-class Likelihood(Part):
-    """p(x | z, m), a distribution of images, from what the decoder makes of z and m.
-
-    This one is the base of the others, and takes all finite images.
-
-    Attributes:
-        channels: numbers per pixel and colour from the decoder. With C colours its first C channels are the logits
-            of the mean of x, which a `Refinement` looks at.
-    """
-
-    channels: int = 1
-
-    def forward(self, decoded: Float[Tensor, "*batch C height width"]) -> Distribution:
-        """Return a distribution of images.
-
-        Args:
-            decoded: [..., B, channels * C, height, width], from the decoder.
-
-        Returns:
-            A distribution with batch shape [..., B] and event shape [C, height, width].
-        """
-        raise NotImplementedError(f"{type(self).__name__}.forward: expected a distribution of images, got none")
-
-    def check(self, name: str, images: Tensor) -> None:
-        """Refuse images or entries that this cannot score, [..., C, height, width]; called on a CPU only.
-
-        Raises:
-            ValueError: with the name, what is expected and what was given.
-        """
-
-    def warn(self, name: str, images: Tensor) -> None:
-        """Name what it can score, but may be meant otherwise."""
 
 
 class BernoulliPixels(Likelihood):

@@ -1,0 +1,234 @@
+"""Images whose pixels see their neighbours: p(x | z, m) as a product over pixels in the order of drawing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vma_pyro.likelihoods.interface import Distribution, Likelihood
+from vma_pyro.likelihoods.logistics import DiscretizedLogistics
+from vma_pyro.likelihoods.neighbourhood import Neighbourhood
+from vma_pyro.likelihoods.pixels import BernoulliPixels
+
+MEAN_OF = 64  # draws behind E[x | z, m], whose error is at most 0.06 then
+
+
+class Causal(Likelihood):
+    r"""A likelihood whose numbers for a pixel also depend on the pixels above it and to its left.
+
+    .. math:: p(x \mid z, m) = \prod_i p(x_i \mid x_{near(i)}, z, m), \qquad
+              p(x_i \mid x_{near(i)}, z, m) = \text{pixels}(d_i(z, m) + c_i(x_{near(i)}, z, m))
+
+    What :math:`d` alone says is the likelihood `pixels`; :math:`c` comes from a `Neighbourhood`, and is zero at
+    the start. So a trained model goes on from where it was.
+
+    # Departs from the paper: its pixels are independent given z and m, so that a stroke is as blurred as the place
+    of it is unsure. A neighbourhood makes strokes sharp, and leaves the whole to z and m: it is too small to see it.
+
+    Args:
+        pixels: the likelihood of pixels that are independent given what the decoder says.
+        colours: C of the images.
+        radius: rows above and columns beside it that a pixel sees.
+        hidden: maps of the neighbourhood.
+        layers: residual layers after it.
+        dropout: share of the images in training that are scored by `pixels` alone, so that z and m cannot leave
+            everything to the neighbourhood.
+
+    Raises:
+        ValueError: a size below 1, or a share outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        pixels: Likelihood,
+        *,
+        colours: int = 1,
+        radius: int = 4,
+        hidden: int = 48,
+        layers: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected a share of images, from 0 to below 1, got {dropout}")
+        self.pixels, self.colours, self.dropout = pixels, colours, dropout
+        self.channels = pixels.channels
+        numbers = pixels.channels * colours + pixels.maps(colours)
+        self.neighbourhood = Neighbourhood(
+            numbers, colours=colours, radius=radius, hidden=hidden, layers=layers
+        )
+
+    def maps(self, colours: int) -> int:
+        """See `Likelihood.maps`."""
+        if colours != self.colours:
+            raise ValueError(
+                f"likelihood: expected {type(self).__name__}(colours={colours}) for images of {colours} colours, "
+                f"got colours={self.colours}"
+            )
+        return self.pixels.maps(colours) + self.neighbourhood.hidden
+
+    def forward(self, decoded: Float[Tensor, "*batch C height width"]) -> Distribution:
+        """See `Likelihood.forward`."""
+        dropout = self.dropout if self.training else 0.0
+        return CausalImages(self.pixels, self.neighbourhood, decoded, colours=self.colours, dropout=dropout)
+
+    def check(self, name: str, images: Tensor) -> None:
+        """Refuse what `pixels` refuses."""
+        self.pixels.check(name, images)
+
+    def warn(self, name: str, images: Tensor) -> None:
+        """Name what `pixels` names."""
+        self.pixels.warn(name, images)
+
+
+class CausalBernoulli(Causal):
+    r"""Binary pixels, each of which sees its neighbourhood above and to the left.
+
+    .. math:: p(x \mid z, m) = \prod_i \mathrm{Bernoulli}(x_i; \sigma(d_i(z, m) + c_i(x_{near(i)}, z, m)))
+
+    Args:
+        colours, radius, hidden, layers, dropout: see `Causal`.
+    """
+
+    def __init__(
+        self, *, colours: int = 1, radius: int = 4, hidden: int = 48, layers: int = 2, dropout: float = 0.0
+    ) -> None:
+        sizes: dict[str, Any] = {"radius": radius, "hidden": hidden, "layers": layers}
+        super().__init__(BernoulliPixels(), colours=colours, dropout=dropout, **sizes)
+
+
+class CausalLogistics(Causal):
+    """8-bit images, whose pixels see their neighbourhood above and to the left; see `DiscretizedLogistics`.
+
+    Args:
+        mixtures, levels: see `DiscretizedLogistics`.
+        colours, radius, hidden, layers, dropout: see `Causal`.
+    """
+
+    def __init__(
+        self,
+        mixtures: int = 5,
+        *,
+        levels: int = 256,
+        colours: int = 1,
+        radius: int = 4,
+        hidden: int = 48,
+        layers: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        sizes: dict[str, Any] = {"radius": radius, "hidden": hidden, "layers": layers}
+        super().__init__(
+            DiscretizedLogistics(mixtures, levels=levels), colours=colours, dropout=dropout, **sizes
+        )
+
+
+class CausalImages(dist.TorchDistribution):
+    """The distribution of images that `Causal` gives: batch shape [..., B] and event shape [C, height, width].
+
+    Args:
+        pixels, neighbourhood: of the likelihood.
+        decoded: [..., B, numbers + hidden, height, width], from the decoder.
+        colours: C.
+        dropout: share of the images whose neighbourhood is not seen.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+
+    def __init__(
+        self,
+        pixels: Likelihood,
+        neighbourhood: Neighbourhood,
+        decoded: Tensor,
+        *,
+        colours: int,
+        dropout: float = 0.0,
+    ) -> None:
+        self.pixels, self.neighbourhood, self.decoded = pixels, neighbourhood, decoded
+        self.colours, self.radius, self.dropout = colours, neighbourhood.radius, dropout
+        self.kind = type(pixels).__name__
+        super().__init__(decoded.shape[:-3], torch.Size((colours, *decoded.shape[-2:])), validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """That of the pixels."""
+        return self.pixels(self._numbers).support
+
+    @property
+    def _numbers(self) -> Tensor:
+        return self.decoded[..., : -self.neighbourhood.hidden, :, :]
+
+    @property
+    def _maps(self) -> Tensor:
+        return self.decoded[..., -self.neighbourhood.hidden :, :, :]
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> CausalImages:
+        """The same for more images, without a copy."""
+        decoded = self.decoded.expand(*batch_shape, *self.decoded.shape[-3:])
+        return CausalImages(
+            self.pixels, self.neighbourhood, decoded, colours=self.colours, dropout=self.dropout
+        )
+
+    def log_prob(self, value: Float[Tensor, "*images C height width"]) -> Float[Tensor, "*batch"]:
+        """Log probability of images, whose neighbourhoods are looked at once for all particles."""
+        if value.shape[-3:] != self.event_shape:
+            raise ValueError(
+                f"x: expected images {list(self.event_shape)}, got values of shape {list(value.shape)}"
+            )
+        seen = self.neighbourhood(once(value), self._maps)
+        if self.dropout:
+            shape = once(value).shape[:-3]
+            kept = torch.rand(shape, device=value.device, dtype=seen.dtype) >= self.dropout
+            seen = seen * kept[..., None, None, None]
+        scored: Tensor = self.pixels(self._numbers + seen).log_prob(value)
+        return scored
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw pixel by pixel, row by row."""
+        return self.draw(sample_shape)
+
+    @torch.no_grad()
+    def draw(self, sample_shape: Any = (), *, given: Tensor | None = None, rows: int = 0) -> Tensor:
+        """Draw images, or go on with the first rows of images that are there already.
+
+        Args:
+            sample_shape: draws of each.
+            given: images [*sample_shape, *batch, C, height, width] whose first rows are kept.
+            rows: how many.
+
+        Returns:
+            Images [*sample_shape, *batch, C, height, width].
+        """
+        shape = torch.Size(sample_shape) + self.batch_shape
+        numbers, maps = (t.expand(*shape, *t.shape[-3:]).flatten(0, -4) for t in (self._numbers, self._maps))
+        number, (height, width), r = len(maps), self.event_shape[1:], self.radius
+        numbers = numbers.permute(2, 3, 0, 1).contiguous()  # [height, width, N, P]
+        maps = maps.permute(2, 3, 0, 1).contiguous()
+        canvas = self.neighbourhood.canvas_for(number, tuple(self.event_shape), numbers)
+        if given is not None:
+            start = given.expand(*shape, *self.event_shape).flatten(0, -4)
+            canvas[:, :, r : r + rows, r : r + width] = start[:, :, :rows].to(canvas.dtype)
+        for i in range(rows, height):
+            for j in range(width):
+                seen = self.neighbourhood.at(i, j, canvas, maps[i, j])
+                pixel = self.pixels((numbers[i, j] + seen)[..., None, None])
+                canvas[:, :, i + r, j + r] = pixel.sample()[..., 0, 0]
+        return canvas[:, :, r:, r : r + width].reshape(*shape, *self.event_shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """E x, the mean of 64 draws that are the same at every call: there is no formula for it."""
+        with torch.random.fork_rng(devices=[self.decoded.device] if self.decoded.is_cuda else []):
+            torch.manual_seed(0)
+            return self.draw((MEAN_OF,)).mean(0)
+
+
+def once(value: Tensor) -> Tensor:
+    """Leave out the copies that an expanded tensor of images is of each of them: 1 where they broadcast."""
+    for dim in range(value.dim() - 3):
+        if value.stride(dim) == 0 and value.shape[dim] > 1:
+            value = value.narrow(dim, 0, 1)
+    return value
