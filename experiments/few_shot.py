@@ -28,7 +28,7 @@ from vma_pyro import cli, models
 from vma_pyro._system.metrics import tensorboard_writer
 from vma_pyro._system.ranks import Ranks
 from vma_pyro.data import EpisodeSampler, Split, load_split
-from vma_pyro.data.episodes import Augmentation
+from vma_pyro.data.episodes import Augmentation, most_queries
 from vma_pyro.infer import make
 from vma_pyro.training import check_shares, device_of
 from vma_pyro.training.start import start_from
@@ -50,8 +50,11 @@ def samplers(config: FewShotConfig, data: Split) -> tuple[EpisodeSampler, Episod
     episodes = EpisodeSampler(
         data.train, **shape, seed=config.train.seed, shared_memory=config.shared_memory, augment=augment
     )
-    held_out = EpisodeSampler(data.validation, **shape, seed=1)
-    return episodes, held_out
+    held_out = data.validation  # which may have fewer classes and examples
+    fewer = {"classes": min(shape["classes"], len(held_out)), "shots": min(shape["shots"], held_out.examples - 1)}
+    most = most_queries(torch.as_tensor(held_out.counts), **fewer)
+    fewer["queries"] = min(shape["queries"], most)
+    return episodes, EpisodeSampler(held_out, **fewer, seed=1)
 
 
 def train(
@@ -60,7 +63,7 @@ def train(
     """Train one of the two models, or go on with it; without memory for as many updates as the other one."""
     episodes, held_out = samplers(config, data)
     only = {} if config.train_only == "all" or not memory else {"train_only": config.train_only}
-    architecture = config.architecture(memory=memory)
+    architecture = config.architecture(data.train.image_shape, memory=memory)
     torch.manual_seed(config.train.seed)
     pair = models.build(architecture)
     if only:
@@ -73,7 +76,7 @@ def train(
         folder=folder,
         data=str(config.data),
         validation=[held_out.sample() for _ in range(8)],
-        identity={name: getattr(config, name) for name in IDENTITY} | only | architecture,
+        identity={name: getattr(config, name) for name in IDENTITY} | only | config.preparation() | architecture,
         init=config.init if memory else None,
         resume=config.resume,
         tensorboard=config.tensorboard,
@@ -87,7 +90,9 @@ def main(config: FewShotConfig) -> None:
     start = time.monotonic()
     config = config.resolved()
     ranks = Ranks.start()
-    data = ranks.in_turn(lambda: load_split(str(config.data), config.data_dir))  # the first one downloads
+    # The first one downloads, or prepares.
+    data = ranks.in_turn(lambda: load_split(str(config.data), config.data_dir, **config.preparation()))
+    config = config.fitted(data)
     rehearse(config, data)
     if ranks.rank == 0:
         folder.make_room(config.out, resume=config.resume, load=config.load)
@@ -134,7 +139,8 @@ def memoryless_pair(config: FewShotConfig, data: Split, training: dict[str, Any]
 def rehearse(config: FewShotConfig, data: Split) -> None:
     """Try everything at once: a mistake must not cost a training run, nor move an earlier one aside."""
     config.check()
-    rehearsal.check_images_fit(config.amounts())
+    assert config.queries is not None  # fitted
+    rehearsal.check_images_fit(config.amounts(), data.test.image_shape)
     objective(config)
     device = device_of(config.train)
     check_shares(config.queries, Ranks.present())
@@ -152,15 +158,16 @@ def rehearse(config: FewShotConfig, data: Split) -> None:
         pair = models.load(config.load, program="memory", classes=models.classes_in(config.code))
         memoryless = memoryless_pair(config, data, {})
     else:
-        rehearsal.check_weights_fit(config.architecture(memory=True), device)
+        architectures = [config.architecture(data.train.image_shape, memory=memory) for memory in (True, False)]
+        rehearsal.check_weights_fit(architectures[0], device)
         with torch.random.fork_rng(devices=[]):
-            pair, memoryless = (models.build(config.architecture(memory=memory)) for memory in (True, False))
+            pair, memoryless = (models.build(architecture) for architecture in architectures)
         if config.init is not None:
             start_from(config.init, pair)
         if config.train_only != "all":
             freeze_all_but(pair, config.train_only)
         samplers(config, data)
-        few = samplers(replace(config, queries=min(4, config.queries)), data)[0].sample()
+        few = samplers(replace(config, queries=min(4, config.queries or 4)), data)[0].sample()
         elbo, sizes = (
             partial(make_elbo, config.estimator),
             {"particles": config.particles, "queries": config.queries},

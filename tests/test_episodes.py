@@ -97,12 +97,14 @@ def test_state_is_saved_and_restored(characters, shared):
 
 def test_augmentation_makes_classes():
     images = np.random.default_rng(0).integers(0, 2, (2, 3, 28, 28)).astype(np.uint8)
-    assert (augmented(images, None) == images).all()
-    turned = augmented(images, "rotations")
-    assert turned.shape == (8, 3, 28, 28)
-    assert (turned[2:4] == np.rot90(images, axes=(2, 3))).all()
-    both = augmented(images, "rotations+flips")
-    assert len({image.tobytes() for image in both[:, 0]}) == 16
+    data = Characters(images, ("a", "b"), ("A", "B"))
+    flat = images.reshape(6, 1, 28, 28)
+    assert (augmented(data, None).numpy() == flat).all()
+    turned = augmented(data, "rotations").numpy()
+    assert turned.shape == (24, 1, 28, 28)
+    assert (turned[6:12] == np.rot90(flat, axes=(2, 3))).all()
+    both = augmented(data, "rotations+flips").numpy()
+    assert len({image.tobytes() for image in both[::3]}) == 16
 
 
 @pytest.mark.parametrize(

@@ -295,7 +295,8 @@ class TestOneLineErrors:
     def test_a_checkpoint_of_other_images(self, finished, tmp_path):
         checkpoint.save(tmp_path / "model.pt", checkpoint.load(finished[0] / "model.pt") | {"data": "mnist"})
         line = self.fails("--load=model.pt", cwd=tmp_path)
-        assert "load: expected a model of glyphs, omniglot, omniglot-45, got one of mnist" in line
+        assert "load: expected a model of glyphs, omniglot, omniglot-45, emnist, " in line
+        assert line.endswith(", folder, got one of mnist")
 
     def test_resume_into_a_changed_configuration(self, tmp_path):
         code, output = run(*TINY, "--updates=2", "--no-memoryless", cwd=tmp_path)

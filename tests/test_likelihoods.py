@@ -184,7 +184,7 @@ def test_the_refinement_looks_at_the_mean():
 @pytest.mark.parametrize(
     ("networks", "likelihood", "message"),
     [
-        (mlp, MixedGaussian, "channels=2, as many as MixedGaussian wants, got 1"),
+        (lambda: mlp(channels=1), MixedGaussian, "channels=2, as many as MixedGaussian wants, got 1"),
         (lambda: mlp(channels=2), BernoulliPixels, "channels=1, as many as BernoulliPixels wants, got 2"),
         (lambda: ConvNetworks(2, width=0.1, channels=3), MixedGaussian, "channels=2, .*, got 3"),
     ],

@@ -137,3 +137,44 @@ def test_a_refinement_where_all_addresses_differ_or_broadcast(random_images):
             plain = networks.posterior(query, read).base_dist
             assert found.loc.shape == plain.loc.shape
             assert torch.allclose(found.loc, plain.loc, atol=1e-4)
+
+
+SHAPES = [(1, 26, 26), (1, 28, 28), (1, 32, 32), (3, 32, 32), (1, 64, 64), (3, 24, 40), (1, 8, 8), (1, 9, 31)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_convolutions_for_images_of_any_size(shape):
+    """Gradients reach every parameter, the top is at most 7 wide, and every pixel of x has a say in its key."""
+    torch.manual_seed(0)
+    networks = ConvNetworks(3, image_shape=shape, width=0.1, key_dim=4, hidden_dim=8, refinement=2)
+    torch.nn.init.normal_(networks.refinement.to_correction.weight)
+    assert max(networks.top_shape[1:]) <= 7
+    x = torch.rand(2, *shape, requires_grad=True)
+    m = networks.heads(networks.encode(torch.rand(2, *shape)))
+    query = networks.query(x)
+    decoded = networks.decode(networks.posterior(query, m).rsample(), m)
+    assert decoded.shape == (2, *shape)
+    (slope,) = torch.autograd.grad(query.key.square().sum(), x, retain_graph=True)
+    assert bool((slope.abs().sum((0, 1)) > 0).float().mean() > 0.9)
+    (decoded.square().sum() + query.key.square().sum() + networks.prior(m).log_prob(torch.ones(3)).sum()).backward()
+    assert [name for name, p in networks.named_parameters() if p.grad is None] == []
+
+
+def test_at_28_pixels_it_is_the_network_of_before():
+    """By names, shapes and numbers: the published weights fit, and a seed gives the same ones."""
+    torch.manual_seed(0)
+    networks = ConvNetworks(4, width=0.25)
+    shapes = {name: list(p.shape) for name, p in networks.named_parameters()}
+    assert list(shapes)[:2] == ["pyramid.0.weight", "pyramid.0.bias"]
+    assert shapes["skip4.weight"] == [16, 16, 3, 3]
+    assert shapes["skip2.weight"] == [16, 16, 3, 3]
+    assert [shapes[f"up{n}.weight"] for n in (7, 14, 28)] == [[16, 16, 3, 3], [16, 16, 4, 4], [16, 16, 4, 4]]
+    assert shapes["to_logits.weight"] == [1, 16, 3, 3]
+    total = sum(p.abs().sum().item() for p in networks.parameters())
+    assert total == pytest.approx(24767.7693, rel=1e-5)  # of the version before other sizes
+
+
+@pytest.mark.parametrize("shape", [(2, 28, 28), (1, 7, 28), (28, 28), (1, 28)], ids=str)
+def test_shapes_that_no_convolutions_take_are_refused(shape):
+    with pytest.raises(ValueError, match=r"^image_shape: expected \(1 or 3 colours, height, width\) with sides of 8"):
+        ConvNetworks(3, image_shape=shape)

@@ -179,7 +179,7 @@ def test_a_picture_is_there_as_a_whole_or_not_at_all(monkeypatch, tmp_path):
         "os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     reason = plots.drawn(
-        tmp_path / "a.png", lambda path: images.save_samples(path, entries, entries[None], title="")
+        tmp_path / "a.png", lambda path: images.save_samples(path, entries, [entries[:, None]], title="")
     )
     assert reason == "OSError: [Errno 28] No space left on device"
     assert list(tmp_path.iterdir()) == []

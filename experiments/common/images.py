@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -17,59 +18,89 @@ from vma_pyro.evaluation import distribution_at, undisturbed
 from vma_pyro.memory import Memory
 
 
-def expected_images(model: nn.Module, entries: Tensor, *, num_samples: int, seed: int = 0) -> Tensor:
-    """E[x | z, m] for z drawn from p(z | m): ink probabilities of images generated from one entry each.
+class Generated(NamedTuple):
+    """Images generated from one entry each.
+
+    Attributes:
+        drawn: of p(x | z, m), for z drawn from p(z | m) [N, number, C, height, width].
+        mean: E[x | z, m] for the same z; of likelihoods without a formula for it the mean of some draws.
+    """
+
+    drawn: Tensor
+    mean: Tensor
+
+
+def generate(model: nn.Module, entries: Tensor, *, number: int, seed: int = 0) -> Generated:
+    """Draw images from entries, each the only one of its memory.
 
     Args:
         model: program of (memory, x).
-        entries: [N, 1, 28, 28]; each is the only entry of its memory.
-        num_samples: images per entry.
+        entries: [N, C, height, width].
+        number: images per entry.
         seed: of the random stream.
-
-    Returns:
-        The images [N, num_samples, 1, 28, 28].
     """
     memory = Memory(entries.unsqueeze(1), learned=True)  # they may be: ink probabilities
     with undisturbed(model, seed=seed):
-        plate = pyro.plate("samples", num_samples, dim=-2)
+        plate = pyro.plate("samples", number, dim=-2)
         trace = poutine.trace(plate(model)).get_trace(memory)
-    mean: Tensor = distribution_at(trace, "x").mean
-    return mean.transpose(0, 1)
+        drawn, mean = trace.nodes["x"]["value"], distribution_at(trace, "x").mean
+    return Generated(drawn.transpose(0, 1), mean.transpose(0, 1))
 
 
-def save_generated(path: Path, model: nn.Module, entries: Tensor, *, title: str) -> None:
-    """Draw twelve images generated from each entry [N, 1, 28, 28], beside it."""
-    samples = expected_images(model, entries, num_samples=12)
-    save_samples(path, pixels(entries), pixels(samples), title=title)
-
-
-def pixels(images: Tensor) -> Any:
-    """[..., 1, 28, 28] to an array [..., 28, 28]."""
-    return images.squeeze(-3).float().cpu().numpy()
-
-
-def save_samples(path: Path, entries: np.ndarray, samples: np.ndarray, *, title: str) -> None:
-    """One entry per row on the left, samples generated from it to its right (figure 4A of the paper).
+def save_generated(path: Path, model: nn.Module, entries: Tensor, *, title: str, ink: bool = True) -> None:
+    """Draw six images generated from each entry [N, C, height, width], and E[x | z, m] of the same z beside them.
 
     Args:
         path: of the picture.
-        entries: [rows, 28, 28], 1 = ink.
-        samples: [rows, columns, 28, 28], in [0, 1].
+        model: program of (memory, x).
+        entries: each is the only entry of its memory.
+        title: of the picture.
+        ink: see `pixels`.
+    """
+    made = generate(model, entries, number=6)
+    blocks = [pixels(images, ink=ink) for images in made]
+    save_samples(path, pixels(entries, ink=ink), blocks, title=title)
+
+
+def pixels(images: Tensor, *, ink: bool = True) -> Any:
+    """Images [..., C, height, width] as a picture shows them, [..., height, width] or [..., height, width, 3].
+
+    Args:
+        images: values from 0 to 1.
+        ink: whether 1 is ink, black on white paper; else it is light.
+    """
+    shown = 1 - images if ink else images
+    grey = shown.shape[-3] == 1
+    return (shown.squeeze(-3) if grey else shown.movedim(-3, -1)).float().clamp(0, 1).cpu().numpy()
+
+
+def save_samples(path: Path, entries: np.ndarray, blocks: Sequence[np.ndarray], *, title: str) -> None:
+    """One entry per row on the left, blocks of images generated from it to its right (figure 4A of the paper).
+
+    Args:
+        path: of the picture.
+        entries: [rows, *image], as `pixels` gives them.
+        blocks: [rows, columns, *image] each.
         title: of the picture.
     """
-    rows, columns = samples.shape[:2]
-    pad = 2
-    cell = entries.shape[-1] + pad
-    gap = 10  # between the entry and its samples
-    canvas = np.zeros((rows * cell - pad, (columns + 1) * cell + gap - pad))
-    for row in range(rows):
-        for column, image in enumerate([entries[row], *samples[row]]):
-            left = column * cell + (gap if column else 0)
-            canvas[row * cell : row * cell + image.shape[0], left : left + image.shape[1]] = image
-    figure = Figure(figsize=(0.55 * (columns + 1) + 0.4, 0.55 * rows + 0.5), layout="constrained")
+    rows, (height, width), pad, gap = len(entries), entries.shape[1:3], 2, 10  # the gap is between the blocks
+    groups = [entries[:, None], *blocks]
+    columns = sum(group.shape[1] for group in groups)
+    wide = columns * (width + pad) + (len(groups) - 1) * gap - pad
+    canvas = np.ones((rows * (height + pad) - pad, wide, *entries.shape[3:]))
+    figure = Figure(figsize=(0.55 * width / height * columns + 0.4, 0.55 * rows + 0.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(1 - canvas, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.axvline(cell - pad / 2 + gap / 2 - 0.5, color="tab:red", linewidth=1)
+    left = 0
+    for group in groups:
+        if left:
+            axes.axvline(left + gap / 2 - pad / 2 - 0.5, color="tab:red", linewidth=1)
+            left += gap
+        for column in range(group.shape[1]):
+            for row in range(rows):
+                top = row * (height + pad)
+                canvas[top : top + height, left : left + width] = group[row, column]
+            left += width + pad
+    axes.imshow(canvas, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(title, fontsize=9)
     save(figure, path, dpi=150)
@@ -89,9 +120,9 @@ def save_posterior(
 
     Args:
         path: of the picture.
-        targets: [rows, 28, 28].
+        targets: [rows, *image], as `pixels` gives them.
         probs: q(a|x) [rows, S].
-        entries: the memory [S, 28, 28].
+        entries: the memory [S, *image].
         entry_labels: class of each entry [S]; entries of one class stand together.
         target_labels: class of each target [rows].
         top: how many entries to show.
@@ -137,5 +168,5 @@ SIDE = 0.95  # of an image, inches
 
 def _show(canvas: Any, image: np.ndarray, *, left: float, bottom: float, frame: str = "black") -> None:
     extent = (left, left + SIDE, bottom, bottom + SIDE)
-    canvas.imshow(1 - image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent, aspect="auto")
+    canvas.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent, aspect="auto")
     canvas.add_patch(Rectangle((left, bottom), SIDE, SIDE, fill=False, edgecolor=frame, linewidth=0.8))

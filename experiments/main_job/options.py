@@ -6,10 +6,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
+
 from common.train import TrainOptions
 from main_job.scores import Amounts
 from vma_pyro import cli, models
+from vma_pyro.data import Split, labelled
+from vma_pyro.data.episodes import most_queries
 from vma_pyro.training import TrainConfig
+
+Data = Literal["glyphs", "omniglot", "omniglot-45", "folder", "emnist", "kmnist", "fashion", "cifar10", "svhn"]
+Pixels = Literal["bernoulli", "causal", "continuous-bernoulli", "logistics", "causal-logistics"]
 
 
 class Preset(NamedTuple):
@@ -28,19 +35,31 @@ PRESETS = {
     "glyphs": Preset(0.25, 16, 2, 1.1, 2000, 20),
     "omniglot": Preset(0.33, 12, 3, 60.0, 500, 1000),
     "omniglot-45": Preset(0.33, 12, 3, 60.0, 500, 1000),
+    **{name: Preset(0.33, 8, 4, 30.0, 500, 50) for name in labelled.NAMES},
+    "folder": Preset(0.33, 12, 3, 30.0, 500, 50),
 }
+OWN = ("folder", *labelled.NAMES)  # whose classes and sizes are known when they are loaded
 
 
 @dataclass(frozen=True)
 class FewShotConfig:
     """Few-shot generation with a variational memory."""
 
-    data: Literal["glyphs", "omniglot", "omniglot-45"] | None = None
-    """Procedural glyphs, made on the spot, or Omniglot: the canonical split, or 45 alphabets against 5 (as figures
-    3 to 5 of the paper). Default: what the loaded checkpoint was trained on, else glyphs."""
+    data: Data | None = None
+    """Procedural glyphs, made on the spot; Omniglot: the canonical split, or 45 alphabets against 5 (as figures 3 to
+    5 of the paper); a folder of your own images; or labelled images that torchvision downloads. Default: what the
+    loaded checkpoint was trained on, else glyphs."""
     data_dir: Path | None = None
-    """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder, where
-    Omniglot is downloaded to."""
+    """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder, where data
+    are downloaded to. With `folder` your images: PATH/class/*.png, PATH/group/class/*.png or PATH.npz."""
+    mode: Literal["binary", "grey", "colour"] | None = None
+    """Of your own images, and of those that torchvision downloads: ink on paper, or 8 bits. Default: that of the
+    checkpoint to load or to start from, else binary for a folder."""
+    size: int | None = None
+    """Side in pixels that images are brought to; default: that of the checkpoint to load or to start from, else
+    they stay as they are."""
+    skip_unreadable: bool = False
+    """Go on without files that cannot be read."""
     out: Path = Path("runs/few_shot")
     """Folder for the results. An earlier run in it is moved aside, never overwritten."""
     load: Path | None = None
@@ -61,26 +80,29 @@ class FewShotConfig:
     refinement: int | None = None
     """Maps of a second look of q(z | x, m) at x, m and what the first guess decodes to; 0 for none. Default: what
     the checkpoint to start from has, else 0."""
-    likelihood: Literal["bernoulli", "causal"] | None = None
-    """p(x | z, m): independent pixels as in the paper, or pixels that also see their neighbourhood above and to the
-    left. Default: that of the checkpoint to load or to start from, else the paper's."""
+    likelihood: Pixels | None = None
+    """Likelihood p(x | z, m): bernoulli, independent binary pixels as in the paper; causal, binary pixels that also see their
+    neighbourhood above and to the left; continuous-bernoulli, grey from 0 to 1; logistics and causal-logistics, 8
+    bits in grey or colour. Default: that of the checkpoint to load or to start from, else the paper's for glyphs
+    and Omniglot, causal for other binary images, logistics for grey and colour."""
     context_dropout: float | None = None
-    """Share of the training images that are scored without their neighbourhood."""
+    """Share of the training images that a causal likelihood scores without their neighbourhood."""
     train_only: Literal["all", "refinement"] = "all"
     """Train everything, or only what `refinement` adds."""
     classes: int | None = None
-    """Classes in the training memory; default 16 for glyphs, 12 for Omniglot. The paper has 8 classes x 4
+    """Classes in the training memory; default 16 for glyphs, else 12, or all that there are. The paper has 8 classes x 4
     examples; on held-out alphabets more examples of fewer classes serve many shots, fewer of more classes one."""
     shots: int | None = None
-    """Examples of each class in the training memory; default 2 for glyphs, 3 for Omniglot."""
-    queries: int = 32
-    """Images per update."""
+    """Examples of each class in the training memory; default 2 for glyphs, 3 for Omniglot and a folder."""
+    queries: int | None = None
+    """Images per update; default 32, or all that the classes leave."""
     particles: int = 4
     """K of the multi-sample bound."""
     estimator: str = "vimco"
     """Gradient estimator, a name in `vma_pyro.infer.ESTIMATORS`: vimco, vimco+dreg, loo, rloo, distinct, ..."""
-    augment: Literal["none", "rotations", "rotations+flips"] = "rotations"
-    """Turned training images as classes of their own; the test classes are never turned."""
+    augment: Literal["none", "rotations", "rotations+flips"] | None = None
+    """Turned training images as classes of their own; the test classes are never turned. Default: rotations of
+    glyphs and Omniglot."""
     shared_memory: bool = True
     """One memory for all images of an update (fast), or one for each, as in the paper."""
     memoryless: bool = True
@@ -119,20 +141,40 @@ class FewShotConfig:
         if self.load == models.PRETRAINED:  # a look at it
             preset = preset._replace(eval_images=150, eval_samples=10, eval_queries=500)
         unlimited = self.train.updates is None and self.train.minutes is None
+        mode = self.mode or loaded.get("mode", "binary" if data == "folder" else None)
+        own = data in OWN
         return replace(
             self,
             data=data,
+            mode=mode,
+            size=loaded.get("size") if self.size is None else self.size,
             width=loaded.get("width", preset.width if self.width is None else self.width),
             latent_dim=loaded.get("latent_dim", self.latent_dim),
-            likelihood=self.likelihood or loaded.get("likelihood", "bernoulli"),
+            likelihood=self.likelihood or loaded.get("likelihood", None if own else "bernoulli"),
             refinement=loaded.get("refinement", 0) if self.refinement is None else self.refinement,
-            classes=preset.classes if self.classes is None else self.classes,
-            shots=preset.shots if self.shots is None else self.shots,
+            augment=self.augment or ("none" if own else "rotations"),
             eval_images=preset.eval_images if self.eval_images is None else self.eval_images,
             eval_samples=preset.eval_samples if self.eval_samples is None else self.eval_samples,
             eval_queries=preset.eval_queries if self.eval_queries is None else self.eval_queries,
             train=replace(self.train, minutes=preset.minutes) if unlimited else self.train,
         )
+
+    def preparation(self) -> dict[str, Any]:
+        """How images of one's own, or of torchvision, are prepared; nothing for others, which are as they are."""
+        given: dict[str, Any] = {"mode": self.mode, "size": self.size, "skip_unreadable": self.skip_unreadable}
+        if self.data != "folder":
+            del given["skip_unreadable"]
+        return {name: value for name, value in given.items() if value}
+
+    def fitted(self, data: Split) -> FewShotConfig:
+        """Fill in what the data decide: no more classes, shots and queries than there are, and the likelihood."""
+        preset = PRESETS[str(self.data)]
+        counts = torch.as_tensor(data.train.counts)
+        classes = min(preset.classes, len(counts)) if self.classes is None else self.classes
+        shots = min(preset.shots, data.train.examples - 1) if self.shots is None else self.shots
+        queries = min(32, most_queries(counts, classes, shots)) if self.queries is None else self.queries
+        pixels = self.likelihood or ("causal" if data.train.bits == 1 else "logistics")
+        return replace(self, classes=classes, shots=shots, queries=queries, likelihood=pixels)
 
     def amounts(self) -> Amounts:
         """Say how much to measure."""
@@ -141,10 +183,12 @@ class FewShotConfig:
         assert self.eval_queries is not None
         return Amounts(images=self.eval_images, samples=self.eval_samples, queries=self.eval_queries)
 
-    def architecture(self, *, memory: bool) -> dict[str, Any]:
+    def architecture(self, image_shape: tuple[int, int, int], *, memory: bool) -> dict[str, Any]:
         """Give plain values from which `models.build` makes the model with memory, or the one without."""
         program = "memory" if memory else "memoryless"
-        sizes = {"width": self.width, "latent_dim": self.latent_dim}
+        sizes: dict[str, Any] = {"width": self.width, "latent_dim": self.latent_dim}
+        if image_shape != (1, 28, 28):
+            sizes["image_shape"] = image_shape
         refined = {"refinement": self.refinement} if self.refinement else {}
         pixels: dict[str, Any] = {} if self.likelihood == "bernoulli" else {"likelihood": self.likelihood}
         if self.context_dropout is not None:
@@ -166,3 +210,5 @@ class FewShotConfig:
         cli.check_sizes(self, *sizes)
         cli.check_sizes(self, "refinement", least=0)
         cli.check_factor(self, "width")
+        if self.size is not None:
+            cli.check_sizes(self, "size", least=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ class About(NamedTuple):
         amounts: how much was measured.
         no_gain: why the model without memory may not be subtracted; empty if it may.
         pictures: names to why they are not drawn; empty if they are.
+        likelihood: name of p(x | z, m).
+        dimensions: numbers of an image of 8 bits, of which bits are said; None of others.
     """
 
     command: str
@@ -42,9 +45,13 @@ class About(NamedTuple):
     amounts: Amounts
     no_gain: str = ""
     pictures: Mapping[str, str] = MappingProxyType({})
+    likelihood: str = "bernoulli"
+    dimensions: int | None = None
 
 
-SHOWN = {"samples.png": " (generated from one example)", "posterior.png": " (the address posterior)"}
+SHOWN = {
+    "samples.png": " (generated from one example: draws of x, and E[x | z, m])", "posterior.png": " (the address posterior)",
+}
 
 
 def to_json(about: About, scores: FewShotScores, memoryless: Tensor | None) -> str:
@@ -58,6 +65,10 @@ def to_json(about: About, scores: FewShotScores, memoryless: Tensor | None) -> s
     kl = {name: _plain(value) for name, value in scores.kl._asdict().items() if name != "nll_of_images"}
     content = {
         "command": about.command,
+        "likelihood": about.likelihood,
+        "bits_per_dim": {shots: bits(about, estimate)._asdict() for shots, estimate in scores.nll.items()}
+        if about.dimensions
+        else None,
         "seconds": about.seconds,
         "nll": {shots: _plain(estimate) for shots, estimate in scores.nll.items()},
         "nll_memoryless": None if memoryless is None else Mean.of(memoryless)._asdict(),
@@ -90,6 +101,11 @@ def to_markdown(about: About, scores: FewShotScores, memoryless: Tensor | None) 
         likelihoods += [(f"gain of {shots} in memory over none, paired by image", gain) for shots, gain in paired]
     if memoryless is not None and about.no_gain:
         likelihoods.append(("gain over none", f"no figure; {about.no_gain}"))
+    if about.dimensions:
+        likelihoods += [
+            (f"{shots} in memory, bits per dimension", f"{bits(about, estimate).mean:.3f} ± {bits(about, estimate).se:.3f}")
+            for shots, estimate in scores.nll.items()
+        ]
     accuracies = [(task, results.percent(share)) for task, share in scores.accuracy.items()]
     split = [
         ("NLL", kl.nll),
@@ -117,8 +133,9 @@ images ± their standard error; {seeds}.
 
 ## Negative log-likelihood
 
-Upper bound from {amounts.samples} importance samples, nats per image, {tested(scores.nll)} images; examples of the
-image's own class in memory, the image itself never.
+Likelihood: {about.likelihood}. Upper bound from {amounts.samples} importance samples, nats per image,
+{tested(scores.nll)} images; examples of the image's own class in memory (all others where there are fewer), the
+image itself never.
 
 {table(("examples", "NLL in nats"), likelihoods)}
 
@@ -137,6 +154,13 @@ image unless said otherwise. The reconstructions and the KLs of the sites add up
 
 {" ".join(pictures)}
 """
+
+
+def bits(about: About, nll: Mean) -> Mean:
+    """An NLL in bits per number of an image of 8 bits."""
+    assert about.dimensions is not None
+    factor = 1 / (about.dimensions * math.log(2))
+    return Mean(nll.mean * factor, nll.se * factor, nll.n)
 
 
 def how_long(facts: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from common.protocols import first_of
 from main_job.footprint import COPIES, available, bytes_of_update
 from main_job.scores import SHOTS, Amounts, FewShotScores, shared_episode
 from vma_pyro import models
-from vma_pyro.data import Characters, Episode
+from vma_pyro.data import Episode, ImageClasses
 from vma_pyro.training.faults import check_params, find_fault
 
 GB = 1e9
@@ -109,14 +109,14 @@ def check_update_fits(
         )
 
 
-def check_images_fit(amounts: Amounts) -> None:
+def check_images_fit(amounts: Amounts, image_shape: tuple[int, int, int]) -> None:
     """Refuse more test images than fit into memory, each with a memory of its own.
 
     Raises:
         ValueError: too many.
     """
     free = available(torch.device("cpu"))
-    each = 4 * 28 * 28 * (1 + max(amounts.classes * amounts.shots, *SHOTS))
+    each = 4 * math.prod(image_shape) * (1 + max(amounts.classes * amounts.shots, *SHOTS))
     if amounts.images * each > free:
         raise ValueError(
             f"eval_images: expected at most {int(free / each)}, which fit into the {free / GB:.1f} GB there are, "
@@ -127,7 +127,7 @@ def check_images_fit(amounts: Amounts) -> None:
 def check_scores(
     pair: models.Pair,
     scores: FewShotScores,
-    characters: Characters,
+    characters: ImageClasses,
     amounts: Amounts,
     device: torch.device,
 ) -> None:

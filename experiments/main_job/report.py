@@ -94,6 +94,7 @@ class Report:
 
     def write_pages(self) -> None:
         """Write results.json and report.md, with the pictures that there are by now."""
+        likelihood = models.likelihood_of(self.pair[0])
         about = page.About(
             command=command(),
             data=str(self.config.data),
@@ -105,6 +106,8 @@ class Report:
             amounts=self.amounts,
             no_gain=self.no_gain,
             pictures=self.pictures,
+            likelihood=likelihood,
+            dimensions=math.prod(self.data.test.image_shape) if likelihood.endswith("logistics") else None,
         )
         for name, render in (("results.json", page.to_json), ("report.md", page.to_markdown)):
             write_text(self.config.out / name, render(about, self.scores, self.memoryless))

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common.protocols import TASKS, accuracy, nll_of_each
-from vma_pyro.data import Characters, Episode, EpisodeSampler, NestedEpisodes
+from vma_pyro.data import Episode, EpisodeSampler, ImageClasses, NestedEpisodes
+from vma_pyro.data.episodes import most_queries
 from vma_pyro.evaluation import KLReport, Mean, address_posterior, encoded_bank, kl_report, mutual_information
 from vma_pyro.models import Pair
 
@@ -58,7 +59,7 @@ class FewShotScores(NamedTuple):
     mutual_information: Mean
 
 
-def score(pair: Pair, characters: Characters, amounts: Amounts, *, device: torch.device) -> FewShotScores:
+def score(pair: Pair, characters: ImageClasses, amounts: Amounts, *, device: torch.device) -> FewShotScores:
     """Measure everything; shots and ways beyond what the classes offer are left out.
 
     Args:
@@ -67,7 +68,7 @@ def score(pair: Pair, characters: Characters, amounts: Amounts, *, device: torch
         amounts: how much to measure.
         device: where model and guide live.
     """
-    examples = characters.images.shape[1]
+    examples = characters.examples
     nll = {
         str(shots): likelihood_scores(pair, characters, amounts, shots=shots, device=device)
         for shots in SHOTS
@@ -83,19 +84,21 @@ def score(pair: Pair, characters: Characters, amounts: Amounts, *, device: torch
 
 
 def likelihood_scores(
-    pair: Pair, characters: Characters, amounts: Amounts, *, shots: int = 1, device: torch.device
+    pair: Pair, characters: ImageClasses, amounts: Amounts, *, shots: int = 1, device: torch.device
 ) -> Float[Tensor, " images"]:
     """Measure the NLL of the likelihood protocol's images, nats; without a memory the shots have no effect."""
     nested = NestedEpisodes(characters, images=amounts.images, seed=amounts.seed)
     return nll_of_each(pair, nested.episodes(1, shots), amounts.samples, device=device)
 
 
-def accuracies(pair: Pair, characters: Characters, amounts: Amounts, *, device: torch.device) -> dict[str, Mean]:
+def accuracies(pair: Pair, characters: ImageClasses, amounts: Amounts, *, device: torch.device) -> dict[str, Mean]:
     """Measure all classification tasks that the classes offer; what the memories share is encoded once."""
-    examples = characters.images.shape[1]
+    examples = characters.examples
     tasks = [(ways, shots) for ways, shots in TASKS if ways <= len(characters) and shots < examples]
+    if not tasks and len(characters) > 1:  # fewer classes than the usual tasks have
+        tasks = [(len(characters), 1)]
     nested = NestedEpisodes(characters, images=amounts.queries, seed=amounts.seed)
-    if len(nested) * sum(ways * shots for ways, shots in tasks) > len(characters) * examples:
+    if len(nested) * sum(ways * shots for ways, shots in tasks) > len(characters.pixels):
         nested = encoded_bank(pair[1], nested, device=device)
     return {
         f"{ways}-way {shots}-shot": accuracy(pair, nested.episodes(ways, shots), device=device)
@@ -104,34 +107,33 @@ def accuracies(pair: Pair, characters: Characters, amounts: Amounts, *, device: 
 
 
 def gained_over(
-    memoryless: Pair, scores: FewShotScores, characters: Characters, amounts: Amounts, *, device: torch.device
+    memoryless: Pair, scores: FewShotScores, characters: ImageClasses, amounts: Amounts, *, device: torch.device
 ) -> FewShotScores:
     """Add to the KL split of scores the information gained over a model and guide without memory."""
     nll = nll_of_each(memoryless, [_split_episode(characters, amounts)], amounts.samples, device=device)
     return scores._replace(kl=scores.kl.gained_over(nll.to(scores.kl.nll_of_images.device)))
 
 
-def shared_episode(characters: Characters, amounts: Amounts) -> Episode:
+def shared_episode(characters: ImageClasses, amounts: Amounts) -> Episode:
     """Draw figure 3's memory: 8 unseen classes with 10 examples (or half of what there is) and images of them."""
     classes = min(8, len(characters))
-    shots = min(10, characters.images.shape[1] // 2)
-    queries = min(classes * (characters.images.shape[1] - shots), amounts.images)
-    return EpisodeSampler(
-        characters, classes=classes, shots=max(1, shots), queries=queries, seed=amounts.seed
-    ).sample()
+    shots = max(1, min(10, characters.examples // 2))
+    queries = min(most_queries(torch.as_tensor(characters.counts), classes, shots), amounts.images)
+    return EpisodeSampler(characters, classes=classes, shots=shots, queries=queries, seed=amounts.seed).sample()
 
 
-def one_example_each(characters: Characters, amounts: Amounts, number: int) -> Tensor:
+def one_example_each(characters: ImageClasses, amounts: Amounts, number: int) -> Tensor:
     """Draw examples [number, 1, 28, 28] of unseen classes."""
     return _sampler(characters, amounts, 1, 1, number).sample().memory.entries[:, 0]
 
 
-def _sampler(characters: Characters, amounts: Amounts, classes: int, shots: int, queries: int) -> EpisodeSampler:
+def _sampler(characters: ImageClasses, amounts: Amounts, classes: int, shots: int, queries: int) -> EpisodeSampler:
     return EpisodeSampler(
         characters, classes=classes, shots=shots, queries=queries, seed=amounts.seed, shared_memory=False
     )
 
 
-def _split_episode(characters: Characters, amounts: Amounts) -> Episode:
+def _split_episode(characters: ImageClasses, amounts: Amounts) -> Episode:
     classes = min(amounts.classes, len(characters))
-    return _sampler(characters, amounts, classes, amounts.shots, amounts.images).sample()
+    shots = min(amounts.shots, characters.examples - 1)
+    return _sampler(characters, amounts, classes, shots, amounts.images).sample()

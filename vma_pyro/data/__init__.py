@@ -1,12 +1,12 @@
-"""Data sets of binary images and the episodes drawn from them."""
+"""Data sets of images with classes, and the episodes drawn from them."""
 
-from vma_pyro.data import glyphs, mnist, omniglot
+from vma_pyro.data import folder, glyphs, labelled, mnist, omniglot
 from vma_pyro.data.episodes import Episode, EpisodeSampler
 from vma_pyro.data.leave_one_out import LeaveOneOutSampler
 from vma_pyro.data.nested import NestedEpisodes
 from vma_pyro.data.recall import RecallSampler
-from vma_pyro.data.records import Characters, GreyCharacters, LabelledImages
-from vma_pyro.data.splits import Split, load_split
+from vma_pyro.data.records import Characters, GreyCharacters, ImageClasses, LabelledImages
+from vma_pyro.data.splits import Split, divide, load_split
 from vma_pyro.data.workers import Stream
 
 __all__ = [
@@ -14,13 +14,17 @@ __all__ = [
     "Episode",
     "EpisodeSampler",
     "GreyCharacters",
+    "ImageClasses",
     "LabelledImages",
     "LeaveOneOutSampler",
     "NestedEpisodes",
     "RecallSampler",
     "Split",
     "Stream",
+    "divide",
+    "folder",
     "glyphs",
+    "labelled",
     "load_split",
     "mnist",
     "omniglot",

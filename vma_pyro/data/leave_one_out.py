@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from vma_pyro._system.whole import check_whole
-from vma_pyro.data.episodes import Augmentation, Episode, as_images, augmented
-from vma_pyro.data.records import Characters
+from vma_pyro.data.episodes import TURNS, Augmentation, Episode, augmented
+from vma_pyro.data.ragged import Counted
+from vma_pyro.data.records import ImageClasses
 from vma_pyro.data.workers import Stream, check_no_worker
 from vma_pyro.memory import BankMemory, KeyedBank
 
@@ -21,9 +22,9 @@ class LeaveOneOutSampler(Stream):
     A memory of thousands has no room for targets that are not in it, and with a target left out it need not.
 
     Args:
-        dataset: characters [classes, examples, 28, 28].
+        dataset: images with classes, of 2 examples or more.
         classes: classes per memory.
-        shots: examples of each class in the memory, of which a target has one less.
+        shots: examples of each class in the memory (or all that it has), of which a target has one less.
         queries: B, targets of each episode, drawn from the entries without replacement.
         seed: of the stream.
         refresh_every: updates between two times that the bank's keys are made anew, see `KeyedBank`.
@@ -39,7 +40,7 @@ class LeaveOneOutSampler(Stream):
 
     def __init__(
         self,
-        dataset: Characters,
+        dataset: ImageClasses,
         *,
         classes: int,
         shots: int,
@@ -48,8 +49,9 @@ class LeaveOneOutSampler(Stream):
         refresh_every: int = 500,
         augment: Augmentation | None = None,
     ) -> None:
-        images = torch.from_numpy(augmented(dataset.images, augment))
-        available, examples = images.shape[:2]
+        pixels = augmented(dataset, augment)
+        counted = Counted.of(torch.as_tensor(dataset.counts).repeat(TURNS[augment]))
+        available, examples = len(counted.number), counted.most
         for name, value in (("classes", classes), ("shots", shots), ("queries", queries)):
             check_whole(name, value, least=0)
         if not 1 <= classes <= available:
@@ -59,12 +61,17 @@ class LeaveOneOutSampler(Stream):
                 f"shots: expected 2 to {examples}, the examples of a class, of which one may be left out, got "
                 f"{shots}"
             )
-        if not 1 <= queries <= classes * shots:
-            raise ValueError(f"queries: expected 1 to {classes * shots}, the entries of the memory, got {queries}")
+        if counted.number.min() < 2:
+            raise ValueError("dataset: expected classes of 2 examples or more, as one is left out, got one of 1")
+        least = int(counted.number.clamp(max=shots).sort().values[:classes].sum())
+        if not 1 <= queries <= least:
+            raise ValueError(f"queries: expected 1 to {least}, the entries of the memory, got {queries}")
         super().__init__(seed)
-        self.images, self.classes, self.shots, self.queries = images, classes, shots, queries
-        self._labels = torch.arange(available).repeat_interleave(examples)
-        self.bank = KeyedBank(images.flatten(0, 1).unsqueeze(-3), self._labels, refresh_every=refresh_every)
+        self.pixels, self.counted, self.as_float = pixels, counted, dataset.as_float
+        self.classes, self.shots, self.queries = classes, shots, queries
+        self._labels = torch.arange(available).repeat_interleave(counted.number)
+        entries = dataset.as_float(pixels) if dataset.bits == 8 else pixels  # binary ones may stay bytes
+        self.bank = KeyedBank(entries, self._labels, refresh_every=refresh_every)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the stream, and the bank's keys."""
@@ -83,13 +90,13 @@ class LeaveOneOutSampler(Stream):
 
     def _drawn(self) -> tuple[Tensor, Tensor]:
         """Draw the rows of the memory [S], class by class, and the addresses of the targets [b]."""
-        available, examples = self.images.shape[:2]
-        chosen = torch.randperm(available, generator=self._generator)[: self.classes]
-        order = torch.rand(self.classes, examples, generator=self._generator).argsort(1)[:, : self.shots]
-        rows = (chosen[:, None] * examples + order).flatten()
+        chosen = torch.randperm(len(self.counted.number), generator=self._generator)[: self.classes]
+        noise = torch.rand(self.classes, self.counted.most, generator=self._generator)
+        order = self.counted.orders(chosen, noise)[:, : self.shots]
+        rows = self.counted.rows(chosen, order)[torch.arange(self.shots) < self.counted.number[chosen][:, None]]
         return rows, torch.randperm(len(rows), generator=self._generator)[: self.queries]
 
     def _episode(self, rows: Tensor, address: Tensor) -> Episode:
         check_no_worker("a bank with keys")
-        x = as_images(self.images.flatten(0, 1)[rows[address]])
+        x = self.as_float(self.pixels[rows[address]])
         return Episode(BankMemory(self.bank, rows, left_out=address), x, self._labels[rows[address]])

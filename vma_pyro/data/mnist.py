@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vma_pyro.data.image_checks import check_28x28
 from vma_pyro.data.prepared import data_root, keep_npz, made_for, read_npz
 from vma_pyro.data.records import LabelledImages
 
@@ -42,6 +43,7 @@ def load(root: str | Path | None = None, *, split: str, download: bool = True) -
         arrays = _prepare(root, split, prepared, download)
         keep_npz(prepared, **arrays)
     try:
+        check_28x28("images", arrays["images"])
         return LabelledImages(arrays["images"], arrays["labels"])
     except ValueError as error:
         raise ValueError(f"{prepared}: {error}") from error

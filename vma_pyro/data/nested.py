@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from vma_pyro._system.whole import check_whole
-from vma_pyro.data.episodes import Episode, as_images
-from vma_pyro.data.records import Characters
+from vma_pyro.data.episodes import Episode
+from vma_pyro.data.ragged import Counted, present
+from vma_pyro.data.records import ImageClasses
 from vma_pyro.data.workers import take_turns
 from vma_pyro.memory import Memory
 from vma_pyro.memory.selected import SelectedMemory
@@ -31,8 +32,11 @@ class NestedEpisodes:
     target: the memory of more classes, or of more examples, contains that of fewer. Where its own class stands
     among those of the memory is random.
 
+    A class with fewer examples than are asked for gives all that it has (of the target's own, all others): the
+    memory has a mask then. A class with a single example has no target.
+
     Args:
-        characters: [classes, examples, 28, 28].
+        characters: images with classes.
         images: at most so many targets, drawn without replacement from all images; None takes every image once.
         seed: of everything.
         within_alphabet: whether the other classes come from the target's alphabet only; targets then come from
@@ -45,22 +49,28 @@ class NestedEpisodes:
 
     def __init__(
         self,
-        characters: Characters,
+        characters: ImageClasses,
         *,
         images: int | None,
         seed: int,
         within_alphabet: bool = False,
         smallest_alphabet: int = 1,
     ) -> None:
-        self.images = torch.from_numpy(np.ascontiguousarray(characters.images))
+        self.pixels, self.as_float = torch.from_numpy(np.ascontiguousarray(characters.pixels)), characters.as_float
+        self.counted = Counted.of(torch.as_tensor(characters.counts))
         self.seed = seed
         self._bank: Memory | None = None
-        names = np.array(characters.alphabets)
+        names = np.array(characters.groups)
         everything = np.arange(len(names))
         self._others = [np.flatnonzero(names == name) if within_alphabet else everything for name in names]
         smallest = max(2, smallest_alphabet) if within_alphabet else 1
-        possible = torch.from_numpy(np.flatnonzero([len(others) >= smallest for others in self._others]))
-        available = len(possible) * self.examples
+        large = np.array([len(others) >= smallest for others in self._others])
+        several = self.counted.number > 1
+        of_class = torch.arange(len(names)).repeat_interleave(self.counted.number)  # of each image
+        possible = torch.nonzero((torch.from_numpy(large) & several)[of_class])[:, 0]
+        available = len(possible)
+        if not several.any():
+            raise ValueError("characters: expected a class with 2 examples or more, as a target is in no memory")
         if images is not None:
             check_whole("images", images)
         if not available:
@@ -69,7 +79,9 @@ class NestedEpisodes:
                 f"smallest_alphabet: expected at most {most}, the largest there is, got {smallest_alphabet}"
             )
         drawn = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:images]
-        self._class, self._example = possible[drawn // self.examples], drawn % self.examples
+        self._row = possible[drawn]
+        self._class = of_class[self._row]
+        self._example = self._row - self.counted.first[self._class]
 
     def __len__(self) -> int:
         """Count the targets."""
@@ -77,7 +89,7 @@ class NestedEpisodes:
 
     def bank(self) -> Memory:
         """Return all images as one memory."""
-        return Memory(as_images(self.images.flatten(0, 1)))
+        return Memory(self.as_float(self.pixels))
 
     def selecting_from(self, bank: Memory) -> NestedEpisodes:
         """Return the same episodes with all memories selected from a bank, as `bank` gives it or encoded."""
@@ -87,15 +99,15 @@ class NestedEpisodes:
 
     @property
     def examples(self) -> int:
-        """Count the examples of each class, the target among them."""
-        return self.images.shape[1]
+        """Count the examples of the largest class, the target among them."""
+        return self.counted.most
 
     def episodes(self, classes: int, shots: int, *, first: int | None = None) -> Iterator[Episode]:
         """Yield all targets, some at a time, each under the target's class and `classes` - 1 others.
 
         Args:
             classes: of the memory.
-            shots: examples of each of them; never the target.
+            shots: examples of each of them, or all that there are; never the target.
             first: only so many targets.
 
         Raises:
@@ -112,7 +124,9 @@ class NestedEpisodes:
             rows = torch.stack([rows for rows, _, _ in chosen])  # [b, classes]
             order = torch.stack([order[:, :shots] for _, _, order in chosen])  # [b, classes, shots]
             names = torch.arange(classes).repeat_interleave(shots).expand(len(part), -1)
-            memory = read((rows[:, :, None] * self.examples + order).flatten(1, 2), names)
+            number = self.counted.number[rows]
+            number[torch.arange(len(part)), labels] -= 1  # the target is the last of its class
+            memory = read(self.counted.rows(rows, order).flatten(1, 2), names, present(number, shots))
             yield Episode(memory, self._targets(part), labels)
 
     def pooled(
@@ -134,7 +148,7 @@ class NestedEpisodes:
         """
         check_whole("classes", classes, least=0)
         check_whole("entries", entries, least=0)
-        most = classes * self.examples - 1
+        most = int(self.counted.number.sort().values[:classes].sum()) - 1
         if entries < 1 or (entries > most and not replacement):
             raise ValueError(f"entries: expected 1 to {most}, the images of {classes} classes, got {entries}")
         read = self._reader(first, entries)
@@ -142,9 +156,10 @@ class NestedEpisodes:
             chosen, labels = [], []
             for i in part:
                 rows, label, order = self._memory(i, classes)
-                # Columns 0 to examples - 2 of each class's order never hold the target; the last one may.
-                pool = (rows[:, None] * self.examples + order).flatten()
-                own = int(self._class[i]) * self.examples + int(self._example[i])
+                # The target may be the last of its class, and nowhere else; what a class has not is left out.
+                there = torch.arange(self.examples) < self.counted.number[rows][:, None]
+                pool = self.counted.rows(rows, order)[there]
+                own = int(self._row[i])
                 generator = self._generator(i, 1)
                 if replacement:
                     picked = pool[torch.randint(len(pool), (entries,), generator=generator)]
@@ -153,15 +168,24 @@ class NestedEpisodes:
                     picked = pool[torch.randperm(len(pool), generator=generator)[:entries]]
                 chosen.append(picked)
                 labels.append(label)
-            yield Episode(read(torch.stack(chosen), None), self._targets(part), torch.stack(labels))
+            yield Episode(read(torch.stack(chosen), None, None), self._targets(part), torch.stack(labels))
 
-    def _reader(self, first: int | None, size: int) -> Callable[[Tensor, Tensor | None], Memory]:
+    def _reader(
+        self, first: int | None, size: int
+    ) -> Callable[[Tensor, Tensor | None, Tensor | None], Memory]:
         """Make memories of numbered entries, of a bank if they have more in all than there are images."""
-        flat = self.images.flatten(0, 1)
-        if self._bank is None and self._number(first) * size <= len(flat):
-            return lambda rows, labels: Memory(as_images(flat[rows]), labels)
+
+        def plain(rows: Tensor, labels: Tensor | None, mask: Tensor | None) -> Memory:
+            return Memory(self.as_float(self.pixels[rows]), labels, mask=mask)
+
+        if self._bank is None and self._number(first) * size <= len(self.pixels):
+            return plain
         bank = self.bank() if self._bank is None else self._bank
-        return lambda rows, labels: SelectedMemory(bank, rows, labels)
+
+        def selected(rows: Tensor, labels: Tensor | None, mask: Tensor | None) -> Memory:
+            return SelectedMemory(bank, rows, labels) if mask is None else plain(rows, labels, mask)
+
+        return selected
 
     def _number(self, first: int | None) -> int:
         return len(self) if first is None else min(first, len(self))
@@ -182,18 +206,17 @@ class NestedEpisodes:
         generator = self._generator(i, 0)
         pool = pool[pool != own]
         pool = pool[torch.randperm(len(pool), generator=generator)]
-        order = torch.rand(len(pool) + 1, self.examples, generator=generator)
-        order[0, self._example[i]] = 2.0  # the target is the last of its class
+        noise = torch.rand(len(pool) + 1, self.examples, generator=generator)
+        noise[0, self._example[i]] = 2.0  # the target is the last of its class
         rows = torch.cat([self._class[i : i + 1], pool[: classes - 1]])
-        order = order[:classes].argsort(1)
+        order = self.counted.orders(rows, noise[:classes])
         place = torch.randint(classes, (), generator=self._generator(i, 2 + classes))
         swapped = torch.arange(classes)
         swapped[0], swapped[place] = place, 0
         return rows[swapped], place, order[swapped]
 
     def _targets(self, part: range) -> Tensor:
-        at = slice(part.start, part.stop)
-        return as_images(self.images[self._class[at], self._example[at]])
+        return self.as_float(self.pixels[self._row[part.start : part.stop]])
 
     def _generator(self, i: int, stream: int) -> torch.Generator:
         # Seeds that differ by little give unrelated streams (Mersenne Twister after torch's own scrambling).

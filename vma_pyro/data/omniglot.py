@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vma_pyro.data.image_checks import check_28x28
 from vma_pyro.data.prepared import data_root, keep_npz, made_for, read_npz
 from vma_pyro.data.records import Characters
 
@@ -93,6 +94,7 @@ def _half(root: Path, half: str, download: bool) -> Characters:
         keep_npz(prepared, **arrays)
     try:
         names, alphabets = (tuple(map(str, arrays[key].tolist())) for key in ("character", "alphabet"))
+        check_28x28("images", arrays["images"])
         return Characters(arrays["images"], names, alphabets)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{prepared}: {error}") from error

@@ -19,7 +19,7 @@ your own subclass `Likelihood`, with parameters if you like::
 
 from vma_pyro.likelihoods.causal import Causal, CausalBernoulli, CausalImages, CausalLogistics
 from vma_pyro.likelihoods.interface import Likelihood
-from vma_pyro.likelihoods.logistics import DiscretizedLogistics
+from vma_pyro.likelihoods.logistics import DiscretizedLogistics, bits_per_dim
 from vma_pyro.likelihoods.pixels import BernoulliPixels, ContinuousBernoulli, StableContinuousBernoulli
 
 __all__ = [
@@ -32,4 +32,5 @@ __all__ = [
     "DiscretizedLogistics",
     "Likelihood",
     "StableContinuousBernoulli",
+    "bits_per_dim",
 ]

@@ -203,13 +203,15 @@ class CausalImages(dist.TorchDistribution):
             Images [*sample_shape, *batch, C, height, width].
         """
         shape = torch.Size(sample_shape) + self.batch_shape
-        numbers, maps = (t.expand(*shape, *t.shape[-3:]).flatten(0, -4) for t in (self._numbers, self._maps))
+        numbers, maps = (
+            t.expand(*shape, *t.shape[-3:]).reshape(-1, *t.shape[-3:]) for t in (self._numbers, self._maps)
+        )
         number, (height, width), r = len(maps), self.event_shape[1:], self.radius
         numbers = numbers.permute(2, 3, 0, 1).contiguous()  # [height, width, N, P]
         maps = maps.permute(2, 3, 0, 1).contiguous()
         canvas = self.neighbourhood.canvas_for(number, tuple(self.event_shape), numbers)
         if given is not None:
-            start = given.expand(*shape, *self.event_shape).flatten(0, -4)
+            start = given.expand(*shape, *self.event_shape).reshape(-1, *self.event_shape)
             canvas[:, :, r : r + rows, r : r + width] = start[:, :, :rows].to(canvas.dtype)
         for i in range(rows, height):
             for j in range(width):

@@ -92,20 +92,15 @@ class LogisticImages(dist.TorchDistribution):
         return LogisticImages(self.decoded.expand(*batch_shape, *self.decoded.shape[-3:]), **sizes)
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Log weights [..., K, height, width]; means, log scales [..., K, C, ...]; slopes [..., K, C, C, ...]."""
+        """Log weights [..., K, height, width]; means, log scales [..., K, C, ...]; slopes [..., K, pairs, ...]."""
         k, c = self.mixtures, self.colours
-        base, weights, means, scales, slopes = self.decoded.split(
-            [c, k, k * c, k * c, k * (c * (c - 1) // 2)], -3
-        )
+        sizes = [c, k, k * c, k * c, k * (c * (c - 1) // 2)]
+        base, weights, means, scales, slopes = self.decoded.split(sizes, -3)
         # At the start the components stand apart, or all would do the same for ever.
-        apart = torch.linspace(-0.5, 0.5, k, dtype=base.dtype, device=base.device).reshape(k, 1, 1, 1)
+        apart = torch.linspace(-0.8, 0.8, k + 2, dtype=base.dtype, device=base.device)[1:-1].reshape(k, 1, 1, 1)
         means = 2 * base.sigmoid().unsqueeze(-4) - 1 + means.unflatten(-3, (k, c)) + apart
-        log_scales = (scales.unflatten(-3, (k, c)) - 2).clamp(min=LEAST_LOG_SCALE)
-        below = torch.zeros(*self.batch_shape, k, c, c, *base.shape[-2:], dtype=base.dtype, device=base.device)
-        if c > 1:
-            row, column = torch.tril_indices(c, c, -1, device=base.device)
-            below[..., row, column, :, :] = slopes.unflatten(-3, (k, -1)).tanh()
-        return weights.log_softmax(-3), means, log_scales, below
+        log_scales = (scales.unflatten(-3, (k, c)) - 1.5).clamp(min=LEAST_LOG_SCALE)
+        return weights.log_softmax(-3), means, log_scales, slopes.unflatten(-3, (k, c * (c - 1) // 2)).tanh()
 
     def log_prob(self, value: Float[Tensor, "*images C height width"]) -> Float[Tensor, "*batch"]:
         """Log probability of images of levels, nats."""
@@ -116,9 +111,18 @@ class LogisticImages(dist.TorchDistribution):
         log_weights, means, log_scales, slopes = self._parts()
         x = 2 * value.unsqueeze(-4) - 1  # [..., 1, C, height, width]
         if self.colours > 1:
-            means = means + (slopes * x.unsqueeze(-4)).sum(-3)
+            shifts = [self._shift(c, slopes, x) for c in range(self.colours)]
+            means = means + torch.stack(torch.broadcast_tensors(*shifts), -3)
         levels = log_level(x, means, log_scales, half=1 / (self.levels - 1))
         return (log_weights + levels.sum(-3)).logsumexp(-3).sum((-2, -1))
+
+    def _shift(self, c: int, slopes: Tensor, x: Tensor) -> Tensor:
+        """What the colours before it in its pixel add to the mean of colour c; nothing for the first."""
+        first = c * (c - 1) // 2  # of its slopes, pair by pair
+        shift = x.new_zeros(())
+        for b in range(c):
+            shift = shift + slopes[..., first + b, :, :] * x[..., b, :, :]
+        return shift
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw a component for each pixel, and its colours one after the other."""
@@ -128,17 +132,17 @@ class LogisticImages(dist.TorchDistribution):
             noise = torch.rand(*shape, *log_weights.shape[-3:], dtype=means.dtype, device=means.device)
             gumbel = -(-noise.clamp_min(1e-20).log()).clamp_min(1e-20).log()
             chosen = F.one_hot((log_weights + gumbel).argmax(-3), self.mixtures).movedim(-1, -3).to(means.dtype)
-            chosen = chosen.unsqueeze(-3)  # [..., K, 1, height, width]
-            mean, scale = (means * chosen).sum(-4), (log_scales * chosen).sum(-4).exp()
-            slope = (slopes * chosen.unsqueeze(-3)).sum(-5)  # [..., C, C, height, width]
+            mean, scale, slope = (
+                (part * chosen.unsqueeze(-3)).sum(-4) for part in (means, log_scales.exp(), slopes)
+            )
             u = torch.rand(*shape, *self.event_shape, dtype=means.dtype, device=means.device).clamp(1e-6, 1 - 1e-6)
-            drawn = torch.zeros_like(u)
+            steps = self.levels - 1
+            drawn = torch.zeros_like(u)  # levels 0 .. steps
             for c in range(self.colours):
-                centre = mean[..., c, :, :] + (slope[..., c, :, :, :] * drawn).sum(-3)
+                centre = mean[..., c, :, :] + self._shift(c, slope, 2 * drawn / steps - 1)
                 real = centre + scale[..., c, :, :] * u[..., c, :, :].logit()
-                level = ((real.clamp(-1, 1) + 1) / 2 * (self.levels - 1)).round()
-                drawn[..., c, :, :] = 2 * level / (self.levels - 1) - 1
-            return ((drawn + 1) / 2 * (self.levels - 1)).round() / (self.levels - 1)
+                drawn[..., c, :, :] = ((real.clamp(-1, 1) + 1) / 2 * steps).round()
+            return drawn / steps
 
     @property
     def mean(self) -> Tensor:

@@ -51,10 +51,10 @@ class Neighbourhood(Part):
         self, x: Float[Tensor, "*images C height width"], maps: Float[Tensor, "*batch F height width"]
     ) -> Float[Tensor, "*batch P height width"]:
         """Return c for all pixels at once; the images broadcast against the maps, or the other way round."""
-        r, images = self.radius, x.flatten(0, -4)
+        r, images = self.radius, x.reshape(-1, *x.shape[-3:])
         kernel = F.pad(self.near, (0, r + 1)).unflatten(-1, (r + 1, 2 * r + 1))  # none at i and to its right
         seen = F.conv2d(F.pad(images.to(kernel.dtype), (r, r, r, 0)), kernel)
-        seen = seen.unflatten(0, x.shape[:-3])
+        seen = seen.reshape(*x.shape[:-3], *seen.shape[1:])
         return self._numbers(seen.movedim(-3, -1), maps.movedim(-3, -1)).movedim(-1, -3)
 
     def at(

@@ -16,9 +16,10 @@ from vma_pyro.models.files import (
     save,
     updates_of,
 )
-from vma_pyro.models.programs import PROGRAMS, Pair, build, program_of
+from vma_pyro.models.programs import LIKELIHOODS, PROGRAMS, Pair, build, likelihood_of, make_likelihood, program_of
 
 __all__ = [
+    "LIKELIHOODS",
     "PRETRAINED",
     "PROGRAMS",
     "Pair",
@@ -27,7 +28,9 @@ __all__ = [
     "classes_in",
     "describe",
     "facts_of",
+    "likelihood_of",
     "load",
+    "make_likelihood",
     "on",
     "program_of",
     "read_weights",

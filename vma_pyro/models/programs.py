@@ -93,6 +93,13 @@ def make_likelihood(name: Any, colours: int, dropout: Any = None) -> Likelihood:
     return made
 
 
+def likelihood_of(model: Any) -> str:
+    """Name which of `LIKELIHOODS` a model has; else the class of it, or of the model whose method says p(x | z, m)."""
+    part = model._modules.get("likelihood")
+    by_method = not isinstance(getattr(type(model), "likelihood", None), property)
+    return name_of_likelihood(class_name(type(model if part is None or by_method else part)))
+
+
 def name_of_likelihood(kind: str) -> str:
     """Name one of `LIKELIHOODS` by its class as files say it; else give that."""
     return {class_name(known): name for name, known in LIKELIHOODS.items()}.get(kind, kind)

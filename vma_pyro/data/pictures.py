@@ -1,0 +1,163 @@
+"""From picture files to arrays of pixels: what is read, how it is turned, resized, cropped and binarised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+Mode = Literal["binary", "grey", "colour"]
+MODES = ("binary", "grey", "colour")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+INK_SHARE = 0.3  # of a pixel, from which on it is ink: thin strokes stay when an image shrinks
+
+
+class Unreadable(ValueError):
+    """A file that is no picture, or a damaged one."""
+
+
+def read_picture(path: Path, mode: Mode) -> np.ndarray:
+    """Read a picture as it is meant to be seen: turned by its exif orientation, what is transparent on white.
+
+    Args:
+        path: of the file; of several frames the first is taken.
+        mode: "colour" for three colours, else one.
+
+    Returns:
+        uint8 0..255 [height, width, C].
+
+    Raises:
+        Unreadable: not a picture, a damaged one, or one of numbers that have no known white.
+    """
+    from PIL import Image, ImageOps  # slow to import
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+            return from_pillow(upright, mode)
+    except Unreadable as error:
+        raise Unreadable(f"{path}: {error}") from error
+    # Pillow raises many kinds for damaged files, and one of its own for those that are too large to unpack.
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Unreadable(f"{path}: expected a picture, got a file that cannot be read ({reason})") from error
+
+
+def from_pillow(picture: Any, mode: Mode) -> np.ndarray:
+    """The pixels of a picture that is opened already, uint8 0..255 [height, width, C]."""
+    from PIL import Image
+
+    if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        values = np.asarray(picture).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise Unreadable(f"expected 8 or 16 bits, got values from {values.min()} to {values.max()}")
+        picture = Image.fromarray((values / 257).round().astype(np.uint8))
+    elif picture.mode == "F":
+        raise Unreadable("expected 8 or 16 bits, got real numbers, whose white is not known")
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    values = np.asarray(picture.convert("RGB" if mode == "colour" else "L"))
+    return values if values.ndim == 3 else values[..., None]
+
+
+def coloured(image: np.ndarray, mode: Mode) -> np.ndarray:
+    """An image [height, width, C] of bytes with as many colours as the mode has."""
+    from PIL import Image
+
+    wanted = 3 if mode == "colour" else 1
+    if image.shape[-1] == wanted:
+        return image
+    picture = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
+    values = np.asarray(picture.convert("RGB" if mode == "colour" else "L"))
+    return values if values.ndim == 3 else values[..., None]
+
+
+def fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scale a picture until it just covers the size, and crop what sticks out, half on either side.
+
+    Args:
+        image: uint8 0..255 [height, width, C].
+        size: (height, width).
+
+    Returns:
+        uint8 0..255 [*size, C].
+    """
+    from PIL import Image, ImageOps
+
+    if image.shape[:2] == size:
+        return image
+    picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
+    made = np.asarray(ImageOps.fit(picture, (size[1], size[0]), method=Image.Resampling.BOX, centering=(0.5, 0.5)))
+    return made if made.ndim == 3 else made[..., None]
+
+
+class Canvas:
+    """Takes pictures one after the other, and keeps of each no more than the size that it is brought to.
+
+    "binary": each is cut at half of the way from black to white, and then shrunk; a pixel is ink (1) if three tenths
+    of it are. Paper is what covers most of all pictures, black or white.
+
+    Args:
+        size: (height, width) of the result; None if all have the same.
+        mode: see `folder.load`.
+    """
+
+    def __init__(self, size: tuple[int, int] | None, mode: Mode) -> None:
+        self.size, self.mode = size, mode
+        self._images: list[np.ndarray] = []
+        self._light: list[float] = []
+
+    def __len__(self) -> int:
+        """Count the pictures."""
+        return len(self._images)
+
+    def add(self, image: np.ndarray) -> None:
+        """Take a picture, uint8 0..255 [height, width, C], of three colours for "colour" and of one otherwise."""
+        if self.mode == "binary":
+            dark = image < 128
+            self._light.append(1 - float(dark.mean()))
+            image = dark.astype(np.uint8) * 255
+        self._images.append(image if self.size is None else fitted(image, self.size))
+
+    def pixels(self, names: Sequence[object]) -> np.ndarray:
+        """All pictures, uint8 [N, C, height, width]: {0, 1} for "binary", else 0..255.
+
+        Args:
+            names: of the pictures, for errors.
+
+        Raises:
+            ValueError: pictures of different sizes.
+        """
+        if self.size is None:
+            check_common_size([image.shape for image in self._images], names)
+        images = np.stack(self._images).transpose(0, 3, 1, 2)
+        if self.mode != "binary":
+            return images
+        ink_is_dark = np.mean(self._light) > 0.5
+        return ((images if ink_is_dark else 255 - images) >= INK_SHARE * 255).astype(np.uint8)
+
+
+def check_common_size(shapes: Sequence[tuple[int, ...]], names: Sequence[object]) -> None:
+    """Refuse pictures of different sizes."""
+    first = shapes[0][:2]
+    for shape, name in zip(shapes, names, strict=True):
+        if shape[:2] != first:
+            raise ValueError(
+                f"size: expected one to bring all images to, as they differ, got none; {names[0]} is {first[0]} x "
+                f"{first[1]} and {name} is {shape[0]} x {shape[1]}"
+            )
+
+
+def check_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """Refuse what is no size; a number is that of a square."""
+    if size is None:
+        return None
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ValueError(f"size: expected a number of pixels, or height and width, got {size!r}")
+    return sides[0], sides[1]
