@@ -210,6 +210,6 @@ def live_server(live_pair):
 @pytest.fixture
 def live_entries(random_images):
     """Seven entries of a memory as the live page sends them."""
-    from vma_pyro.demo.engine import digits
+    from vma_pyro.demo.format import Format
 
-    return digits(random_images(7).squeeze(1))
+    return Format().write(random_images(7))

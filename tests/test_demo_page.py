@@ -138,7 +138,7 @@ def test_sixteen_samples_that_repeat_with_the_seed(opened, source):
     def pressed(name):
         with opened.expect_response("**/api/generate"):
             opened.get_by_role("button", name=name).click()
-        until(opened, "document.querySelectorAll('#samples canvas').length == 16")
+        until(opened, "document.querySelectorAll('#samples canvas').length == 32")
         opened.wait_for_timeout(50)
         return samples(opened)
 

@@ -16,18 +16,20 @@ from scripts import call
 from torch.distributions import transforms
 
 from vma_pyro import Guide, Memory, MLPNetworks, Model
-from vma_pyro.demo.engine import Engine, digits, pixels, walk
+from vma_pyro.demo.engine import Engine, walk
+from vma_pyro.demo.format import Format, format_of
 from vma_pyro.demo.messages import Interpolate, Look
 from vma_pyro.evaluation import address_posterior, kl_report
 from vma_pyro.evaluation.kl import BoundParts
 
+pixels, digits = Format().read, Format().write
 INK = "01" * 392
 BLANK = "0" * 784
 
 
 def test_digits_are_pixels(random_images):
     images = random_images(3)
-    assert torch.equal(pixels(digits(images.squeeze(1))), images)
+    assert torch.equal(pixels(digits(images)), images)
     assert pixels([INK])[0, 0, 0, :4].tolist() == [0, 1, 0, 1]
 
 
@@ -196,7 +198,7 @@ def test_a_stroke_over_200_entries_encodes_each_of_them_once(live_pair, monkeypa
     monkeypatch.setattr(
         type(guide.networks), "encode", lambda self, images: seen.append(len(images)) or encode(self, images)
     )
-    Engine(model, guide).look(Look(image=INK, entries=digits(random_images(200).squeeze(1))))
+    Engine(model, guide).look(Look(image=INK, entries=digits(random_images(200))))
     assert seen == [200]
 
 
@@ -243,10 +245,10 @@ def test_a_port_in_use_is_named(live_server, tmp_path):
 def test_alphabets_of_the_data_come_before_the_made_ones(data_folder):
     from vma_pyro.demo.__main__ import DemoConfig, banks
 
-    made = [bank.name for bank in banks(DemoConfig())]
+    made = [bank.name for bank in banks(DemoConfig(), Format())]
     assert made[0] == "glyphs-1-000"
     assert len(made) == 10
-    found = banks(DemoConfig(data="omniglot", data_dir=data_folder))
+    found = banks(DemoConfig(data="omniglot", data_dir=data_folder), Format())
     assert [bank.name for bank in found][-10:] == made
     assert len(found) > 10
     assert all(1 <= len(bank.tiles) <= 200 for bank in found)

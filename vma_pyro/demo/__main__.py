@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vma_pyro import cli, models
-from vma_pyro.data import glyphs, omniglot
+from vma_pyro.data import folder, glyphs, omniglot
 
 if TYPE_CHECKING:
+    from vma_pyro.data.pictures import Mode
+    from vma_pyro.demo.format import Format
     from vma_pyro.demo.messages import Bank
 
 
@@ -29,6 +31,10 @@ class DemoConfig:
     """Where the tiles come from: made by a program, or Omniglot's evaluation alphabets as well."""
     data_dir: Path | None = None
     """Folder of Omniglot; it is downloaded if missing."""
+    images: Path | None = None
+    """A folder of your own pictures, or an npz file, to fill the memory with; brought to the size of the model's."""
+    skip_unreadable: bool = False
+    """Go on without pictures that cannot be read."""
     port: int = 8000
     """Port of 127.0.0.1; 0 takes a free one."""
 
@@ -46,7 +52,8 @@ def main(config: DemoConfig) -> None:
     if not 0 <= config.port < 2**16:
         raise ValueError(f"port: expected 0 to 65535, got {config.port}")
     pair = models.load(config.load, program="memory", classes=models.classes_in(config.code))
-    app = create_app(Engine(*pair), banks(config), about=about(config.load))
+    engine = Engine(*pair)
+    app = create_app(engine, banks(config, engine.format), about=about(config.load))
     try:
         listening = socket.create_server(("127.0.0.1", config.port))
     except OSError as error:
@@ -55,14 +62,28 @@ def main(config: DemoConfig) -> None:
     make_server(app).run(sockets=[listening])
 
 
-def banks(config: DemoConfig) -> list[Bank]:
-    """Characters that the pretrained model has not seen, the chosen data first."""
-    from vma_pyro.demo.banks import make_banks
+def banks(config: DemoConfig, format_: Format) -> list[Bank]:
+    """Images that fit the model: your own first, then characters that the pretrained model has not seen."""
+    from vma_pyro.demo.banks import bank_of, make_banks
 
-    made = make_banks(glyphs.load(classes=200, seed=1))
+    made = []
+    if config.images is not None:
+        own = folder.load(
+            config.images, size=format_.shape[1:], mode=mode_of(format_), skip_unreadable=config.skip_unreadable
+        )
+        made.append(bank_of(config.images.name or str(config.images), own))
+    if format_ != ((1, 28, 28), 1):
+        return made
     if config.data == "omniglot":
-        return [*make_banks(omniglot.load(config.data_dir, split="evaluation")), *made]
-    return made
+        made += make_banks(omniglot.load(config.data_dir, split="evaluation"))
+    return [*made, *make_banks(glyphs.load(classes=200, seed=1))]
+
+
+def mode_of(format_: Format) -> Mode:
+    """How pictures are prepared for a model."""
+    if format_.shape[0] == 3:
+        return "colour"
+    return "binary" if format_.bits == 1 else "grey"
 
 
 def about(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,20 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from vma_pyro.demo.engine import Engine
+from vma_pyro.demo.format import Format
 from vma_pyro.demo.limits import Busy, Limits, Queue
-from vma_pyro.demo.messages import About, Bank, Found, Generate, Images, Interpolate, Look, Problem
+from vma_pyro.demo.messages import (
+    MOST_ENTRIES,
+    About,
+    Bank,
+    Found,
+    Generate,
+    Images,
+    Interpolate,
+    Look,
+    Problem,
+    questions,
+)
 
 PAGE = Path(__file__).with_name("page.html")
 
@@ -45,7 +58,7 @@ def create_app(engine: Engine, banks: Sequence[Bank], *, about: str) -> FastAPI:
     )
     for error, answer in ((RequestValidationError, _wrong_field), (HTTPException, _refused), (Busy, _busy)):
         app.add_exception_handler(error, answer)
-    app.add_middleware(Limits)
+    app.add_middleware(Limits, most_bytes=most_bytes(engine.format))
     page = PAGE.read_text(encoding="utf-8")
 
     @app.get("/", response_class=HTMLResponse, responses=PAGE_PROBLEMS)
@@ -60,11 +73,12 @@ def create_app(engine: Engine, banks: Sequence[Bank], *, about: str) -> FastAPI:
 def _questions(engine: Engine, banks: dict[str, Bank], about: str) -> APIRouter:
     """Route the page's questions; those to the model wait for each other."""
     api, queue = APIRouter(prefix="/api", responses=PROBLEMS), Queue()
+    of_format = questions(engine.format)
 
     @api.get("/about")
     async def about_model() -> About:
         """Name the model and the banks."""
-        return About(model=about, banks=list(banks))
+        return About(model=about, banks=list(banks), shape=engine.format.shape, bits=engine.format.bits)
 
     @api.get("/banks/{name}", responses={404: {"model": Problem, "description": "No such bank"}})
     async def bank(name: str) -> Bank:
@@ -73,22 +87,28 @@ def _questions(engine: Engine, banks: dict[str, Bank], about: str) -> APIRouter:
             raise HTTPException(404, f"name: expected one of {', '.join(banks)}, got {name[:60]!a}")
         return banks[name]
 
-    @api.post("/look")
     async def look(request: Look) -> Found:
         """Find where in the memory this drawing is."""
         return await queue.do(engine.look, request)
 
-    @api.post("/generate")
     async def generate(request: Generate) -> Images:
         """Generate more images like those in the memory."""
         return await queue.do(engine.generate, request)
 
-    @api.post("/interpolate")
     async def interpolate(request: Interpolate) -> Images:
         """Show one character on its way from one z to another."""
         return await queue.do(engine.interpolate, request)
 
+    for handler, message in zip((look, generate, interpolate), of_format, strict=True):
+        handler.__annotations__["request"] = message  # whose images are as the model takes them
+        api.post(f"/{handler.__name__}")(handler)
     return api
+
+
+def most_bytes(format_: Format) -> int:
+    """Bytes of the largest question: a full memory and a drawing."""
+    one = (1 if format_.bits == 1 else 2) * math.prod(format_.shape) + 3
+    return max(256 * 1024, (MOST_ENTRIES + 1) * one + 1024)
 
 
 async def _wrong_field(request: Request, error: Any) -> JSONResponse:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
 
+from vma_pyro.demo.format import as_bytes, format_of
 from vma_pyro.demo.messages import Found, Generate, Images, Interpolate, Look
 from vma_pyro.evaluation import distribution_at, split_bound
 from vma_pyro.memory import Memory
@@ -27,15 +28,19 @@ class Engine:
 
     Args:
         model, guide: programs with sites `address`, `z` and `x`.
+
+    Attributes:
+        format: of the images that the model takes.
     """
 
     def __init__(self, model: nn.Module, guide: nn.Module) -> None:
         self.model, self.guide = model.eval(), guide.eval()
+        self.format = format_of(model)
         self._lock = threading.Lock()
 
     def look(self, request: Look) -> Found:
         """Find q(a | x, M), and KL(a) in nats and bits."""
-        memory, x = Memory(pixels(request.entries)), pixels([request.image])
+        memory, x = Memory(self.format.read(request.entries)), self.format.read([request.image])
         with self._alone(seed=0):
             split = split_bound(self.model, self.guide, memory, x)
         most = math.log(memory.size)
@@ -51,24 +56,29 @@ class Engine:
         )
 
     def generate(self, request: Generate) -> Images:
-        """Draw addresses and z from the model, and show E[x | z, m_a]."""
+        """Draw addresses, z and x from the model, and show E[x | z, m_a] beside x."""
+        memory = Memory(self.format.read(request.entries))
         with self._alone(request.seed):
-            trace = poutine.trace(self.model).get_trace(Memory(pixels(request.entries)), num_images=request.count)
+            trace = poutine.trace(self.model).get_trace(memory, num_images=request.count)
+            means = mean_of(trace)
         address: Any = trace.nodes["address"]["value"]
-        return Images(images=greys(trace), addresses=address.tolist())
+        drawn = as_bytes(trace.nodes["x"]["value"])
+        return Images(images=means or drawn, drawn=drawn, addresses=address.flatten().tolist())
 
     def interpolate(self, request: Interpolate) -> Images:
         """Show E[x | z, m] between two draws of z, along an arc about its mean.
 
         Of a Gaussian each point of it is a draw as well. What has no mean is walked in a straight line.
         """
-        memory = Memory(pixels([request.entry]))
+        memory = Memory(self.format.read([request.entry]))
         with self._alone(request.seed):
             prior = distribution_at(poutine.trace(self.model).get_trace(memory, num_images=1), "z")
             z = walk(prior, request.steps)
             model = poutine.condition(self.model, data={"z": z})
             trace = poutine.trace(model).get_trace(memory, num_images=request.steps)
-        return Images(images=greys(trace), addresses=[0] * request.steps)
+            means = mean_of(trace)
+        drawn = as_bytes(trace.nodes["x"]["value"])
+        return Images(images=means or drawn, drawn=drawn, addresses=[0] * request.steps)
 
     @contextmanager
     def _alone(self, seed: int) -> Iterator[None]:
@@ -90,18 +100,10 @@ def walk(prior: Any, steps: int) -> Float[Tensor, "steps Z"]:
     return mean + angle.cos() * (first - mean) + angle.sin() * (last - mean)
 
 
-def pixels(images: list[str]) -> Tensor:
-    """Convert digits to float images [N, 1, 28, 28]."""
-    digits = torch.frombuffer(bytearray("".join(images), "ascii"), dtype=torch.uint8)
-    return (digits - ord("0")).float().reshape(-1, 1, 28, 28)
-
-
-def digits(images: Tensor) -> list[str]:
-    """Convert binary images [N, 28, 28] to digits."""
-    return ["".join(map(str, row)) for row in images.flatten(1).int().tolist()]
-
-
-def greys(trace: poutine.Trace) -> list[str]:
-    """Write the means of site `x` as hexadecimal digits."""
-    mean: Tensor = distribution_at(trace, "x").mean
-    return [bytes(row).hex() for row in (255 * mean.flatten(1)).round().clamp(0, 255).int().tolist()]
+def mean_of(trace: poutine.Trace) -> list[str]:
+    """Write the means of site `x` as bytes; nothing where the likelihood has none."""
+    try:
+        mean: Tensor = distribution_at(trace, "x").mean
+    except NotImplementedError:
+        return []
+    return as_bytes(mean)

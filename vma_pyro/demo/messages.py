@@ -1,10 +1,12 @@
-"""What the page and the server say to each other. Every field is checked; an image is 784 digits 0 and 1."""
+"""What the page and the server say to each other. Every field is checked, images by the model's format."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model
+
+from vma_pyro.demo.format import Format
 
 MOST_ENTRIES = 200
 MOST_IMAGES = 16
@@ -18,16 +20,9 @@ def _number(value: Any) -> Any:
 
 
 NUMBER = BeforeValidator(_number)
-Image = Annotated[
-    str,
-    StringConstraints(pattern=r"^[01]{784}$"),
-    Field(description="28 x 28 pixels, row by row: 1 is ink, 0 is paper.", json_schema_extra={"format": "pixels"}),
-]
-Entries = Annotated[list[Image], Field(min_length=1, max_length=MOST_ENTRIES, description="The memory.")]
+IN_MEMORY = Field(min_length=1, max_length=MOST_ENTRIES, description="The memory.")
 Seed = Annotated[int, Field(ge=0, lt=2**31, description="Of the noise."), NUMBER]
-GreyImage = Annotated[
-    str, Field(description="Expected pixels: 784 pairs of hexadecimal digits, from 00 (paper) to ff (ink).")
-]
+Bytes = Annotated[str, Field(description="Pixels: pairs of hexadecimal digits, colour by colour.")]
 
 
 class Message(BaseModel):
@@ -39,8 +34,8 @@ class Message(BaseModel):
 class Look(Message):
     """Asks where in a memory a drawing is."""
 
-    image: Image
-    entries: Entries
+    image: str
+    entries: Annotated[list[str], IN_MEMORY]
 
 
 class Found(Message):
@@ -54,9 +49,9 @@ class Found(Message):
 
 
 class Generate(Message):
-    """Asks to sample an address, then z, and show E[x | z, m_a]."""
+    """Asks to sample an address, then z and x, and show E[x | z, m_a]."""
 
-    entries: Entries
+    entries: Annotated[list[str], IN_MEMORY]
     seed: Seed = 0
     count: Annotated[int, Field(ge=1, le=MOST_IMAGES), NUMBER] = MOST_IMAGES
 
@@ -64,7 +59,7 @@ class Generate(Message):
 class Interpolate(Message):
     """Asks to walk from one z to another under one entry."""
 
-    entry: Image
+    entry: str
     seed: Seed = 0
     steps: Annotated[int, Field(ge=2, le=MOST_IMAGES), NUMBER] = MOST_IMAGES
 
@@ -72,14 +67,15 @@ class Interpolate(Message):
 class Images(Message):
     """Holds generated images."""
 
-    images: list[GreyImage]
+    images: Annotated[list[Bytes], Field(description="E[x | z, m_a]; draws of x where the likelihood has no mean.")]
+    drawn: Annotated[list[Bytes], Field(description="Draws of x.")]
     addresses: Annotated[list[int], Field(description="The entry that each image varies.")]
 
 
 class Tile(Message):
     """Holds an image of a bank, and its character."""
 
-    image: Image
+    image: str
     label: str
 
 
@@ -95,6 +91,8 @@ class About(Message):
 
     model: str
     banks: list[str]
+    shape: Annotated[tuple[int, int, int], Field(description="C, height and width of an image.")]
+    bits: Annotated[int, Field(description="1: ink on paper; 8: grey or colour.")]
     most_entries: int = MOST_ENTRIES
 
 
@@ -102,3 +100,26 @@ class Problem(BaseModel):
     """Says what is wrong, in the one shape of all errors."""
 
     error: str
+
+
+class Questions(NamedTuple):
+    """The messages that hold images, each as the format says."""
+
+    look: type[Look]
+    generate: type[Generate]
+    interpolate: type[Interpolate]
+
+
+def questions(format_: Format) -> Questions:
+    """Make the messages that hold images of a format."""
+    about: Any = Field(description=format_.description, json_schema_extra={"format": "pixels"})
+    image: Any = Annotated[str, StringConstraints(pattern=format_.pattern), about]
+    entries: Any = Annotated[list[image], IN_MEMORY]
+
+    def of(base: type[Message], **fields: Any) -> Any:
+        required = {name: (kind, ...) for name, kind in fields.items()}
+        return create_model(base.__name__, __base__=base, __doc__=base.__doc__, **required)
+
+    return Questions(
+        of(Look, image=image, entries=entries), of(Generate, entries=entries), of(Interpolate, entry=image)
+    )
