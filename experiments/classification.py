@@ -106,7 +106,7 @@ def main(config: ClassificationConfig) -> None:
     if config.soft is not None and soft is not None:
         soft = models.on(subject.device, soft)
         training["soft"] = loaded_facts(config.soft)
-    largest = max(Counter(subject.test.alphabets).values())
+    largest = max(Counter(subject.test.groups).values())
     if max(config.ways) > largest:
         raise ValueError(
             f"ways: expected at most {largest}, the classes of the largest alphabet, got {config.ways}"

@@ -75,7 +75,7 @@ def main(config: SplitConfig) -> None:
     training, rows = {}, []
     for shots in config.shots:
         name = f"{shots}_examples"
-        mine = as_many_targets(config, config.classes * (data.train.images.shape[1] - shots))
+        mine = as_many_targets(config, config.classes * (data.train.examples - shots))
         pair, training[name] = train_or_load(mine, name, data, classes=config.classes, shots=shots)
         todo = partial(score, models.on(device, pair), session, config, shots)
         rows.append(kept.once(config, name, todo))

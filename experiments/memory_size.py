@@ -26,7 +26,7 @@ from common.subject import TestConfig, load_subject
 from common.train import loaded_facts
 from vma_pyro import cli, models, pretrained
 from vma_pyro._system.markdown import table
-from vma_pyro.data import Characters, NestedEpisodes, omniglot
+from vma_pyro.data import ImageClasses, NestedEpisodes, omniglot
 from vma_pyro.evaluation import Mean, TwoPhase
 
 
@@ -71,7 +71,7 @@ class Cell(NamedTuple):
     shots: int
 
 
-def list_cells(config: SizeConfig, models: Collection[str], tests: Mapping[str, Characters]) -> list[Cell]:
+def list_cells(config: SizeConfig, models: Collection[str], tests: Mapping[str, ImageClasses]) -> list[Cell]:
     """All sizes for all models, each once; those that the test classes do not have are left out."""
     first = next(iter(tests))
     sizes = [(first, c, s) for s in config.shots for c in config.classes]
@@ -83,7 +83,7 @@ def list_cells(config: SizeConfig, models: Collection[str], tests: Mapping[str, 
         found += [Cell("soft", first, c, s) for s in config.shots[:2] for c in config.classes]
     if "memoryless" in models:
         found.append(Cell("memoryless", first, 1, 1))
-    return [c for c in found if c.classes <= len(tests[c.test]) and c.shots < tests[c.test].images.shape[1]]
+    return [c for c in found if c.classes <= len(tests[c.test]) and c.shots < tests[c.test].examples]
 
 
 def load_others(config: SizeConfig) -> dict[str, tuple[Path, models.Pair]]:
@@ -124,8 +124,8 @@ def main(config: SizeConfig) -> None:
         pairs[name] = models.on(subject.device, pair)
         training[name] = loaded_facts(path)
     tests = {"all alphabets": subject.test}
-    if set(omniglot.TEST_5) <= set(subject.test.alphabets):
-        tests = {"five alphabets": subject.test.of_alphabets(omniglot.TEST_5), **tests}
+    if set(omniglot.TEST_5) <= set(subject.test.groups):
+        tests = {"five alphabets": subject.test.of_groups(omniglot.TEST_5), **tests}
     nested = {n: NestedEpisodes(c, images=config.images, seed=config.seed) for n, c in tests.items()}
     files = [pretrained.file_of(path) for path in (config.load, *(path for path, _ in others.values()))]
     folder.begin(config, load=config.load, files=files)

@@ -24,7 +24,7 @@ from vma_pyro import cli, models, pretrained
 from vma_pyro._system import lock
 from vma_pyro._system.atomic import write_text
 from vma_pyro._system.command import command
-from vma_pyro.data import Characters, NestedEpisodes, load_split
+from vma_pyro.data import ImageClasses, NestedEpisodes, load_split
 from vma_pyro.training import device_of_name
 
 MOST_BYTES = 8 * 2**20
@@ -62,7 +62,7 @@ class PublishConfig:
         return replace(self, shots=(1,), images=5, samples=TINY) if self.tiny else self
 
 
-def nll(pair: models.Pair, of: Characters, shots: int, config: PublishConfig, device: torch.device) -> Any:
+def nll(pair: models.Pair, of: ImageClasses, shots: int, config: PublishConfig, device: torch.device) -> Any:
     """NLL with one class in memory, nats per image."""
     nested = NestedEpisodes(of, images=config.images, seed=0)
     targets = partial(nested.episodes, 1, shots)
@@ -70,7 +70,7 @@ def nll(pair: models.Pair, of: Characters, shots: int, config: PublishConfig, de
 
 
 def accuracy(
-    pair: models.Pair, of: Characters, task: tuple[int, int], config: PublishConfig, device: torch.device
+    pair: models.Pair, of: ImageClasses, task: tuple[int, int], config: PublishConfig, device: torch.device
 ) -> Any:
     """Accuracy by q(a | x), among all test classes."""
     nested = NestedEpisodes(of, images=config.images, seed=0)

@@ -1,4 +1,4 @@
-"""Small pictures in folders, as people have them: shapes in colour, of many sizes, and files that are in the way."""
+"""Small pictures in folders, as people have them: shapes in colour, of many sizes."""
 
 from pathlib import Path
 

@@ -97,7 +97,9 @@ def test_draws_are_as_frequent_as_they_are_probable(kind):
     share, expected = same.double().mean(0), fn.log_prob(images).exp()[:, 0]
     z = (share - expected) / (expected * (1 - expected) / 20_000).sqrt().clamp_min(1e-3)
     assert z.abs().max() < 5
-    torch.testing.assert_close(fn.mean[0].flatten(), (expected[:, None] * images.flatten(1)).sum(0), atol=0.3, rtol=0)
+    torch.testing.assert_close(
+        fn.mean[0].flatten(), (expected[:, None] * images.flatten(1)).sum(0), atol=0.3, rtol=0
+    )
 
 
 @pytest.mark.parametrize("kind", ["causal", "wide", "causal, two levels", "causal colours"])
@@ -197,7 +199,9 @@ def test_the_exact_address_is_the_sum_over_all():
     with torch.no_grad():
         each = []
         for a in range(4):
-            trace = poutine.trace(poutine.condition(model, data={"address": torch.full((3,), a)})).get_trace(memory, x)
+            trace = poutine.trace(poutine.condition(model, data={"address": torch.full((3,), a)})).get_trace(
+                memory, x
+            )
             trace.compute_log_prob()
             each.append(trace.nodes["x"]["log_prob"])
     expected = torch.stack(each).logsumexp(0) - math.log(4)
@@ -274,12 +278,18 @@ def test_the_decoder_gives_what_the_likelihood_wants():
         networks = make()
         Model(networks, likelihood=CausalBernoulli(hidden=6))
         assert (networks.channels, networks.maps, networks.output_shape) == (1, 6, (7, 28, 28))
-        assert networks.made_with["maps"] == 6
-        with pytest.raises(ValueError, match=r"^networks: expected a decoder with maps=0, .* BernoulliPixels wants, got 6"):
+        with pytest.raises(
+            ValueError, match=r"^networks: expected a decoder with maps=0, .* BernoulliPixels wants, got 6"
+        ):
             Model(networks)
-        with pytest.raises(ValueError, match="^networks: expected a decoder with maps=6, as many as CausalBernoulli"):
+        with pytest.raises(
+            ValueError, match="^networks: expected a decoder with maps=6, as many as CausalBernoulli"
+        ):
             Model(make(channels=1), likelihood=CausalBernoulli(hidden=6))
-    assert Model(ConvNetworks(3, width=0.1, image_shape=(3, 9, 8)), likelihood=DiscretizedLogistics(2)).networks.maps == 20
+    assert (
+        Model(ConvNetworks(3, width=0.1, image_shape=(3, 9, 8)), likelihood=DiscretizedLogistics(2)).networks.maps
+        == 20
+    )
 
 
 @pytest.mark.parametrize(
@@ -293,7 +303,10 @@ def test_the_decoder_gives_what_the_likelihood_wants():
             lambda: Model(ConvNetworks(3, image_shape=(3, 8, 8)), likelihood=CausalLogistics(2)),
             r"likelihood: expected CausalLogistics\(colours=3\) for images of 3 colours, got colours=1",
         ),
-        (lambda: DiscretizedLogistics(2)(torch.zeros(1, 8, 4, 4)), "decoded: expected 7 channels for grey or 23 .*"),
+        (
+            lambda: DiscretizedLogistics(2)(torch.zeros(1, 8, 4, 4)),
+            "decoded: expected 7 channels for grey or 23 .*",
+        ),
     ],
 )
 def test_sizes_that_mean_nothing_are_refused(make, message):
@@ -303,7 +316,9 @@ def test_sizes_that_mean_nothing_are_refused(make, message):
 
 def test_images_that_are_no_levels_are_refused():
     model = Model(ConvNetworks(3, width=0.1, image_shape=(1, 8, 8)), likelihood=DiscretizedLogistics(2))
-    with pytest.raises(ValueError, match="^memory.entries: expected 256 levels, multiples of 1 / 255, got values up to"):
+    with pytest.raises(
+        ValueError, match="^memory.entries: expected 256 levels, multiples of 1 / 255, got values up to"
+    ):
         model(Memory(torch.full((2, 1, 8, 8), 0.3)))
     bytes_ = torch.randint(256, (2, 1, 8, 8)).float() / 255
     assert model(Memory(bytes_), bytes_).shape == (2, 1, 8, 8)
@@ -312,7 +327,7 @@ def test_images_that_are_no_levels_are_refused():
 
 
 def test_one_component_is_the_logistic_by_hand():
-    """Also at the outermost levels, and far away from the mean, where the difference of sigmoids is 0 in floats."""
+    """Also at the outermost levels, and far away from the mean, where a difference of sigmoids is 0."""
     decoded = torch.zeros(1, 4, 1, 1, dtype=torch.float64)
     decoded[0, 3] = 1.5 + math.log(0.02)  # log scale
     levels = torch.arange(256, dtype=torch.float64)[:, None, None, None] / 255

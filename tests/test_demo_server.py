@@ -17,7 +17,7 @@ from torch.distributions import transforms
 
 from vma_pyro import Guide, Memory, MLPNetworks, Model
 from vma_pyro.demo.engine import Engine, walk
-from vma_pyro.demo.format import Format, format_of
+from vma_pyro.demo.format import Format
 from vma_pyro.demo.messages import Interpolate, Look
 from vma_pyro.evaluation import address_posterior, kl_report
 from vma_pyro.evaluation.kl import BoundParts

@@ -56,7 +56,9 @@ def test_groups(tmp_path):
 def test_pictures_without_classes_are_one_each(tmp_path):
     for i in range(3):
         save(tmp_path / "own" / f"{i}.png", grey(i))
-    with pytest.warns(UserWarning, match=r"3 of 3 classes have a single image \(0.png, 1.png, 2.png\): it can be in"):
+    with pytest.warns(
+        UserWarning, match=r"3 of 3 classes have a single image \(0.png, 1.png, 2.png\): it can be in"
+    ):
         found = folder.load(tmp_path / "own", mode="grey")
     assert found.counts.tolist() == [1, 1, 1]
 
@@ -76,7 +78,7 @@ def test_pictures_are_seen_as_they_are_meant(tmp_path):
     clear = np.zeros((8, 8, 4), np.uint8)
     clear[:4, :, 3] = 255
     save(own / "0.png", clear)
-    Image.fromarray((np.full((8, 8), 257 * 100, np.uint16))).save(own / "1.png")
+    Image.fromarray(np.full((8, 8), 257 * 100, np.uint16)).save(own / "1.png")
     Image.fromarray(grey(77)).convert("P").save(own / "2.png")
     Image.fromarray(np.full((8, 8, 4), 255, np.uint8), "CMYK").save(own / "3.jpg")
     found = folder.load(tmp_path / "own", size=8, mode="grey")
@@ -144,7 +146,10 @@ class TestArrays:
             ({"images": np.zeros((6, 9, 8), np.int32)}, "expected images of type uint8 or bool, or .*, got int32"),
             ({"labels": None}, r"expected arrays \['images', 'labels'\], got"),
             ({"groups": np.zeros(3)}, r"expected groups \[6\], one per image, got \[3\]"),
-            ({"images": np.array([None] * 6, object)}, "expected a prepared npz file, got one that cannot be read"),
+            (
+                {"images": np.array([None] * 6, object)},
+                "expected a prepared npz file, got one that cannot be read",
+            ),
         ],
     )
     def test_others_are_refused(self, tmp_path, changes, message):
@@ -176,7 +181,9 @@ class TestRefusals:
     def test_different_sizes(self, tmp_path):
         save(tmp_path / "own" / "a" / "0.png", grey(0))
         save(tmp_path / "own" / "b" / "0.png", grey(0, (9, 8)))
-        with pytest.raises(ValueError, match=r"^size: expected one to bring all images to, .* 8 x 8 and .* is 9 x 8$"):
+        with pytest.raises(
+            ValueError, match=r"^size: expected one to bring all images to, .* 8 x 8 and .* is 9 x 8$"
+        ):
             folder.load(tmp_path / "own")
 
     @pytest.mark.parametrize(
@@ -193,10 +200,14 @@ class TestRefusals:
             folder.load(tmp_path / "own")
 
     def test_nothing_there(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="^data_dir: expected a folder of images or an npz file, found none"):
+        with pytest.raises(
+            FileNotFoundError, match="^data_dir: expected a folder of images or an npz file, found none"
+        ):
             folder.load(tmp_path / "absent")
         (tmp_path / "empty").mkdir()
-        with pytest.raises(FileNotFoundError, match=r"^data_dir: expected pictures \(png, jpg, .*\) in folders of .*"):
+        with pytest.raises(
+            FileNotFoundError, match=r"^data_dir: expected pictures \(png, jpg, .*\) in folders of .*"
+        ):
             folder.load(tmp_path / "empty")
 
     @pytest.mark.parametrize(
@@ -286,10 +297,18 @@ class TestDivide:
     @pytest.mark.parametrize(
         ("data", "options", "message"),
         [
-            (classes([3, 3, 1]), {}, "data: expected 3 groups or more with a class of 2 images or more, .*, got 2"),
+            (
+                classes([3, 3, 1]),
+                {},
+                "data: expected 3 groups or more with a class of 2 images or more, .*, got 2",
+            ),
             (classes([3] * 4), {"test": 1.0}, "test: expected a share between 0 and 1, or names, got 1.0"),
             (classes([3] * 4), {"test": ["z"]}, "test: expected some of c., c., c., c., got .'z'."),
-            (classes([3] * 4), {"test": ["c0"], "validation": ["c0"]}, "validation: expected some of .* got .'c0'."),
+            (
+                classes([3] * 4),
+                {"test": ["c0"], "validation": ["c0"]},
+                "validation: expected some of .* got .'c0'.",
+            ),
             (classes([3] * 4), {"by": "name"}, "by: expected 'group' or 'class', got 'name'"),
             (classes([3] * 4), {"seed": -1}, "seed: expected .*"),
             (
@@ -308,7 +327,9 @@ def test_load_split(tmp_path):
     root = folder_of_shapes(tmp_path / "own", [3] * 5)
     parts = load_split("folder", root, size=8, mode="grey")
     assert sum(len(part) for part in parts) == 5
-    with pytest.raises(ValueError, match="^data_dir: expected the folder of your images with data=folder, got none$"):
+    with pytest.raises(
+        ValueError, match="^data_dir: expected the folder of your images with data=folder, got none$"
+    ):
         load_split("folder")
     with pytest.raises(ValueError, match="^size: expected it with images of your own, got it with data=glyphs$"):
         load_split("glyphs", size=8)
@@ -317,10 +338,19 @@ def test_load_split(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pixels": np.zeros((4, 2, 4, 4), np.uint8)}, "pixels: expected at least one image, .*, got .4, 2, 4, 4."),
-        ({"pixels": np.full((4, 1, 4, 4), 2, np.uint8)}, "pixels: expected binary values .* up to 2; say bits=8 .*"),
+        (
+            {"pixels": np.zeros((4, 2, 4, 4), np.uint8)},
+            "pixels: expected at least one image, .*, got .4, 2, 4, 4.",
+        ),
+        (
+            {"pixels": np.full((4, 1, 4, 4), 2, np.uint8)},
+            "pixels: expected binary values .* up to 2; say bits=8 .*",
+        ),
         ({"pixels": np.zeros((4, 1, 4, 4))}, "pixels: expected dtype uint8 or float32, got float64"),
-        ({"pixels": np.zeros((4, 1, 4, 4), np.float32), "bits": 8}, "pixels: expected dtype uint8 with bits=8, got f.*"),
+        (
+            {"pixels": np.zeros((4, 1, 4, 4), np.float32), "bits": 8},
+            "pixels: expected dtype uint8 with bits=8, got f.*",
+        ),
         ({"bits": 4}, "bits: expected 1 or 8, got 4"),
         ({"counts": np.array([3, 0])}, "counts: expected 1 or more images for each class, 4 in all, got .3, 0."),
         ({"counts": np.array([3, 2])}, "counts: expected 1 or more images for each class, 4 in all, got .3, 2."),

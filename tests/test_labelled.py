@@ -24,7 +24,11 @@ def idx(path, array):
 
 def write_idx(root, name):
     folder = {"emnist": "EMNIST", "kmnist": "KMNIST", "fashion": "FashionMNIST"}[name]
-    stems = [("emnist-balanced-train", "emnist-balanced-train")] if name == "emnist" else [("train",) * 2, ("t10k",) * 2]
+    stems = (
+        [("emnist-balanced-train", "emnist-balanced-train")]
+        if name == "emnist"
+        else [("train",) * 2, ("t10k",) * 2]
+    )
     for stem, _ in stems:
         idx(root / folder / "raw" / f"{stem}-images-idx3-ubyte", images(28, 28))
         idx(root / folder / "raw" / f"{stem}-labels-idx1-ubyte", LABELS)
@@ -115,7 +119,9 @@ def test_files_that_are_missing_or_damaged(tmp_path, name):
 
 
 def test_other_names_and_modes(tmp_path):
-    with pytest.raises(ValueError, match="^data: expected one of emnist, kmnist, fashion, cifar10, svhn, got 'mnist'$"):
+    with pytest.raises(
+        ValueError, match="^data: expected one of emnist, kmnist, fashion, cifar10, svhn, got 'mnist'$"
+    ):
         labelled.load("mnist", tmp_path)
     with pytest.raises(ValueError, match="^mode: expected one of binary, grey, colour, got 'rgb'$"):
         labelled.load("svhn", tmp_path, mode="rgb")

@@ -156,7 +156,9 @@ def test_convolutions_for_images_of_any_size(shape):
     assert decoded.shape == (2, *shape)
     (slope,) = torch.autograd.grad(query.key.square().sum(), x, retain_graph=True)
     assert bool((slope.abs().sum((0, 1)) > 0).float().mean() > 0.9)
-    (decoded.square().sum() + query.key.square().sum() + networks.prior(m).log_prob(torch.ones(3)).sum()).backward()
+    (
+        decoded.square().sum() + query.key.square().sum() + networks.prior(m).log_prob(torch.ones(3)).sum()
+    ).backward()
     assert [name for name, p in networks.named_parameters() if p.grad is None] == []
 
 
@@ -176,5 +178,7 @@ def test_at_28_pixels_it_is_the_network_of_before():
 
 @pytest.mark.parametrize("shape", [(2, 28, 28), (1, 7, 28), (28, 28), (1, 28)], ids=str)
 def test_shapes_that_no_convolutions_take_are_refused(shape):
-    with pytest.raises(ValueError, match=r"^image_shape: expected \(1 or 3 colours, height, width\) with sides of 8"):
+    with pytest.raises(
+        ValueError, match=r"^image_shape: expected \(1 or 3 colours, height, width\) with sides of 8"
+    ):
         ConvNetworks(3, image_shape=shape)

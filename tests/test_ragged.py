@@ -82,7 +82,10 @@ def test_a_memory_of_single_examples_alone_is_not_drawn():
     [
         ({"shots": 9}, "shots: expected at most 8, as the largest class has 9 examples and one must be left .*"),
         ({"classes": 7}, "classes: expected at most 6, the classes of the data set, got 7"),
-        ({"queries": 11}, "queries: expected at most 10, the examples that 4 classes leave beside 3 shots, got 11"),
+        (
+            {"queries": 11},
+            "queries: expected at most 10, the examples that 4 classes leave beside 3 shots, got 11",
+        ),
     ],
 )
 def test_more_than_there_is_is_refused(change, message):
@@ -92,7 +95,9 @@ def test_more_than_there_is_is_refused(change, message):
 
 def test_what_is_not_square_is_not_turned():
     wide = ImageClasses(np.zeros((4, 1, 8, 9), np.uint8), np.array([2, 2]), ("a", "b"), ("a", "b"))
-    with pytest.raises(ValueError, match="^augment: expected None for images that are not square, 8 x 9, got 'rot"):
+    with pytest.raises(
+        ValueError, match="^augment: expected None for images that are not square, 8 x 9, got 'rot"
+    ):
         EpisodeSampler(wide, classes=1, shots=1, queries=1, seed=0, augment="rotations")
 
 
@@ -147,7 +152,9 @@ class TestNested:
                 assert not bool((torch.stack([of, which], -1) == own).all(-1).any())
 
     def test_no_class_has_two(self):
-        with pytest.raises(ValueError, match="^characters: expected a class with 2 examples or more, as a target is"):
+        with pytest.raises(
+            ValueError, match="^characters: expected a class with 2 examples or more, as a target is"
+        ):
             NestedEpisodes(data([1, 1]), images=None, seed=0)
 
 

@@ -161,7 +161,7 @@ def option(name: str, *, instead_of: str) -> Iterator[None]:
     """Have errors about an argument of something inside name the option that it came from."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         if not str(error).startswith(f"{instead_of}: "):
             raise
-        raise ValueError(name + str(error).removeprefix(instead_of)) from error
+        raise type(error)(name + str(error).removeprefix(instead_of)) from error

@@ -177,7 +177,7 @@ class ImageModel(Program):
 
 
 def check_decoder(networks: Networks, likelihood: Likelihood) -> None:
-    """Give the likelihood what it wants of the decoder, where that is not decided yet, and else look whether it has.
+    """Give the likelihood what it wants of the decoder where that is not decided yet, else look whether it has it.
 
     Raises:
         ValueError: networks whose decoder gives something else.

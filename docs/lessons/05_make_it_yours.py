@@ -34,7 +34,7 @@ from vma_pyro import (
     models,
 )
 from vma_pyro.data import Characters, Episode, EpisodeSampler, GreyCharacters, glyphs
-from vma_pyro.demo.engine import Engine, digits
+from vma_pyro.demo.engine import Engine
 from vma_pyro.demo.messages import Generate, Look
 from vma_pyro.evaluation import Mean, address_posterior, kl_report
 from vma_pyro.infer import make
@@ -76,8 +76,9 @@ def show_on_page(name, pair, episode, *classes):
     with tempfile.TemporaryDirectory() as folder:
         models.save(Path(folder) / "edited.pt", pair)
         loaded = models.load(Path(folder) / "edited.pt", classes=classes)
-    entries, (image,) = digits(episode.memory.entries.squeeze(1)), digits(episode.x[:1].squeeze(1))
     page = Engine(*loaded)
+    # The test images are binary, which a model of grey images takes as well.
+    entries, (image,) = (page.format.write(images) for images in (episode.memory.entries, episode.x[:1]))
     found = page.look(Look(image=image, entries=entries))
     print(f"on the page: {name}: KL(a) {found.kl_nats:.2f} nats, of at most {found.most_nats:.2f}")
     drawn = page.generate(Generate(entries=entries, count=6, seed=0)).images

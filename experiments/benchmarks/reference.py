@@ -25,6 +25,13 @@ from vma_pyro.networks import Entry, Query, loc_and_scale
 class DefaultLayout(ConvNetworks):
     """The same networks with channels first, as torch has them unless told otherwise."""
 
+    up7: nn.Module
+    up14: nn.Module
+    up28: nn.Module
+    conv7: nn.Module
+    conv14: nn.Module
+    conv28: nn.Module
+
     def __init__(self, *, width: float) -> None:
         super().__init__(width=width)
         self.to(memory_format=torch.contiguous_format)
@@ -40,7 +47,7 @@ class DefaultLayout(ConvNetworks):
     def decode(self, z: Tensor, m: Entry) -> Tensor:
         """Logits, for as many z as entries."""
         skip7, skip14 = (s.flatten(0, -4).permute(0, 3, 1, 2) for s in m.skips)
-        h = F.relu(self.stem(z) + m.stem).reshape(-1, self.high, 4, 4)
+        h = F.relu(self.stem(z) + m.stem).reshape(-1, *self.top_shape)
         h = F.relu_(self.conv7(F.relu_(self.up7(h))) + skip7)
         h = F.relu_(self.conv14(F.relu_(self.up14(h))) + skip14)
         h = F.relu_(self.conv28(F.relu_(self.up28(h))))

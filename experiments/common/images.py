@@ -43,7 +43,8 @@ def generate(model: nn.Module, entries: Tensor, *, number: int, seed: int = 0) -
     with undisturbed(model, seed=seed):
         plate = pyro.plate("samples", number, dim=-2)
         trace = poutine.trace(plate(model)).get_trace(memory)
-        drawn, mean = trace.nodes["x"]["value"], distribution_at(trace, "x").mean
+        drawn: Any = trace.nodes["x"]["value"]
+        mean = distribution_at(trace, "x").mean
     return Generated(drawn.transpose(0, 1), mean.transpose(0, 1))
 
 

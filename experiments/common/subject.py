@@ -12,7 +12,7 @@ import tyro
 from common.protocols import Samples
 from common.train import loaded_facts
 from vma_pyro import cli, models
-from vma_pyro.data import Characters, load_split
+from vma_pyro.data import ImageClasses, load_split
 from vma_pyro.models import Pair
 from vma_pyro.training import device_of_name
 
@@ -57,7 +57,7 @@ class Subject(NamedTuple):
 
     pair: Pair
     facts: dict[str, Any]
-    test: Characters
+    test: ImageClasses
     device: torch.device
 
 

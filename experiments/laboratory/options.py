@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from vma_pyro import cli
-from vma_pyro.data import Characters, EpisodeSampler
+from vma_pyro.data import EpisodeSampler, ImageClasses
 from vma_pyro.models import Pair, build
 
 
@@ -169,7 +169,7 @@ def initial_pair(config: LaboratoryConfig) -> Pair:
     return build({"networks": "conv", "program": "memory", **sizes})
 
 
-def sampler(config: LaboratoryConfig, characters: Characters, queries: int, **options: Any) -> EpisodeSampler:
+def sampler(config: LaboratoryConfig, characters: ImageClasses, queries: int, **options: Any) -> EpisodeSampler:
     """Make episodes of the shape that all are trained on."""
     plan = config.plan()
     shape: dict[str, Any] = {"classes": plan.classes, "shots": plan.shots, "queries": queries} | options

@@ -46,9 +46,9 @@ class FewShotConfig:
     """Few-shot generation with a variational memory."""
 
     data: Data | None = None
-    """Procedural glyphs, made on the spot; Omniglot: the canonical split, or 45 alphabets against 5 (as figures 3 to
-    5 of the paper); a folder of your own images; or labelled images that torchvision downloads. Default: what the
-    loaded checkpoint was trained on, else glyphs."""
+    """Procedural glyphs, made on the spot; Omniglot: the canonical split, or 45 alphabets against 5 (as figures
+    3 to 5 of the paper); a folder of your own images; or labelled images that torchvision downloads. Default: what
+    the loaded checkpoint was trained on, else glyphs."""
     data_dir: Path | None = None
     """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder, where data
     are downloaded to. With `folder` your images: PATH/class/*.png, PATH/group/class/*.png or PATH.npz."""
@@ -81,17 +81,18 @@ class FewShotConfig:
     """Maps of a second look of q(z | x, m) at x, m and what the first guess decodes to; 0 for none. Default: what
     the checkpoint to start from has, else 0."""
     likelihood: Pixels | None = None
-    """Likelihood p(x | z, m): bernoulli, independent binary pixels as in the paper; causal, binary pixels that also see their
-    neighbourhood above and to the left; continuous-bernoulli, grey from 0 to 1; logistics and causal-logistics, 8
-    bits in grey or colour. Default: that of the checkpoint to load or to start from, else the paper's for glyphs
-    and Omniglot, causal for other binary images, logistics for grey and colour."""
+    """Likelihood p(x | z, m): bernoulli, independent binary pixels as in the paper; causal, binary pixels that
+    also see their neighbourhood above and to the left; continuous-bernoulli, grey from 0 to 1; logistics and
+    causal-logistics, 8 bits in grey or colour. Default: that of the checkpoint to load or to start from, else the
+    paper's for glyphs and Omniglot, causal for other binary images, logistics for grey and colour."""
     context_dropout: float | None = None
     """Share of the training images that a causal likelihood scores without their neighbourhood."""
     train_only: Literal["all", "refinement"] = "all"
     """Train everything, or only what `refinement` adds."""
     classes: int | None = None
-    """Classes in the training memory; default 16 for glyphs, else 12, or all that there are. The paper has 8 classes x 4
-    examples; on held-out alphabets more examples of fewer classes serve many shots, fewer of more classes one."""
+    """Classes in the training memory; default 16 for glyphs, else 12, or all that there are. The paper has 8
+    classes x 4 examples; on held-out alphabets more examples of fewer classes serve many shots, fewer of more
+    classes one."""
     shots: int | None = None
     """Examples of each class in the training memory; default 2 for glyphs, 3 for Omniglot and a folder."""
     queries: int | None = None

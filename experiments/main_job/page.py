@@ -50,7 +50,8 @@ class About(NamedTuple):
 
 
 SHOWN = {
-    "samples.png": " (generated from one example: draws of x, and E[x | z, m])", "posterior.png": " (the address posterior)",
+    "samples.png": " (generated from one example: draws of x, and E[x | z, m])",
+    "posterior.png": " (the address posterior)",
 }
 
 
@@ -103,7 +104,10 @@ def to_markdown(about: About, scores: FewShotScores, memoryless: Tensor | None) 
         likelihoods.append(("gain over none", f"no figure; {about.no_gain}"))
     if about.dimensions:
         likelihoods += [
-            (f"{shots} in memory, bits per dimension", f"{bits(about, estimate).mean:.3f} ± {bits(about, estimate).se:.3f}")
+            (
+                f"{shots} in memory, bits per dimension",
+                f"{bits(about, estimate).mean:.3f} ± {bits(about, estimate).se:.3f}",
+            )
             for shots, estimate in scores.nll.items()
         ]
     accuracies = [(task, results.percent(share)) for task, share in scores.accuracy.items()]

@@ -28,9 +28,8 @@ class Part(nn.Module):
     made_with: dict[str, Any]
     made_of: dict[str, str]
 
-    def decided(self, **arguments: Any) -> None:
-        """Note arguments that its constructor left open, and what has been made of them since."""
-        self.__dict__["made_with"] = self.made_with | arguments
+    def completed(self) -> None:
+        """Note what it is made of now: what its constructor left open will be made in the same way again."""
         self.__dict__["made_of"] = composition(self)
 
     def __init_subclass__(cls, **options: Any) -> None:

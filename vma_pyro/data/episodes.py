@@ -103,7 +103,7 @@ class EpisodeSampler(Stream):
         shared_memory: bool = True,
         augment: Augmentation | None = None,
     ) -> None:
-        counts = np.tile(dataset.counts, TURNS[augment] if augment in TURNS else 1)
+        counts = np.tile(dataset.counts, TURNS.get(augment, 1))
         available, examples = len(counts), dataset.examples
         for name, value in (("classes", classes), ("shots", shots), ("queries", queries)):
             check_whole(name, value)
@@ -229,7 +229,9 @@ def augmented(dataset: ImageClasses, augment: Augmentation | None) -> Tensor:
         raise ValueError(f"augment: expected None, 'rotations' or 'rotations+flips', got {augment!r}")
     _, height, width = dataset.image_shape
     if augment is not None and height != width:
-        raise ValueError(f"augment: expected None for images that are not square, {height} x {width}, got {augment!r}")
+        raise ValueError(
+            f"augment: expected None for images that are not square, {height} x {width}, got {augment!r}"
+        )
     turned = [dataset.turned(turns) for turns in range(4 if augment else 1)]
     if augment == "rotations+flips":
         turned += [dataset.turned(turns, mirrored=True) for turns in range(4)]

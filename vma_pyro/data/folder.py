@@ -16,9 +16,9 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,8 +72,8 @@ def load(
         cache: folder for what has been prepared; None for one in the home folder.
 
     Returns:
-        The classes, sorted by group and name. A class with a single image warns: it can be in a memory, but none of
-        its images can be looked for there.
+        The classes, sorted by group and name. A class with a single image warns: it can be in a memory, but
+        none of its images can be looked for there.
 
     Raises:
         FileNotFoundError: no such folder or file, or no pictures in it.
@@ -122,7 +122,9 @@ def _of_pictures(
             read.append(picture)
         except Unreadable as error:
             if not skip:
-                raise ValueError(f"{error}; --skip-unreadable (skip_unreadable=True) goes on without it") from error
+                raise ValueError(
+                    f"{error}; --skip-unreadable (skip_unreadable=True) goes on without it"
+                ) from error
             unreadable.append(picture.path)
     if not read:
         raise ValueError(f"data_dir: expected pictures that can be read in {path}, got {len(unreadable)} others")
@@ -152,7 +154,8 @@ def list_pictures(path: Path) -> list[Listed]:
         own = sorted(name for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES))
         if own and len(parts) > 2:
             raise ValueError(
-                f"data_dir: expected {path}/class/picture or {path}/group/class/picture, got {Path(folder, own[0])}"
+                f"data_dir: expected {path}/class/picture or {path}/group/class/picture, got "
+                f"{Path(folder, own[0])}"
             )
         if len(parts) > 2:
             folders.clear()
@@ -223,7 +226,7 @@ def _count(names: Sequence[str], groups: Sequence[str]) -> tuple[np.ndarray, lis
 
 
 def _record(
-    pixels: np.ndarray, counts: np.ndarray, names: Sequence[str], groups: Sequence[str], mode: Mode
+    pixels: np.ndarray, counts: np.ndarray, names: Iterable[str], groups: Iterable[str], mode: Mode
 ) -> ImageClasses:
     bits = 1 if mode == "binary" else 8
     return ImageClasses(pixels, np.asarray(counts), tuple(map(str, names)), tuple(map(str, groups)), bits)
@@ -231,7 +234,7 @@ def _record(
 
 def _fingerprint(path: Path, listed: Sequence[Listed], size: tuple[int, int] | None, mode: Mode) -> str:
     """What changes with any of the files: their names, sizes and times."""
-    facts = [VERSION, size, mode]
+    facts: list[Any] = [VERSION, size, mode]
     for picture in listed:
         about = picture.path.stat()
         facts.append((str(picture.path.relative_to(path)), about.st_size, about.st_mtime_ns))

@@ -170,9 +170,7 @@ class NestedEpisodes:
                 labels.append(label)
             yield Episode(read(torch.stack(chosen), None, None), self._targets(part), torch.stack(labels))
 
-    def _reader(
-        self, first: int | None, size: int
-    ) -> Callable[[Tensor, Tensor | None, Tensor | None], Memory]:
+    def _reader(self, first: int | None, size: int) -> Callable[[Tensor, Tensor | None, Tensor | None], Memory]:
         """Make memories of numbered entries, of a bank if they have more in all than there are images."""
 
         def plain(rows: Tensor, labels: Tensor | None, mask: Tensor | None) -> Memory:

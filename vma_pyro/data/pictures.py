@@ -99,8 +99,8 @@ def fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 class Canvas:
     """Takes pictures one after the other, and keeps of each no more than the size that it is brought to.
 
-    "binary": each is cut at half of the way from black to white, and then shrunk; a pixel is ink (1) if three tenths
-    of it are. Paper is what covers most of all pictures, black or white.
+    "binary": each is cut at half of the way from black to white, and then shrunk; a pixel is ink (1) if three
+    tenths of it are. Paper is what covers most of all pictures, black or white.
 
     Args:
         size: (height, width) of the result; None if all have the same.

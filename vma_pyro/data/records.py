@@ -44,13 +44,12 @@ class ImageClasses:
         counts = np.asarray(self.counts, np.int64)
         if counts.ndim != 1 or counts.min(initial=1) < 1 or counts.sum() != len(self.pixels):
             raise ValueError(
-                f"counts: expected 1 or more images for each class, {len(self.pixels)} in all, got {counts.tolist()}"
+                f"counts: expected 1 or more images for each class, {len(self.pixels)} in all, got "
+                f"{counts.tolist()}"
             )
         for name in ("names", "groups"):
             if len(getattr(self, name)) != len(counts):
-                raise ValueError(
-                    f"{name}: expected {len(counts)}, one per class, got {len(getattr(self, name))}"
-                )
+                raise ValueError(f"{name}: expected {len(counts)}, one per class, got {len(getattr(self, name))}")
 
     def __len__(self) -> int:
         """Count the classes."""
@@ -205,4 +204,3 @@ class LabelledImages:
     def __len__(self) -> int:
         """Count the images."""
         return len(self.images)
-

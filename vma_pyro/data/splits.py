@@ -46,7 +46,9 @@ def load_split(data: str, root: str | Path | None = None, **preparation: Any) ->
     if data in labelled.NAMES:
         return divide(labelled.load(data, root, **preparation))
     if preparation:
-        raise ValueError(f"{next(iter(preparation))}: expected it with images of your own, got it with data={data}")
+        raise ValueError(
+            f"{next(iter(preparation))}: expected it with images of your own, got it with data={data}"
+        )
     if data == "omniglot":
         return Split(*(omniglot.load(root, split=split) for split in ("train", "validation", "evaluation")))
     if data == "omniglot-45":
@@ -110,7 +112,7 @@ def divide(
 
 
 def _chosen(name: str, share: Share, order: list[str], several: set[str], *, spare: int) -> list[str]:
-    """The units of a part: those named, or a share of those in order, with a query among them and left to others."""
+    """The units of a part: those named, or a share of those in order, which has a query and leaves some."""
     if isinstance(share, int | float):
         if not 0 < share < 1:
             raise ValueError(f"{name}: expected a share between 0 and 1, or names, got {share}")

@@ -32,7 +32,7 @@ class DemoConfig:
     data_dir: Path | None = None
     """Folder of Omniglot; it is downloaded if missing."""
     images: Path | None = None
-    """A folder of your own pictures, or an npz file, to fill the memory with; brought to the size of the model's."""
+    """A folder of your own pictures, or an npz file, to fill the memory with; brought to the model's size."""
     skip_unreadable: bool = False
     """Go on without pictures that cannot be read."""
     port: int = 8000
@@ -68,9 +68,13 @@ def banks(config: DemoConfig, format_: Format) -> list[Bank]:
 
     made = []
     if config.images is not None:
-        own = folder.load(
-            config.images, size=format_.shape[1:], mode=mode_of(format_), skip_unreadable=config.skip_unreadable
-        )
+        with cli.option("images", instead_of="data_dir"):
+            own = folder.load(
+                config.images,
+                size=format_.shape[1:],
+                mode=mode_of(format_),
+                skip_unreadable=config.skip_unreadable,
+            )
         made.append(bank_of(config.images.name or str(config.images), own))
     if format_ != ((1, 28, 28), 1):
         return made

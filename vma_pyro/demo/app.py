@@ -99,6 +99,7 @@ def _questions(engine: Engine, banks: dict[str, Bank], about: str) -> APIRouter:
         """Show one character on its way from one z to another."""
         return await queue.do(engine.interpolate, request)
 
+    handler: Any
     for handler, message in zip((look, generate, interpolate), of_format, strict=True):
         handler.__annotations__["request"] = message  # whose images are as the model takes them
         api.post(f"/{handler.__name__}")(handler)

@@ -62,7 +62,8 @@ class Engine:
             trace = poutine.trace(self.model).get_trace(memory, num_images=request.count)
             means = mean_of(trace)
         address: Any = trace.nodes["address"]["value"]
-        drawn = as_bytes(trace.nodes["x"]["value"])
+        x: Any = trace.nodes["x"]["value"]
+        drawn = as_bytes(x)
         return Images(images=means or drawn, drawn=drawn, addresses=address.flatten().tolist())
 
     def interpolate(self, request: Interpolate) -> Images:
@@ -77,7 +78,8 @@ class Engine:
             model = poutine.condition(self.model, data={"z": z})
             trace = poutine.trace(model).get_trace(memory, num_images=request.steps)
             means = mean_of(trace)
-        drawn = as_bytes(trace.nodes["x"]["value"])
+        x: Any = trace.nodes["x"]["value"]
+        drawn = as_bytes(x)
         return Images(images=means or drawn, drawn=drawn, addresses=[0] * request.steps)
 
     @contextmanager

@@ -17,8 +17,8 @@ class Format(NamedTuple):
 
     Attributes:
         shape: [C, height, width].
-        bits: 1 of images of ink (1) on paper (0), each a row of digits; 8 of grey and colour, each a row of pairs of
-            hexadecimal digits, colour by colour.
+        bits: 1 of images of ink (1) on paper (0), each a row of digits; 8 of grey and colour, each a row of pairs
+            of hexadecimal digits, colour by colour.
     """
 
     shape: tuple[int, int, int] = (1, 28, 28)

@@ -67,7 +67,9 @@ class Interpolate(Message):
 class Images(Message):
     """Holds generated images."""
 
-    images: Annotated[list[Bytes], Field(description="E[x | z, m_a]; draws of x where the likelihood has no mean.")]
+    images: Annotated[
+        list[Bytes], Field(description="E[x | z, m_a]; draws of x where the likelihood has no mean.")
+    ]
     drawn: Annotated[list[Bytes], Field(description="Draws of x.")]
     addresses: Annotated[list[int], Field(description="The entry that each image varies.")]
 
@@ -117,7 +119,7 @@ def questions(format_: Format) -> Questions:
     entries: Any = Annotated[list[image], IN_MEMORY]
 
     def of(base: type[Message], **fields: Any) -> Any:
-        required = {name: (kind, ...) for name, kind in fields.items()}
+        required: dict[str, Any] = {name: (kind, ...) for name, kind in fields.items()}
         return create_model(base.__name__, __base__=base, __doc__=base.__doc__, **required)
 
     return Questions(

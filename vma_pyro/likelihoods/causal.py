@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -27,7 +27,7 @@ class Causal(Likelihood):
     the start. So a trained model goes on from where it was.
 
     # Departs from the paper: its pixels are independent given z and m, so that a stroke is as blurred as the place
-    of it is unsure. A neighbourhood makes strokes sharp, and leaves the whole to z and m: it is too small to see it.
+    of it is unsure. A neighbourhood makes strokes sharp, and leaves the whole, which it cannot see, to z and m.
 
     Args:
         pixels: the likelihood of pixels that are independent given what the decoder says.
@@ -58,9 +58,7 @@ class Causal(Likelihood):
         self.pixels, self.colours, self.dropout = pixels, colours, dropout
         self.channels = pixels.channels
         numbers = pixels.channels * colours + pixels.maps(colours)
-        self.neighbourhood = Neighbourhood(
-            numbers, colours=colours, radius=radius, hidden=hidden, layers=layers
-        )
+        self.neighbourhood = Neighbourhood(numbers, colours=colours, radius=radius, hidden=hidden, layers=layers)
 
     def maps(self, colours: int) -> int:
         """See `Likelihood.maps`."""
@@ -121,9 +119,7 @@ class CausalLogistics(Causal):
         dropout: float = 0.0,
     ) -> None:
         sizes: dict[str, Any] = {"radius": radius, "hidden": hidden, "layers": layers}
-        super().__init__(
-            DiscretizedLogistics(mixtures, levels=levels), colours=colours, dropout=dropout, **sizes
-        )
+        super().__init__(DiscretizedLogistics(mixtures, levels=levels), colours=colours, dropout=dropout, **sizes)
 
 
 class CausalImages(dist.TorchDistribution):
@@ -136,7 +132,7 @@ class CausalImages(dist.TorchDistribution):
         dropout: share of the images whose neighbourhood is not seen.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
@@ -168,9 +164,7 @@ class CausalImages(dist.TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> CausalImages:
         """The same for more images, without a copy."""
         decoded = self.decoded.expand(*batch_shape, *self.decoded.shape[-3:])
-        return CausalImages(
-            self.pixels, self.neighbourhood, decoded, colours=self.colours, dropout=self.dropout
-        )
+        return CausalImages(self.pixels, self.neighbourhood, decoded, colours=self.colours, dropout=self.dropout)
 
     def log_prob(self, value: Float[Tensor, "*images C height width"]) -> Float[Tensor, "*batch"]:
         """Log probability of images, whose neighbourhoods are looked at once for all particles."""
@@ -209,7 +203,7 @@ class CausalImages(dist.TorchDistribution):
         number, (height, width), r = len(maps), self.event_shape[1:], self.radius
         numbers = numbers.permute(2, 3, 0, 1).contiguous()  # [height, width, N, P]
         maps = maps.permute(2, 3, 0, 1).contiguous()
-        canvas = self.neighbourhood.canvas_for(number, tuple(self.event_shape), numbers)
+        canvas = self.neighbourhood.canvas_for(number, (self.colours, height, width), numbers)
         if given is not None:
             start = given.expand(*shape, *self.event_shape).reshape(-1, *self.event_shape)
             canvas[:, :, r : r + rows, r : r + width] = start[:, :, :rows].to(canvas.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -78,7 +78,7 @@ class LogisticImages(dist.TorchDistribution):
         levels: of a colour.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = dist.constraints.independent(dist.constraints.unit_interval, 3)
 
     def __init__(self, decoded: Tensor, *, colours: int, mixtures: int, levels: int) -> None:

@@ -39,9 +39,10 @@ class Neighbourhood(Part):
         self.radius, self.hidden = radius, hidden
         seen = 2 * radius * (radius + 1)
         self.near = nn.Parameter(torch.randn(hidden, colours, seen) * (2 / (seen * colours)) ** 0.5)
-        self.layers = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
+        residual = [nn.Linear(hidden, hidden) for _ in range(layers)]
+        self.layers = nn.ModuleList(residual)
         self.to_outputs = nn.Linear(hidden, outputs)
-        for layer in self.layers:
+        for layer in residual:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.to_outputs.weight)

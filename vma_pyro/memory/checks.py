@@ -115,8 +115,8 @@ def check_levels(name: str, images: Tensor, levels: int) -> None:
         off = (steps - steps.round()).abs().max().item()
         if off > 0.01:
             raise ValueError(
-                f"{name}: expected {levels} levels, multiples of 1 / {levels - 1}, got values up to {off:.2g} of a "
-                "step beside them; round them"
+                f"{name}: expected {levels} levels, multiples of 1 / {levels - 1}, got values up to {off:.2g} of "
+                "a step beside them; round them"
             )
 
 

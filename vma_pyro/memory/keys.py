@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from vma_pyro._system import checkpoint
 from vma_pyro._system.at_rest import at_rest
+from vma_pyro._system.copied import copied
 from vma_pyro._system.ranks import Ranks
 from vma_pyro._system.whole import check_whole
 from vma_pyro.memory.checks import check_labels
@@ -77,7 +77,7 @@ class Keys:
             total[-1] += len(part)
         total = ranks.sum(total)
         centre = (total[:-1] / total[-1]).float()
-        similarity: Any = copy.deepcopy(guide.similarity).cpu()
+        similarity: Any = copied(guide.similarity).cpu()
         lists = None
         if search is not None:
             lists = Lists.build(search, len(raw), lambda rows: similarity.embed(raw[rows], centre), ranks)

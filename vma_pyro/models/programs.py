@@ -89,12 +89,12 @@ def make_likelihood(name: Any, colours: int, dropout: Any = None) -> Likelihood:
         return made
     if options:
         raise ValueError(f"context_dropout: expected it with a causal likelihood, got {dropout} with {name}")
-    made = kind()
-    return made
+    plain: Likelihood = kind()
+    return plain
 
 
 def likelihood_of(model: Any) -> str:
-    """Name which of `LIKELIHOODS` a model has; else the class of it, or of the model whose method says p(x | z, m)."""
+    """Name which of `LIKELIHOODS` a model has; else the class of it, or of the model whose method says it."""
     part = model._modules.get("likelihood")
     by_method = not isinstance(getattr(type(model), "likelihood", None), property)
     return name_of_likelihood(class_name(type(model if part is None or by_method else part)))

@@ -6,7 +6,6 @@ word, and every figure after that is of no model at all.
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from vma_pyro._system.copied import copied
 from vma_pyro.evaluation import undisturbed
 from vma_pyro.infer.engine.distributions import innermost
 from vma_pyro.memory import Memory
@@ -100,9 +100,9 @@ def shown(value: float | None) -> str:
 
 def with_weights(programs: nn.Module, weights: dict[str, Any]) -> Any:
     """Copy `elbo(model, guide)` with other weights, on the CPU, where all probes are taken."""
-    copied = copy.deepcopy(programs).cpu()
-    copied.load_state_dict(weights)
-    return copied
+    found = copied(programs).cpu()
+    found.load_state_dict(weights)
+    return found
 
 
 def probe(model: Any, guide: Any) -> Probe | None:

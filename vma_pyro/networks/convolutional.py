@@ -24,8 +24,8 @@ class ConvNetworks(PyramidNetworks):
     """The convolutional networks of the paper for Omniglot (section 4 and supplement), for images of any size.
 
     A pyramid of pairs of 3x3 convolutions, the second with stride 2, a hidden layer to z, and a mirrored decoder
-    with skip connections from the pyramid of m. The pairs halve the image until its longer side is at most 6: three
-    pairs for the paper's images (28 -> 14 -> 7 -> 4), four for 64 x 64.
+    with skip connections from the pyramid of m. The pairs halve the image until its longer side is at most 6:
+    three pairs for the paper's images (28 -> 14 -> 7 -> 4), four for 64 x 64.
 
     # Departs from the paper: a skip connection adds a convolution of the entry's map to the decoder's instead of
     concatenating the maps, because both are the same linear map and the sum is computed once per entry rather
@@ -64,9 +64,7 @@ class ConvNetworks(PyramidNetworks):
         low, high = (max(8, 8 * round(number * width / 8)) for number in (48, 64))
         sizes = halvings(sides)  # of the images, and of the maps after each pair
         wide = [colours, low, low] + 2 * (len(sizes) - 2) * [high]
-        layers = (
-            nn.Conv2d(wide[i], wide[i + 1], 3, stride=1 + i % 2, padding=1) for i in range(len(wide) - 1)
-        )
+        layers = (nn.Conv2d(wide[i], wide[i + 1], 3, stride=1 + i % 2, padding=1) for i in range(len(wide) - 1))
         pyramid = nn.ModuleList(layers)
         self.top_shape = (wide[-1], *sizes[-1])
         super().__init__(
@@ -161,7 +159,9 @@ class ConvNetworks(PyramidNetworks):
             out = torch.cat([out, at_least_32_bits(self.to_maps(h))], 1)
         return out.reshape(*batch, *self.output_shape)
 
-    def last_map(self, z: Float[Tensor, "... Z"], m: Entry, batch: torch.Size) -> Float[Tensor, "N C height width"]:
+    def last_map(
+        self, z: Float[Tensor, "... Z"], m: Entry, batch: torch.Size
+    ) -> Float[Tensor, "N C height width"]:
         """The decoder's last map, of all draws in one batch."""
         skips = [
             skip.expand(*batch, *skip.shape[-3:]).reshape(-1, *skip.shape[-3:]).permute(0, 3, 1, 2)

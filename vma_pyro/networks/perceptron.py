@@ -24,8 +24,8 @@ class MLPNetworks(PyramidNetworks):
         image_shape: shape of one image.
         copies: whether the logits also get the pixels of m, times a learned factor. # Departs from the paper: the
             top layer's units cannot carry every pixel, so that without it no entry is recalled exactly.
-        channels, maps: what the decoder gives, see `PyramidNetworks`; by default what the likelihood wants. The maps
-            are a convolution of the logits.
+        channels, maps: what the decoder gives, see `PyramidNetworks`; by default what the likelihood wants. The
+            maps are a convolution of the logits.
     """
 
     def __init__(

@@ -74,7 +74,7 @@ class PyramidNetworks(Part):
         return self.channels * colours + self.maps, height, width
 
     def decide(self, *, channels: int, maps: int) -> None:
-        """Give the decoder the outputs that a likelihood wants, once; see `Part.decided`."""
+        """Give the decoder the outputs that a likelihood wants, once."""
         if not self.undecided:
             return
         if (channels, maps) != (self.channels, self.maps):
@@ -83,9 +83,10 @@ class PyramidNetworks(Part):
             self.make_outputs()
             made = [module for module in self.modules() if module not in before]
             initialise(nn.ModuleList(made), outputs=made)
-            self.to(self.to_key.weight, memory_format=torch.channels_last)
+            like = self.to_key.weight
+            self.to(like.device, like.dtype, memory_format=torch.channels_last)
         self.undecided = False
-        self.decided(channels=channels, maps=maps)
+        self.completed()
 
     def make_outputs(self) -> None:
         """Make the last layers of the decoder, anew."""
