@@ -85,6 +85,8 @@ class FewShotConfig:
     also see their neighbourhood above and to the left; continuous-bernoulli, grey from 0 to 1; logistics and
     causal-logistics, 8 bits in grey or colour. Default: that of the checkpoint to load or to start from, else the
     paper's for glyphs and Omniglot, causal for other binary images, logistics for grey and colour."""
+    context_radius: int | None = None
+    """Rows above and columns beside it that a pixel sees with a causal likelihood; default 4."""
     context_dropout: float | None = None
     """Share of the training images that a causal likelihood scores without their neighbourhood."""
     train_only: Literal["all", "refinement"] = "all"
@@ -192,8 +194,8 @@ class FewShotConfig:
             sizes["image_shape"] = image_shape
         refined = {"refinement": self.refinement} if self.refinement else {}
         pixels: dict[str, Any] = {} if self.likelihood == "bernoulli" else {"likelihood": self.likelihood}
-        if self.context_dropout is not None:
-            pixels["context_dropout"] = self.context_dropout
+        context = {"context_radius": self.context_radius, "context_dropout": self.context_dropout}
+        pixels |= {name: value for name, value in context.items() if value is not None}
         return {"networks": "conv", **sizes, **refined, **pixels, "program": program}
 
     def check(self) -> None:

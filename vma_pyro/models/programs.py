@@ -40,15 +40,16 @@ def build(architecture: dict[str, Any]) -> Pair:
 
     Args:
         architecture: `networks`, "conv" or "mlp", and `program`, one of `PROGRAMS`; perhaps `likelihood`, one of
-            `LIKELIHOODS` ("bernoulli" by default), and `context_dropout` of a causal one; every other item is an
-            argument of the networks.
+            `LIKELIHOODS` ("bernoulli" by default), with `context_radius` and `context_dropout` of a causal one; every
+            other item is an argument of the networks.
 
     Raises:
         ValueError: networks or a program that are not known, arguments that the networks do not take.
     """
     options = dict(architecture)
     kind, program = options.pop("networks", None), options.pop("program", None)
-    pixels, dropout = options.pop("likelihood", "bernoulli"), options.pop("context_dropout", None)
+    pixels = options.pop("likelihood", "bernoulli")
+    context = {name: options.pop(f"context_{name}", None) for name in ("radius", "dropout")}
     if not isinstance(kind, str) or kind not in NETWORKS or program not in PROGRAMS:
         raise ValueError(
             f"architecture: expected networks {' or '.join(NETWORKS)} and a program among {', '.join(PROGRAMS)}, "
@@ -60,7 +61,7 @@ def build(architecture: dict[str, Any]) -> Pair:
         raise ValueError(
             f"architecture: expected arguments of {NETWORKS[kind].__name__}, got {options}"
         ) from error
-    likelihood = make_likelihood(pixels, networks.image_shape[0], dropout)
+    likelihood = make_likelihood(pixels, networks.image_shape[0], **context)
     if program == "memory":
         return Model(networks, likelihood=likelihood), Guide(networks)
     if program == "memoryless":
@@ -69,26 +70,27 @@ def build(architecture: dict[str, Any]) -> Pair:
     return SoftAttentionModel(networks, likelihood=likelihood), guide
 
 
-def make_likelihood(name: Any, colours: int, dropout: Any = None) -> Likelihood:
+def make_likelihood(name: Any, colours: int, **context: Any) -> Likelihood:
     """Make a likelihood of images with so many colours by its name.
 
     Args:
         name: one of `LIKELIHOODS`.
         colours: of the images.
-        dropout: of a causal one, see `Causal`; None for its default.
+        context: `radius` and `dropout` of a causal one, see `Causal`; None for its default.
 
     Raises:
-        ValueError: an unknown name, a dropout where there is no neighbourhood.
+        ValueError: an unknown name, a radius or dropout where there is no neighbourhood.
     """
     if not isinstance(name, str) or name not in LIKELIHOODS:
         raise ValueError(f"likelihood: expected one of {', '.join(LIKELIHOODS)}, got {name!r}")
     kind = LIKELIHOODS[name]
-    options = {} if dropout is None else {"dropout": dropout}
+    options = {option: value for option, value in context.items() if value is not None}
     if issubclass(kind, Causal):
         made: Likelihood = kind(colours=colours, **options)
         return made
     if options:
-        raise ValueError(f"context_dropout: expected it with a causal likelihood, got {dropout} with {name}")
+        option, value = next(iter(options.items()))
+        raise ValueError(f"context_{option}: expected it with a causal likelihood, got {value} with {name}")
     plain: Likelihood = kind()
     return plain
 

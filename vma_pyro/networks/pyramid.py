@@ -84,7 +84,7 @@ class PyramidNetworks(Part):
             made = [module for module in self.modules() if module not in before]
             initialise(nn.ModuleList(made), outputs=made)
             like = self.to_key.weight
-            self.to(like.device, like.dtype, memory_format=torch.channels_last)
+            self.to(like.device, like.dtype).to(memory_format=torch.channels_last)
         self.undecided = False
         self.completed()
 
