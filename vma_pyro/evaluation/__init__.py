@@ -14,6 +14,7 @@ from vma_pyro.evaluation.classification import (
     classify_by_likelihood,
 )
 from vma_pyro.evaluation.estimates import Mean, TwoPhase, distribution_at, undisturbed
+from vma_pyro.evaluation.fidelity import Fidelity, class_fidelity
 from vma_pyro.evaluation.kl import KLReport, kl_report, mutual_information
 from vma_pyro.evaluation.large import large_log_likelihood, sample_images
 from vma_pyro.evaluation.likelihood import log_likelihood
@@ -21,10 +22,12 @@ from vma_pyro.evaluation.split import BoundParts, split_bound
 
 __all__ = [
     "BoundParts",
+    "Fidelity",
     "KLReport",
     "Mean",
     "TwoPhase",
     "address_posterior",
+    "class_fidelity",
     "classify",
     "classify_by_attention",
     "classify_by_likelihood",

@@ -1,0 +1,85 @@
+"""Comparison of likelihoods with tiny arguments; class fidelity of models that copy, and that do not."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scripts import is_estimate, refusal, results
+from torch import nn
+
+from vma_pyro import Memory, models
+from vma_pyro.evaluation import class_fidelity
+
+
+def test_every_model_has_a_row(data_folder, untrained, tmp_path):
+    torch.manual_seed(0)
+    architecture = {"networks": "conv", "width": 0.1, "latent_dim": 4, "program": "memory", "likelihood": "causal"}
+    (tmp_path / "b").mkdir()
+    models.save(tmp_path / "b" / "model.pt", models.build(architecture), data="omniglot", training={})
+    content = results(
+        "likelihoods",
+        "--tiny",
+        f"--load={untrained / 'memory.pt'}",
+        f"--others={tmp_path / 'b' / 'model.pt'}",
+        f"--judge={untrained / 'memory.pt'}",
+        f"--data-dir={data_folder}",
+        cwd=tmp_path,
+        out="a",
+    )
+    assert [(row["model"], row["likelihood"]) for row in content["rows"]] == [
+        ("memory", "bernoulli"),
+        ("b", "causal"),
+    ]
+    for row in content["rows"]:
+        assert is_estimate(row["nll"]["1"], n=5)
+        for share in (row["accuracy"], row["fidelity"]["generated"], row["fidelity"]["real"]):
+            assert is_estimate(share, n=5, high=1)
+    assert (tmp_path / "a" / "a.png").exists()
+
+
+def test_more_ways_than_classes(data_folder, untrained, tmp_path):
+    path = untrained / "memory.pt"
+    arguments = [f"--load={path}", f"--judge={path}", f"--data-dir={data_folder}", "--ways=500"]
+    assert refusal("likelihoods", *arguments, cwd=tmp_path).startswith("error: --ways: expected 2 to ")
+    line = refusal("likelihoods", *arguments, f"--others={path}", cwd=tmp_path)
+    assert line == "error: --others: expected models of different folders, got memory, memory"
+
+
+class Nearest(nn.Module):
+    """The entry with the fewest pixels that differ, nearly for sure."""
+
+    def forward(self, memory, x):
+        memory = Memory.of(memory)
+        differing = (memory.entries - x.unsqueeze(1)).abs().sum((-3, -2, -1))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("address", dist.Categorical(logits=-20.0 * differing))
+
+
+class Copier(nn.Module):
+    """Copies its only entry, or draws noise."""
+
+    def __init__(self, noise):
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, memory, x=None, *, num_images=1):
+        entries = memory.entries[:, 0]
+        probs = torch.full_like(entries, 0.5) if self.noise else entries
+        with pyro.plate("data", len(entries), dim=-1):
+            return pyro.sample("x", dist.Bernoulli(probs).to_event(3), obs=x)
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_copies_are_of_their_class_and_noise_is_of_any(noise):
+    """240 images among 4 classes; of noise a quarter is right, within 4 standard errors."""
+    torch.manual_seed(0)
+    prototypes = (torch.rand(4, 1, 6, 6) > 0.5).float()
+    labels = torch.arange(4).repeat(60)
+    x = (prototypes[labels] - (torch.rand(240, 1, 6, 6) < 0.02).float()).abs()
+    found = class_fidelity(Copier(noise), Nearest(), Memory(prototypes, torch.arange(4)), x, labels)
+    assert found.real.mean > 0.98
+    assert found.generated.n == 240
+    if noise:
+        assert abs(found.generated.mean - 0.25) < 4 * (0.25 * 0.75 / 240) ** 0.5 + 0.05
+    else:
+        assert found.generated == found.real
