@@ -1,4 +1,4 @@
-"""What a likelihood costs and brings: NLL, how much is left to z and the address, and whether samples keep their class.
+"""What a likelihood costs and brings: NLL, what is left to z and the address, and the class of samples.
 
 Every model is tested on the same images. Class fidelity is the share of images generated from one example that a
 judge, the same for all, finds to be of its class among others; beside it the share of the real examples. NLLs of
@@ -69,7 +69,7 @@ def fidelity(pair: models.Pair, judge: Any, config: LikelihoodsConfig, test: Ima
     for episode in NestedEpisodes(test, images=config.images, seed=config.seed).episodes(config.ways, 1):
         e = episode.to(device)
         parts.append(class_fidelity(pair[0], judge, e.memory, e.x, e.labels, seed=config.seed))
-    return Fidelity(*(Mean.pooled(list(found)) for found in zip(*parts, strict=True)))._asdict()
+    return {name: Mean.pooled([getattr(part, name) for part in parts])._asdict() for name in Fidelity._fields}
 
 
 def score(
@@ -169,10 +169,10 @@ def write(content: dict[str, Any], config: LikelihoodsConfig, picture: Any) -> N
     about = (
         f"{config.split.capitalize()} classes, {config.images} images, seed {config.seed}; nats per image, mean ± "
         f"standard error. NLL: upper bound, one class in memory, {config.samples.many} importance samples for "
-        f"{min(config.samples.corrected, config.images)} images and {config.samples.few} for all. KL(z), KL(a) and "
-        f"the share of q(a|x) on entries of the right class: memories of 8 classes x 4 examples. Class fidelity: "
-        f"images generated from one example, one each, of which the guide of {name_of(config.judge)} finds the class "
-        f"among {config.ways} with another example each; of the real examples themselves "
+        f"{min(config.samples.corrected, config.images)} images and {config.samples.few} for all. KL(z), KL(a) "
+        f"and the share of q(a|x) on entries of the right class: memories of 8 classes x 4 examples. Class "
+        f"fidelity: images generated from one example, one each, of which the guide of {name_of(config.judge)} finds the "
+        f"class among {config.ways} with another example each; of the real examples themselves "
         f"{results.percent(real)} %. NLLs of different likelihoods: what a memory is worth under each is the "
         "difference within a row."
     )

@@ -40,8 +40,8 @@ def build(architecture: dict[str, Any]) -> Pair:
 
     Args:
         architecture: `networks`, "conv" or "mlp", and `program`, one of `PROGRAMS`; perhaps `likelihood`, one of
-            `LIKELIHOODS` ("bernoulli" by default), with `context_radius` and `context_dropout` of a causal one; every
-            other item is an argument of the networks.
+            `LIKELIHOODS` ("bernoulli" by default), with `context_radius` and `context_dropout` of a causal one;
+            every other item is an argument of the networks.
 
     Raises:
         ValueError: networks or a program that are not known, arguments that the networks do not take.
