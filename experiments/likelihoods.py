@@ -171,8 +171,8 @@ def write(content: dict[str, Any], config: LikelihoodsConfig, picture: Any) -> N
         f"standard error. NLL: upper bound, one class in memory, {config.samples.many} importance samples for "
         f"{min(config.samples.corrected, config.images)} images and {config.samples.few} for all. KL(z), KL(a) "
         f"and the share of q(a|x) on entries of the right class: memories of 8 classes x 4 examples. Class "
-        f"fidelity: images generated from one example, one each, of which the guide of {name_of(config.judge)} finds the "
-        f"class among {config.ways} with another example each; of the real examples themselves "
+        f"fidelity: images generated from one example, one each, of which the guide of {name_of(config.judge)} "
+        f"finds the class among {config.ways} with another example each; of the real examples themselves "
         f"{results.percent(real)} %. NLLs of different likelihoods: what a memory is worth under each is the "
         "difference within a row."
     )

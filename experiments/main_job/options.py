@@ -38,6 +38,12 @@ PRESETS = {
     **{name: Preset(0.33, 8, 4, 30.0, 500, 50) for name in labelled.NAMES},
     "folder": Preset(0.33, 12, 3, 30.0, 500, 50),
 }
+# Colours and bits of images to the likelihoods that can score them.
+FITTING = {
+    (1, 1): ("bernoulli", "causal"),
+    (1, 8): ("logistics", "causal-logistics", "continuous-bernoulli"),
+    (3, 8): ("logistics", "causal-logistics"),
+}
 OWN = ("folder", *labelled.NAMES)  # whose classes and sizes are known when they are loaded
 
 
@@ -176,7 +182,14 @@ class FewShotConfig:
         classes = min(preset.classes, len(counts)) if self.classes is None else self.classes
         shots = min(preset.shots, data.train.examples - 1) if self.shots is None else self.shots
         queries = min(32, most_queries(counts, classes, shots)) if self.queries is None else self.queries
-        pixels = self.likelihood or ("causal" if data.train.bits == 1 else "logistics")
+        colours, bits = data.train.image_shape[0], data.train.bits
+        pixels = self.likelihood or ("causal" if bits == 1 else "logistics")
+        known = (colours, bits) not in FITTING or pixels in FITTING[colours, bits]
+        if not known:
+            raise ValueError(
+                f"likelihood: expected one for images of {colours} colours and {bits} bits, "
+                f"{' or '.join(FITTING[colours, bits])}, got {pixels}"
+            )
         return replace(self, classes=classes, shots=shots, queries=queries, likelihood=pixels)
 
     def amounts(self) -> Amounts:
