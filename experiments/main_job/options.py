@@ -69,8 +69,8 @@ class FewShotConfig:
     out: Path = Path("runs/few_shot")
     """Folder for the results. An earlier run in it is moved aside, never overwritten."""
     load: Path | None = None
-    """Report and generate from this checkpoint, or the one that the word pretrained stands for, without
-    training."""
+    """Report and generate from this checkpoint, or one that a word stands for, without training: pretrained has
+    the paper's likelihood, pretrained-causal draws sharp strokes."""
     code: str | None = None
     """A Python file or module of your own, whose classes the checkpoint to load may name. It is run: give only
     code that you trust."""
@@ -147,7 +147,7 @@ class FewShotConfig:
             option = "load" if self.load else "init"
             raise ValueError(f"{option}: expected a model of {', '.join(PRESETS)}, got one of {data}")
         preset = PRESETS[data]
-        if self.load == models.PRETRAINED:  # a look at it
+        if self.load in (models.PRETRAINED, models.CAUSAL):  # a look at it
             preset = preset._replace(eval_images=150, eval_samples=10, eval_queries=500)
         unlimited = self.train.updates is None and self.train.minutes is None
         mode = self.mode or loaded.get("mode", "binary" if data == "folder" else None)

@@ -7,6 +7,7 @@ what it gave on an example (`provenance`), so that no others take them.
 from vma_pyro.models.allowed import classes_in
 from vma_pyro.models.description import describe, rebuild
 from vma_pyro.models.files import (
+    CAUSAL,
     PRETRAINED,
     as_one,
     facts_of,
@@ -19,6 +20,7 @@ from vma_pyro.models.files import (
 from vma_pyro.models.programs import LIKELIHOODS, PROGRAMS, Pair, build, likelihood_of, make_likelihood, program_of
 
 __all__ = [
+    "CAUSAL",
     "LIKELIHOODS",
     "PRETRAINED",
     "PROGRAMS",

@@ -17,7 +17,7 @@ from vma_pyro.models.description import architecture_of, describe, rebuild
 from vma_pyro.models.programs import Pair, build, program_of
 from vma_pyro.models.provenance import check_weights, record_provenance
 
-PRETRAINED = pretrained.WORD
+PRETRAINED, CAUSAL = pretrained.WORD, pretrained.CAUSAL
 
 
 def save(path: str | Path, pair: Pair, **facts: Any) -> None:

@@ -1,4 +1,8 @@
-"""Models that come with the package, each with a card that says how it was made and how good it is."""
+"""Models that come with the package, each with a card that says how it was made and how good it is.
+
+`omniglot` has the paper's likelihood, independent pixels; `omniglot-causal` goes on from it with pixels that see
+their neighbours, and draws sharp strokes. Figures of the two are not to be compared.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-WORD = Path("pretrained")  # stands for the Omniglot model that comes with the package
+WORD = Path("pretrained")  # stands for the Omniglot model with the paper's likelihood
+CAUSAL = Path("pretrained-causal")  # stands for the one whose pixels see their neighbours
+NAMES = {WORD: "omniglot", CAUSAL: "omniglot-causal"}
 
 
 def card(name: str = "omniglot") -> dict[str, Any]:
@@ -21,8 +27,8 @@ def card(name: str = "omniglot") -> dict[str, Any]:
 
 
 def file_of(path: str | Path) -> Path:
-    """The file itself, or for the word "pretrained" that of the model that comes with the package."""
-    return path_of("omniglot") if Path(path) == WORD else Path(path)
+    """The file itself, or for the words "pretrained" and "pretrained-causal" those that come with the package."""
+    return path_of(NAMES[Path(path)]) if Path(path) in NAMES else Path(path)
 
 
 def path_of(name: str) -> Path:
