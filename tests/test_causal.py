@@ -304,6 +304,10 @@ def test_the_decoder_gives_what_the_likelihood_wants():
             r"likelihood: expected CausalLogistics\(colours=3\) for images of 3 colours, got colours=1",
         ),
         (
+            lambda: CausalBernoulli(hidden=6)(torch.zeros(1, 1, 4, 4)),  # of networks with a decoder of one's own
+            "decoded: expected 7 channels for CausalBernoulli, 6 maps among them, got 1",
+        ),
+        (
             lambda: DiscretizedLogistics(2)(torch.zeros(1, 8, 4, 4)),
             "decoded: expected 7 channels for grey or 23 .*",
         ),

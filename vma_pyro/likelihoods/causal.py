@@ -74,8 +74,8 @@ class Causal(Likelihood):
         expected = self.channels * self.colours + self.maps(self.colours)
         if decoded.shape[-3] != expected:
             raise ValueError(
-                f"decoded: expected {expected} channels for {type(self).__name__}, {self.neighbourhood.hidden} maps "
-                f"among them, got {decoded.shape[-3]}"
+                f"decoded: expected {expected} channels for {type(self).__name__}, {self.neighbourhood.hidden} "
+                f"maps among them, got {decoded.shape[-3]}"
             )
         dropout = self.dropout if self.training else 0.0
         return CausalImages(self.pixels, self.neighbourhood, decoded, colours=self.colours, dropout=dropout)
