@@ -25,7 +25,7 @@ from vma_pyro import (
 )
 from vma_pyro.comparisons import MemorylessGuide, MemorylessModel, SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.evaluation import kl_report, log_likelihood
-from vma_pyro.infer import MultiSampleELBO
+from vma_pyro.infer import MultiSampleELBO, make
 from vma_pyro.likelihoods import Causal, CausalLogistics, bits_per_dim
 from vma_pyro.likelihoods.causal import once
 from vma_pyro.training.captured import Captured
@@ -220,8 +220,8 @@ def test_predictive_replay_and_records():
     assert report.nll.mean == pytest.approx(
         report.reconstruction.mean + report.kl_address.mean + report.kl_z.mean, abs=5 * report.nll.se + 5
     )
-    for dropout in (0.0, 0.5):
-        model.likelihood.dropout = dropout
+    for alone in (0.0, 0.5):
+        model.likelihood.alone = alone
         torch.manual_seed(0)
         loss_fn = MultiSampleELBO(2, max_plate_nesting=1)(model, guide)
         captured = Captured(loss_fn, wait=0)
@@ -231,10 +231,10 @@ def test_predictive_replay_and_records():
 
 
 def test_saved_and_made_again(tmp_path):
-    model, guide = pair(likelihood=CausalBernoulli(radius=2, hidden=6, layers=1, dropout=0.25))
+    model, guide = pair(likelihood=CausalBernoulli(radius=2, hidden=6, layers=1, alone=0.25))
     models.save(tmp_path / "model.pt", (model, guide))
     again, _ = models.load(tmp_path / "model.pt")
-    assert (again.likelihood.dropout, again.likelihood.neighbourhood.radius) == (0.25, 2)
+    assert (again.likelihood.alone, again.likelihood.neighbourhood.radius) == (0.25, 2)
     memory, x, z = Memory(binary(2)), binary(3), torch.randn(3, 3)
     scored = []
     for m in (model, again):
@@ -250,7 +250,7 @@ def test_trained_weights_go_on_with_a_neighbourhood_as_they_were(tmp_path):
     models.save(tmp_path / "model.pt", (Model(networks), Guide(networks)))
     more = models.build(
         {"networks": "conv", "latent_dim": 3, "width": 0.1, "key_dim": 4, "hidden_dim": 8, "program": "memory"}
-        | {"likelihood": "causal", "context_dropout": 0.1}
+        | {"likelihood": "causal", "context_alone": 0.1}
     )
     start_from(tmp_path / "model.pt", more)
     memory, x = Memory((torch.rand(4, 1, 28, 28) > 0.8).float()), (torch.rand(3, 1, 28, 28) > 0.8).float()
@@ -260,22 +260,51 @@ def test_trained_weights_go_on_with_a_neighbourhood_as_they_were(tmp_path):
     torch.testing.assert_close(*bounds)
 
 
-def test_dropout_scores_a_share_of_the_images_without_their_neighbours_in_training_only():
-    likelihood = stirred(CausalBernoulli(radius=2, hidden=6, dropout=0.3))
-    decoded = torch.randn(2, 1000, 7, 3, 3, dtype=torch.float64)
-    x = torch.rand(1000, 1, 3, 3, dtype=torch.float64).round()
+def test_a_weight_of_the_pixels_alone_counts_in_training_only():
+    likelihood = stirred(CausalBernoulli(radius=2, hidden=6, alone=0.3))
+    decoded = torch.randn(2, 5, 7, 3, 3, dtype=torch.float64)
+    x = torch.rand(5, 1, 3, 3, dtype=torch.float64).round()
     seen, alone = likelihood(decoded).log_prob(x), BernoulliPixels()(decoded[:, :, :1]).log_prob(x)
+    assert (seen - alone).abs().min() > 1e-3
+    torch.testing.assert_close(likelihood.train()(decoded).log_prob(x), 0.7 * seen + 0.3 * alone)
+    torch.testing.assert_close(likelihood.eval()(decoded).log_prob(x), seen)
+
+
+@pytest.mark.parametrize("name", ["vimco+chunks", "vimco+resampled"])
+def test_estimators_that_run_the_model_twice_see_one_objective(name):
+    """The same loss as the plain estimator's for the same draws, whatever weight the pixels alone have."""
     torch.manual_seed(0)
-    found = likelihood.train()(decoded).log_prob(x)
-    without = (found - alone).abs() < 1e-12
-    assert bool((without[0] == without[1]).all())  # all particles of an image alike
-    torch.testing.assert_close(found[~without], seen[~without])
-    assert without[0].double().mean().item() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 1000))
+    model, guide = pair(likelihood=CausalBernoulli(radius=2, hidden=6, alone=0.5))
+    memory, x = Memory(binary(4)), binary(3)
+    found = {}
+    for kind in ("vimco", name):
+        losses = []
+        for seed in range(60):
+            torch.manual_seed(seed)
+            losses.append(make(kind, 4)(model, guide)(memory, x).item())
+        losses = torch.tensor(losses)
+        found[kind] = losses.mean(), losses.std() / 60**0.5
+    (one, se), (other, other_se) = found.values()
+    assert abs(one - other) < 5 * (se**2 + other_se**2) ** 0.5
+
+
+def test_a_guide_that_was_made_before_the_model_is_saved_and_loaded(tmp_path):
+    """The model completes networks that the guide has had for a while."""
+    networks = ConvNetworks(3, width=0.1, key_dim=4, hidden_dim=8, image_shape=(1, 8, 8))
+    guide = Guide(networks)
+    model = Model(networks, likelihood=CausalBernoulli(hidden=4))
+    models.save(tmp_path / "model.pt", (model, guide))
+    again, other = models.load(tmp_path / "model.pt")
+    assert again.networks is other.networks
+    assert again.networks.maps == 4
 
 
 def test_the_decoder_gives_what_the_likelihood_wants():
-    for make in (lambda **o: ConvNetworks(3, width=0.1, **o), lambda **o: MLPNetworks(3, hidden_dims=(8, 7), **o)):
-        networks = make()
+    for build in (
+        lambda **o: ConvNetworks(3, width=0.1, **o),
+        lambda **o: MLPNetworks(3, hidden_dims=(8, 7), **o),
+    ):
+        networks = build()
         Model(networks, likelihood=CausalBernoulli(hidden=6))
         assert (networks.channels, networks.maps, networks.output_shape) == (1, 6, (7, 28, 28))
         with pytest.raises(
@@ -285,7 +314,7 @@ def test_the_decoder_gives_what_the_likelihood_wants():
         with pytest.raises(
             ValueError, match="^networks: expected a decoder with maps=6, as many as CausalBernoulli"
         ):
-            Model(make(channels=1), likelihood=CausalBernoulli(hidden=6))
+            Model(build(channels=1), likelihood=CausalBernoulli(hidden=6))
     assert (
         Model(ConvNetworks(3, width=0.1, image_shape=(3, 9, 8)), likelihood=DiscretizedLogistics(2)).networks.maps
         == 20
@@ -297,8 +326,12 @@ def test_the_decoder_gives_what_the_likelihood_wants():
     [
         (lambda: CausalBernoulli(radius=0), "radius: expected at least 1, got 0"),
         (lambda: CausalBernoulli(layers=-1), "layers: expected at least 0, got -1"),
-        (lambda: CausalBernoulli(dropout=1.0), "dropout: expected a share of images, from 0 to below 1, got 1.0"),
-        (lambda: DiscretizedLogistics(0), "likelihood: expected mixtures >= 1 and levels >= 2, got 0 and 256"),
+        (lambda: CausalBernoulli(alone=1.0), "alone: expected a weight from 0 to below 1, got 1.0"),
+        (lambda: DiscretizedLogistics(0), "mixtures: expected at least 1, got 0"),
+        (lambda: DiscretizedLogistics(2.0), "mixtures: expected .*, got .*"),
+        (lambda: Causal(CausalBernoulli()), "pixels: expected a Likelihood of pixels that are independent .*"),
+        (lambda: Causal(BernoulliPixels), "pixels: expected a Likelihood .*, got BernoulliPixels"),
+        (lambda: CausalBernoulli(radius=2.5), "radius: expected .*, got .*"),
         (
             lambda: Model(ConvNetworks(3, image_shape=(3, 8, 8)), likelihood=CausalLogistics(2)),
             r"likelihood: expected CausalLogistics\(colours=3\) for images of 3 colours, got colours=1",

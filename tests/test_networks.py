@@ -182,3 +182,16 @@ def test_shapes_that_no_convolutions_take_are_refused(shape):
         ValueError, match=r"^image_shape: expected \(1 or 3 colours, height, width\) with sides of 8"
     ):
         ConvNetworks(3, image_shape=shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 128), (1, 8, 112), (1, 16, 256)], ids=str)
+def test_ribbons_are_refused(shape):
+    with pytest.raises(ValueError, match=r"^image_shape: expected a width of at most 8 times the height, got \["):
+        ConvNetworks(3, image_shape=shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 64), (1, 64, 8), (3, 9, 71), (1, 200, 8)], ids=str)
+def test_long_images_are_not(shape):
+    networks = ConvNetworks(3, image_shape=list(shape), width=0.1)
+    m = networks.heads(networks.encode(torch.zeros(2, *shape)))
+    assert networks.decode(torch.zeros(2, 3), m).shape == (2, *shape)

@@ -189,7 +189,7 @@ keep(figure, "06_posterior")
 # <details><summary>Answers</summary>
 #
 # 1. It is small: the neighbours say how a stroke goes on, and from scratch the model lets them say everything.
-#    Strokes are sharp then, and of no class. Train with `CausalBernoulli(dropout=0.5)`, or go on from a trained
+#    Strokes are sharp then, and of no class. Train with `CausalBernoulli(alone=0.5)`, or go on from a trained
 #    model without neighbours (`--init FILE --likelihood causal`), which knows what z and m are for.
 # 2. Groups are never cut through: a shape is in one of the three parts with all of its colours.
 # 3. Look at `classify(guide, few.memory, few.x)`, and at both pictures. Colours fill most pixels, so that most of

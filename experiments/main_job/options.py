@@ -93,8 +93,8 @@ class FewShotConfig:
     paper's for glyphs and Omniglot, causal for other binary images, logistics for grey and colour."""
     context_radius: int | None = None
     """Rows above and columns beside it that a pixel sees with a causal likelihood; default 4."""
-    context_dropout: float | None = None
-    """Share of the training images that a causal likelihood scores without their neighbourhood."""
+    context_alone: float | None = None
+    """Weight in training of what a causal likelihood says without the neighbourhood; default 0."""
     train_only: Literal["all", "refinement"] = "all"
     """Train everything, or only what `refinement` adds."""
     classes: int | None = None
@@ -150,6 +150,11 @@ class FewShotConfig:
         if self.load in (models.PRETRAINED, models.CAUSAL):  # a look at it
             preset = preset._replace(eval_images=150, eval_samples=10, eval_queries=500)
         unlimited = self.train.updates is None and self.train.minutes is None
+        if self.load is not None:
+            for name in ("likelihood", "refinement", "context_radius", "context_alone"):
+                given, known = getattr(self, name), loaded.get(name)
+                if given is not None and given != known:
+                    raise ValueError(f"{name}: expected that of the file beside load, {known}, got {given}")
         mode = self.mode or loaded.get("mode", "binary" if data == "folder" else None)
         own = data in OWN
         return replace(
@@ -160,6 +165,8 @@ class FewShotConfig:
             width=loaded.get("width", preset.width if self.width is None else self.width),
             latent_dim=loaded.get("latent_dim", self.latent_dim),
             likelihood=self.likelihood or loaded.get("likelihood", None if own else "bernoulli"),
+            context_radius=loaded.get("context_radius") if self.context_radius is None else self.context_radius,
+            context_alone=loaded.get("context_alone") if self.context_alone is None else self.context_alone,
             refinement=loaded.get("refinement", 0) if self.refinement is None else self.refinement,
             augment=self.augment or ("none" if own else "rotations"),
             eval_images=preset.eval_images if self.eval_images is None else self.eval_images,
@@ -207,7 +214,7 @@ class FewShotConfig:
             sizes["image_shape"] = image_shape
         refined = {"refinement": self.refinement} if self.refinement else {}
         pixels: dict[str, Any] = {} if self.likelihood == "bernoulli" else {"likelihood": self.likelihood}
-        context = {"context_radius": self.context_radius, "context_dropout": self.context_dropout}
+        context = {"context_radius": self.context_radius, "context_alone": self.context_alone}
         pixels |= {name: value for name, value in context.items() if value is not None}
         return {"networks": "conv", **sizes, **refined, **pixels, "program": program}
 

@@ -40,9 +40,19 @@ class Part(nn.Module):
 
 
 def composition(part: nn.Module) -> dict[str, str]:
-    """Name the class of every module within a module, with its arguments and the attributes of their names."""
+    """Name the class of every module within a module, with its arguments and the attributes of their names.
+
+    Parts among its arguments answer for themselves: they may be completed by others since.
+    """
     found = {}
+    given = {id(value) for value in vars(part).get("made_with", {}).values() if isinstance(value, Part)}
+    own = {name for name, module in part.named_modules() if id(module) in given}
     for name, module in part.named_modules():
+        if any(name.startswith(f"{prefix}.") for prefix in own):
+            continue
+        if name in own:
+            found[name] = f"{type(module).__module__}.{type(module).__qualname__}"
+            continue
         made_with = vars(module).get("made_with", {})
         held = {key: vars(module)[key] for key in made_with if key in vars(module)}
         plain = [

@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from vma_pyro._system.double import in_double
+from vma_pyro._system.noise import own_noise
 
 
 class Mean(NamedTuple):
@@ -108,10 +109,7 @@ def undisturbed(*modules: Any, seed: int) -> Iterator[None]:
     """No gradients, evaluation mode and an own random stream; all is restored on leaving."""
     roots = [module for module in modules if isinstance(module, nn.Module)]
     training = {module: module.training for root in roots for module in root.modules()}
-    # Seeding reaches every GPU, whatever the device of the evaluation.
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=gpus), _noise_of_apple_gpu(), torch.no_grad():
-        torch.manual_seed(seed)
+    with own_noise(seed), torch.no_grad():
         for root in roots:
             root.eval()
         try:
@@ -119,19 +117,6 @@ def undisturbed(*modules: Any, seed: int) -> Iterator[None]:
         finally:
             for module, mode in training.items():
                 module.training = mode
-
-
-@contextmanager
-def _noise_of_apple_gpu() -> Iterator[None]:
-    """`fork_rng` for the one device that it leaves out."""
-    if not torch.backends.mps.is_available():
-        yield
-        return
-    before = torch.mps.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.mps.set_rng_state(before)
 
 
 def log_sum(chunks: Iterable[Float[Tensor, "*any B"]]) -> Float[Tensor, " B"]:

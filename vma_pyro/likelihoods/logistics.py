@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vma_pyro._system.noise import own_noise
+from vma_pyro._system.whole import check_whole
 from vma_pyro.likelihoods.interface import Distribution, Likelihood
 from vma_pyro.memory.checks import check_levels
 
-LEAST_LOG_SCALE = -7.0  # of a logistic over [-1, 1]: a hundredth of a level
-MEAN_OF = 64  # draws behind E[x | z, m], whose error is at most 0.06 then
+LOG_SCALES = (-7.0, 7.0)  # of a logistic over [-1, 1]: from a ninth of a level on, to flat
+MEAN_OF = 64  # draws behind E[x | z, m], whose standard error is at most 0.06 then
 
 
 class DiscretizedLogistics(Likelihood):
@@ -39,8 +41,8 @@ class DiscretizedLogistics(Likelihood):
 
     def __init__(self, mixtures: int = 5, *, levels: int = 256) -> None:
         super().__init__()
-        if mixtures < 1 or levels < 2:
-            raise ValueError(f"likelihood: expected mixtures >= 1 and levels >= 2, got {mixtures} and {levels}")
+        check_whole("mixtures", mixtures)
+        check_whole("levels", levels, least=2)
         self.mixtures, self.levels = mixtures, levels
 
     def maps(self, colours: int) -> int:
@@ -99,7 +101,7 @@ class LogisticImages(dist.TorchDistribution):
         # At the start the components stand apart, or all would do the same for ever.
         apart = torch.linspace(-0.8, 0.8, k + 2, dtype=base.dtype, device=base.device)[1:-1].reshape(k, 1, 1, 1)
         means = 2 * base.sigmoid().unsqueeze(-4) - 1 + means.unflatten(-3, (k, c)) + apart
-        log_scales = (scales.unflatten(-3, (k, c)) - 1.5).clamp(min=LEAST_LOG_SCALE)
+        log_scales = (scales.unflatten(-3, (k, c)) - 1.5).clamp(*LOG_SCALES)
         return weights.log_softmax(-3), means, log_scales, slopes.unflatten(-3, (k, c * (c - 1) // 2)).tanh()
 
     def log_prob(self, value: Float[Tensor, "*images C height width"]) -> Float[Tensor, "*batch"]:
@@ -147,8 +149,7 @@ class LogisticImages(dist.TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """E x, the mean of 64 draws that are the same at every call: there is no simple formula for it."""
-        with torch.random.fork_rng(devices=[self.decoded.device] if self.decoded.is_cuda else []):
-            torch.manual_seed(0)
+        with own_noise(seed=0):
             return self.sample((MEAN_OF,)).mean(0)
 
 

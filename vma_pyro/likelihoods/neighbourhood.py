@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vma_pyro._system.parts import Part
+from vma_pyro._system.whole import check_whole
 
 
 class Neighbourhood(Part):
@@ -32,10 +33,9 @@ class Neighbourhood(Part):
 
     def __init__(self, outputs: int, *, colours: int, radius: int, hidden: int, layers: int) -> None:
         super().__init__()
-        sizes = {"colours": colours, "radius": radius, "hidden": hidden, "layers": layers}
-        for name, size in sizes.items():
-            if size < (least := 0 if name == "layers" else 1):
-                raise ValueError(f"{name}: expected at least {least}, got {size}")
+        for name, size in {"colours": colours, "radius": radius, "hidden": hidden}.items():
+            check_whole(name, size)
+        check_whole("layers", layers, least=0)
         self.radius, self.hidden = radius, hidden
         seen = 2 * radius * (radius + 1)
         self.near = nn.Parameter(torch.randn(hidden, colours, seen) * (2 / (seen * colours)) ** 0.5)

@@ -127,11 +127,18 @@ def architecture_of(description: Mapping[str, Any]) -> dict[str, Any]:
         sizes = {name: value for name, value in networks["arguments"].items() if type(value) in PLAIN}
         guided = guide["arguments"].get("target_guided") is True
         chosen = model["arguments"].get("likelihood")
-        likelihood = "bernoulli" if chosen is None else name_of_likelihood(parts[chosen["part"]]["class"])
+        likelihood, context = "bernoulli", {}
+        if chosen is not None:
+            likelihood, given = (
+                name_of_likelihood(parts[chosen["part"]]["class"]),
+                parts[chosen["part"]]["arguments"],
+            )
+            context = {f"context_{name}": given[name] for name in ("radius", "alone") if name in given}
         return {
             "networks": NETWORK_NAMES.get(kind, kind),
             **sizes,
             "likelihood": likelihood,
+            **context,
             "program": name_program(program, guided=guided),
         }
     except (KeyError, TypeError, IndexError, ValueError, AttributeError):

@@ -40,7 +40,7 @@ def build(architecture: dict[str, Any]) -> Pair:
 
     Args:
         architecture: `networks`, "conv" or "mlp", and `program`, one of `PROGRAMS`; perhaps `likelihood`, one of
-            `LIKELIHOODS` ("bernoulli" by default), with `context_radius` and `context_dropout` of a causal one;
+            `LIKELIHOODS` ("bernoulli" by default), with `context_radius` and `context_alone` of a causal one;
             every other item is an argument of the networks.
 
     Raises:
@@ -49,7 +49,7 @@ def build(architecture: dict[str, Any]) -> Pair:
     options = dict(architecture)
     kind, program = options.pop("networks", None), options.pop("program", None)
     pixels = options.pop("likelihood", "bernoulli")
-    context = {name: options.pop(f"context_{name}", None) for name in ("radius", "dropout")}
+    context = {name: options.pop(f"context_{name}", None) for name in ("radius", "alone")}
     if not isinstance(kind, str) or kind not in NETWORKS or program not in PROGRAMS:
         raise ValueError(
             f"architecture: expected networks {' or '.join(NETWORKS)} and a program among {', '.join(PROGRAMS)}, "
@@ -61,7 +61,9 @@ def build(architecture: dict[str, Any]) -> Pair:
         raise ValueError(
             f"architecture: expected arguments of {NETWORKS[kind].__name__}, got {options}"
         ) from error
-    likelihood = make_likelihood(pixels, networks.image_shape[0], **context)
+    likelihood: Likelihood | None = make_likelihood(pixels, networks.image_shape[0], **context)
+    if pixels == "bernoulli":
+        likelihood = None  # the models' own, which a class of one's own may say by a method
     if program == "memory":
         return Model(networks, likelihood=likelihood), Guide(networks)
     if program == "memoryless":
@@ -76,10 +78,10 @@ def make_likelihood(name: Any, colours: int, **context: Any) -> Likelihood:
     Args:
         name: one of `LIKELIHOODS`.
         colours: of the images.
-        context: `radius` and `dropout` of a causal one, see `Causal`; None for its default.
+        context: `radius` and `alone` of a causal one, see `Causal`; None for its default.
 
     Raises:
-        ValueError: an unknown name, a radius or dropout where there is no neighbourhood.
+        ValueError: an unknown name, a radius or weight where there is no neighbourhood.
     """
     if not isinstance(name, str) or name not in LIKELIHOODS:
         raise ValueError(f"likelihood: expected one of {', '.join(LIKELIHOODS)}, got {name!r}")

@@ -195,4 +195,7 @@ def check_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
         raise ValueError(
             f"image_shape: expected (1 or 3 colours, height, width) with sides of 8 or more, got {list(shape)}"
         )
+    heights = [height for height, _ in halvings(shape[1:])[:-1]]
+    if len(set(heights)) < len(heights):  # down to a single row long before the other side is short
+        raise ValueError(f"image_shape: expected a width of at most 8 times the height, got {list(shape)}")
     return shape

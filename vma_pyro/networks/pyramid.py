@@ -56,7 +56,8 @@ class PyramidNetworks(Part):
             raise ValueError(f"channels: expected at least 1 per pixel and colour, got {channels}")
         if maps is not None and maps < 0:
             raise ValueError(f"maps: expected a number of maps, or 0 for none, got {maps}")
-        self.latent_dim, self.key_dim, self.image_shape = latent_dim, key_dim, image_shape
+        self.latent_dim, self.key_dim = latent_dim, key_dim
+        self.image_shape: tuple[int, int, int] = (image_shape[0], image_shape[1], image_shape[2])
         self.channels, self.maps = channels or 1, maps or 0
         self.undecided = channels is None and maps is None
         self.pyramid = pyramid
