@@ -29,6 +29,7 @@ from vma_pyro._system.metrics import tensorboard_writer
 from vma_pyro._system.ranks import Ranks
 from vma_pyro.data import EpisodeSampler, Split, load_split
 from vma_pyro.data.episodes import Augmentation, most_queries
+from vma_pyro.data.splits import check_unseen
 from vma_pyro.infer import make
 from vma_pyro.training import check_shares, device_of
 from vma_pyro.training.start import start_from
@@ -41,6 +42,11 @@ def objective(config: FewShotConfig, *, memory: bool = True) -> ELBO:
     """The objective; without a memory, an estimator that chooses addresses gives way to the plain bound."""
     elbo = make_elbo(config.estimator, config.particles)
     return elbo if memory or not hasattr(elbo, "site") else make("vimco", config.particles)
+
+
+def classes_of(config: FewShotConfig, data: Split) -> dict[str, Any]:
+    """Name the classes to train on where a folder may have others tomorrow, and be divided in another way."""
+    return {"trained_on": list(data.train.full_names)} if config.data == "folder" else {}
 
 
 def samplers(config: FewShotConfig, data: Split) -> tuple[EpisodeSampler, EpisodeSampler]:
@@ -76,7 +82,11 @@ def train(
         folder=folder,
         data=str(config.data),
         validation=[held_out.sample() for _ in range(8)],
-        identity={name: getattr(config, name) for name in IDENTITY} | only | config.preparation() | architecture,
+        identity={name: getattr(config, name) for name in IDENTITY}
+        | only
+        | config.preparation()
+        | architecture
+        | classes_of(config, data),
         init=config.init if memory else None,
         resume=config.resume,
         tensorboard=config.tensorboard,
@@ -93,6 +103,8 @@ def main(config: FewShotConfig) -> None:
     # The first one downloads, or prepares.
     data = ranks.in_turn(lambda: load_split(str(config.data), config.data_dir, **config.preparation()))
     config = config.fitted(data)
+    if config.load is not None:
+        check_unseen(models.facts_of(config.load), data)
     rehearse(config, data)
     if ranks.rank == 0:
         folder.make_room(config.out, resume=config.resume, load=config.load)

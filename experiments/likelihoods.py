@@ -25,7 +25,8 @@ from common.subject import TestConfig
 from common.train import loaded_facts
 from vma_pyro import cli, models, pretrained
 from vma_pyro._system.markdown import table
-from vma_pyro.data import Episode, ImageClasses, NestedEpisodes, load_split
+from vma_pyro.data import Episode, ImageClasses, NestedEpisodes, split_of
+from vma_pyro.data.splits import check_unseen
 from vma_pyro.evaluation import Fidelity, Mean, class_fidelity
 from vma_pyro.training import device_of_name
 
@@ -109,7 +110,9 @@ def main(config: LikelihoodsConfig) -> None:
     data = {str(facts.get("data")) for facts in training.values()}
     if len(data) > 1:
         raise ValueError(f"others: expected models of the same data, got {', '.join(sorted(data))}")
-    found = load_split(data.pop(), config.data_dir)
+    found = split_of(next(iter(training.values())), config.data_dir)
+    for facts in training.values():
+        check_unseen(facts, found)
     test = found.validation if config.split == "validation" else found.test
     if not 2 <= config.ways <= len(test):
         raise ValueError(f"ways: expected 2 to {len(test)}, the {config.split} classes, got {config.ways}")
@@ -123,8 +126,8 @@ def main(config: LikelihoodsConfig) -> None:
         unit="model",
     )
     head = results.header(config, since=start, device=device, training=training)
-    entries = one_of_each(test, config).to(device)
-    write({**head, "rows": rows}, config, partial(draw, subjects, entries))
+    entries = first_targets(test, config).to(device)
+    write({**head, "rows": rows}, config, partial(draw, subjects, entries, test.bits == 1))
 
 
 def name_of(path: Path) -> str:
@@ -132,17 +135,18 @@ def name_of(path: Path) -> str:
     return path.parent.name if path.name in ("model.pt", "checkpoint.pt") else path.stem
 
 
-def one_of_each(test: ImageClasses, config: LikelihoodsConfig) -> Tensor:
-    """The first targets of as many classes, [N, C, height, width]."""
+def first_targets(test: ImageClasses, config: LikelihoodsConfig) -> Tensor:
+    """The first targets, [N, C, height, width]."""
     e = first(NestedEpisodes(test, images=min(8, config.images), seed=config.seed).episodes(1, 1))
     return e.x
 
 
-def draw(subjects: Mapping[str, models.Pair], entries: Tensor, path: Path) -> None:
+def draw(subjects: Mapping[str, models.Pair], entries: Tensor, ink: bool, path: Path) -> None:
     """Draw what each model generates from the same entries, as it is drawn and not as expected."""
-    made = [images.pixels(images.generate(model, entries, number=4).drawn) for model, _ in subjects.values()]
+    drawn = (images.generate(model, entries, number=4).drawn for model, _ in subjects.values())
+    made = [images.pixels(found, ink=ink) for found in drawn]
     title = "an entry of an unseen class | draws of x by " + ", ".join(subjects)
-    images.save_samples(path, images.pixels(entries), made, title=title)
+    images.save_samples(path, images.pixels(entries, ink=ink), made, title=title)
 
 
 def write(content: dict[str, Any], config: LikelihoodsConfig, picture: Any) -> None:

@@ -24,7 +24,7 @@ from vma_pyro import cli, models, pretrained
 from vma_pyro._system import lock
 from vma_pyro._system.atomic import write_text
 from vma_pyro._system.command import command
-from vma_pyro.data import ImageClasses, NestedEpisodes, load_split
+from vma_pyro.data import ImageClasses, NestedEpisodes, split_of
 from vma_pyro.training import device_of_name
 
 MOST_BYTES = 8 * 2**20
@@ -84,7 +84,7 @@ def main(config: PublishConfig) -> None:
     facts = models.facts_of(config.load)
     device = device_of_name(config.accelerator)
     pair = models.on(device, models.load(config.load, program="memory"))
-    data = load_split(str(facts.get("data")), config.data_dir)
+    data = split_of(facts, config.data_dir)
     validation = nll(pair, data.validation, 1, config, device)
     card = config.out / f"{config.name}.json"
     if card.exists():

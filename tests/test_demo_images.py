@@ -130,7 +130,7 @@ def test_a_folder_fills_the_memory_of_the_page(shapes, tmp_path, monkeypatch):
     for app, banks, length in zip(shown, (1, 11), (720, 784), strict=True):
         with live.serve(app) as address:
             assert len(httpx.get(f"{address}/api/about").json()["banks"]) == banks
-            tiles = httpx.get(f"{address}/api/banks/shapes").json()["tiles"]
+            tiles = httpx.get(f"{address}/api/banks/shapes%20(yours)").json()["tiles"]
             assert {len(tile["image"]) for tile in tiles} == {length}
     with pytest.raises(
         SystemExit, match="^error: --images: expected a folder of images or an npz file, found none"

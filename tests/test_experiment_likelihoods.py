@@ -69,6 +69,20 @@ class Copier(nn.Module):
             return pyro.sample("x", dist.Bernoulli(probs).to_event(3), obs=x)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(6, 1).long(), r"labels: expected int64 \[6\], got torch.int64 \[6, 1\]"),
+        (torch.zeros(1).long(), r"labels: expected int64 \[6\], got torch.int64 \[1\]"),
+        (torch.full((6,), 7), "labels: expected classes that are in the memory, got others"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels, message):
+    memory = Memory(torch.zeros(4, 1, 6, 6), torch.arange(4))
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        class_fidelity(Copier(False), Nearest(), memory, torch.zeros(6, 1, 6, 6), labels)
+
+
 @pytest.mark.parametrize("noise", [False, True])
 def test_copies_are_of_their_class_and_noise_is_of_any(noise):
     """240 images among 4 classes; of noise a quarter is right, within 4 standard errors."""

@@ -9,6 +9,7 @@ from drawings import folder_of_shapes
 from scripts import refusal, run
 
 from vma_pyro import models
+from vma_pyro.data import load_split
 
 SMALL = [
     "--width=0.1",
@@ -122,3 +123,29 @@ def test_one_line_errors(shapes, tmp_path, options, message):
 def test_modes_are_of_ones_own_images(tmp_path):
     line = refusal("few_shot", "--data=glyphs", "--mode=grey", cwd=tmp_path)
     assert line == "error: --mode: expected it with images of your own, got it with data=glyphs"
+
+
+def test_a_folder_that_has_changed_is_not_tested_on_what_was_trained_on(shapes, tmp_path):
+    """With a class more the folder is divided in another way."""
+    import shutil
+
+    root = tmp_path / "own"
+    shutil.copytree(shapes, root)
+    job("--data=folder", f"--data-dir={root}", "--size=12", "--updates=1", cwd=tmp_path)
+    trained = models.facts_of(tmp_path / "runs" / "few_shot" / "model.pt")["trained_on"]
+    for number in range(12, 30):
+        shutil.copytree(root / "class00", root / f"class{number}")
+        if set(load_split("folder", root, size=12).test.full_names) & set(trained):
+            break
+    given = ["--load=runs/few_shot/model.pt", f"--data-dir={root}", "--out=b"]
+    line = refusal("few_shot", *SMALL, *given, cwd=tmp_path)
+    assert line.startswith("error: --data-dir: expected test classes that the model was not trained on, got class")
+    assert not (tmp_path / "b").exists()
+
+
+def test_options_that_the_file_decides_are_refused_beside_it(shapes, tmp_path):
+    job("--data=folder", f"--data-dir={shapes}", "--size=12", "--updates=1", cwd=tmp_path)
+    given = ["--load=runs/few_shot/model.pt", f"--data-dir={shapes}", "--out=b"]
+    for option, value in {"likelihood": "bernoulli", "context-radius": 7, "refinement": 5}.items():
+        line = refusal("few_shot", *SMALL, *given, f"--{option}={value}", cwd=tmp_path)
+        assert line.startswith(f"error: --{option}: expected that of the file beside load, ")

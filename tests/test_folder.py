@@ -145,6 +145,8 @@ class TestArrays:
             ({"images": np.full((6, 9, 8), np.nan)}, "real numbers from 0 to 1, got float64 from nan to nan"),
             ({"images": np.zeros((6, 9, 8), np.int32)}, "expected images of type uint8 or bool, or .*, got int32"),
             ({"labels": None}, r"expected arrays \['images', 'labels'\], got"),
+            ({"labels": np.array([1.0, np.nan] * 3)}, "expected labels that are .*, got NaN or infinity"),
+            ({"labels": np.ones(6, complex)}, "expected labels that are whole numbers or names, got complex128"),
             ({"groups": np.zeros(3)}, r"expected groups \[6\], one per image, got \[3\]"),
             (
                 {"images": np.array([None] * 6, object)},
@@ -223,6 +225,32 @@ class TestRefusals:
             folder.load(folder_of_shapes(tmp_path / "own", [2]), **options)
 
 
+def test_what_cannot_be_read_on_the_way(tmp_path, monkeypatch):
+    root = folder_of_shapes(tmp_path / "own", [2, 2])
+    (root / "class00" / "z.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match="z.png: expected a picture, got a file that cannot be read"):
+        folder.load(root, size=8)
+    with pytest.warns(UserWarning, match="z.png: left out"):
+        assert folder.load(root, size=8, skip_unreadable=True).counts.tolist() == [2, 2]
+
+    def walk(path, *, onerror, **options):
+        onerror(PermissionError(13, "Permission denied", str(root / "class01")))
+        return iter(())
+
+    monkeypatch.setattr(folder.os, "walk", walk)
+    with pytest.raises(
+        PermissionError, match=r"^data_dir: expected folders that can be read, got .*class01 \(Perm"
+    ):
+        folder.load(root, size=8)
+
+
+def test_numbers_of_32_bits_have_no_known_white(tmp_path):
+    (tmp_path / "own" / "a").mkdir(parents=True)
+    Image.fromarray(np.full((8, 8), 200, np.int32)).save(tmp_path / "own" / "a" / "0.tif")
+    with pytest.raises(ValueError, match="0.tif: expected 8 or 16 bits, got 32, whose white is not known; --skip"):
+        folder.load(tmp_path / "own", mode="grey")
+
+
 class TestCache:
     def test_is_read_as_long_as_nothing_has_changed(self, tmp_path, monkeypatch):
         root = folder_of_shapes(tmp_path / "own", [3, 2])
@@ -288,6 +316,27 @@ class TestDivide:
         assert parts.train.groups == ("a", "a")
         assert divide(data, by="class", test=["c1"], validation=["c0", "c5"]).train.names == ("c2", "c3", "c4")
 
+    def test_names_are_whole_and_classes_of_one_name_are_not_one(self):
+        data = ImageClasses(
+            np.zeros((12, 1, 4, 4), np.uint8), np.full(6, 2), ("a", "b") * 3, ("x", "x", "y", "y", "xy", "xy")
+        )
+        assert set(divide(data, test="xy", validation=["y"]).test.groups) == {"xy"}
+        assert data.of_groups("xy").groups == ("xy", "xy")
+        parts = divide(data, by="class", test=["x/b"], validation=["y/a"])
+        assert (parts.test.groups, parts.test.names) == (("x",), ("b",))
+        assert len(parts.train) == 4
+
+    def test_named_validation_is_never_drawn_for_the_test(self):
+        for seed in range(8):
+            assert divide(classes([3] * 6), validation=["c0"], seed=seed).validation.names == ("c0",)
+
+    def test_too_few_are_left(self):
+        data = classes([3, 3, 3, 1, 1])
+        with pytest.raises(
+            ValueError, match=r"^validation: expected 2 or more with a class of 2 images to choose from, got 0$"
+        ):
+            divide(data, test=["c0", "c1", "c2"])
+
     @pytest.mark.parametrize("counts", [[2, 1, 1, 1, 3, 1, 1, 1, 1, 2], [1, 2, 2, 2, 1], [5, 5, 5]])
     def test_every_part_has_a_query(self, counts):
         for seed in range(20):
@@ -300,14 +349,14 @@ class TestDivide:
             (
                 classes([3, 3, 1]),
                 {},
-                "data: expected 3 groups or more with a class of 2 images or more, .*, got 2",
+                "data: expected 3 group names or more with a class of 2 images or more, .*, got 2",
             ),
             (classes([3] * 4), {"test": 1.0}, "test: expected a share between 0 and 1, or names, got 1.0"),
             (classes([3] * 4), {"test": ["z"]}, "test: expected some of c., c., c., c., got .'z'."),
             (
                 classes([3] * 4),
                 {"test": ["c0"], "validation": ["c0"]},
-                "validation: expected some of .* got .'c0'.",
+                "validation: expected other names than of the test, got c0 in both",
             ),
             (classes([3] * 4), {"by": "name"}, "by: expected 'group' or 'class', got 'name'"),
             (classes([3] * 4), {"seed": -1}, "seed: expected .*"),

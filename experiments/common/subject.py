@@ -12,7 +12,7 @@ import tyro
 from common.protocols import Samples
 from common.train import loaded_facts
 from vma_pyro import cli, models
-from vma_pyro.data import ImageClasses, load_split
+from vma_pyro.data import ImageClasses, split_of
 from vma_pyro.models import Pair
 from vma_pyro.training import device_of_name
 
@@ -70,5 +70,5 @@ def load_subject(config: TestConfig) -> Subject:
     device = device_of_name(config.accelerator)
     pair = models.on(device, models.load(config.load, program="memory"))
     facts = loaded_facts(config.load)
-    test = load_split(str(facts.get("data")), config.data_dir).test
+    test = split_of(facts, config.data_dir).test
     return Subject(pair, facts, test, device)

@@ -6,7 +6,7 @@ from vma_pyro.data.leave_one_out import LeaveOneOutSampler
 from vma_pyro.data.nested import NestedEpisodes
 from vma_pyro.data.recall import RecallSampler
 from vma_pyro.data.records import Characters, GreyCharacters, ImageClasses, LabelledImages
-from vma_pyro.data.splits import Split, divide, load_split
+from vma_pyro.data.splits import Split, divide, load_split, split_of
 from vma_pyro.data.workers import Stream
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "load_split",
     "mnist",
     "omniglot",
+    "split_of",
 ]

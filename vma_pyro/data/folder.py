@@ -32,7 +32,7 @@ from vma_pyro.data.pictures import (
     coloured,
     read_picture,
 )
-from vma_pyro.data.prepared import keep_npz, read_npz
+from vma_pyro.data.prepared import at_home, keep_npz, read_npz
 from vma_pyro.data.records import ImageClasses
 
 KEYS = ("pixels", "counts", "names", "groups", "fingerprint")
@@ -79,7 +79,7 @@ def load(
         FileNotFoundError: no such folder or file, or no pictures in it.
         ValueError: a file that cannot be read, images of different sizes without `size`, another arrangement.
     """
-    path = Path(path).expanduser()
+    path, cache = at_home("data_dir", path), None if cache is None else at_home("cache", cache)
     if mode not in MODES:
         raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
     wanted = check_size(size)
@@ -148,7 +148,7 @@ def list_pictures(path: Path) -> list[Listed]:
         ValueError: pictures at different depths, or too deep.
     """
     found = []
-    for folder, folders, files in os.walk(path, followlinks=True):
+    for folder, folders, files in os.walk(path, followlinks=True, onerror=_unread):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         parts = Path(folder).relative_to(path).parts
         own = sorted(name for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES))
@@ -176,16 +176,21 @@ def list_pictures(path: Path) -> list[Listed]:
     return sorted(found, key=lambda picture: (picture.group, picture.name, picture.path))
 
 
+def _unread(error: OSError) -> None:
+    raise PermissionError(f"data_dir: expected folders that can be read, got {error.filename} ({error.strerror})")
+
+
 def _of_arrays(path: Path, size: tuple[int, int] | None, mode: Mode) -> ImageClasses:
     arrays = read_npz(path, ("images", "labels"))
-    images, labels = arrays["images"], arrays["labels"]
+    images, labels = arrays["images"], _names(path, "labels", arrays["labels"])
     if labels.ndim != 1 or images.ndim not in (3, 4) or len(labels) != len(images) or not len(images):
         raise ValueError(
             f"{path}: expected images [N, height, width] or [N, height, width, 3] and labels [N], got "
             f"{list(images.shape)} and {list(labels.shape)}"
         )
     with np.load(path, allow_pickle=False) as file:
-        groups = file["groups"] if "groups" in file.files else labels
+        grouped = "groups" in file.files
+    groups = _names(path, "groups", read_npz(path, ("groups",))["groups"]) if grouped else labels
     if groups.shape != labels.shape:
         raise ValueError(f"{path}: expected groups [{len(labels)}], one per image, got {list(groups.shape)}")
     order = sorted(range(len(labels)), key=lambda i: (groups[i].item(), labels[i].item()))
@@ -194,6 +199,16 @@ def _of_arrays(path: Path, size: tuple[int, int] | None, mode: Mode) -> ImageCla
         canvas.add(coloured(image, mode))
     counts, names, of = _count([str(labels[i]) for i in order], [str(groups[i]) for i in order])
     return _record(canvas.pixels(range(len(order))), counts, names, of, mode)
+
+
+def _names(path: Path, name: str, values: np.ndarray) -> np.ndarray:
+    """Labels or groups of any type that names things."""
+    if values.dtype.kind == "S":
+        return np.char.decode(values, "utf-8", "backslashreplace")
+    if values.dtype.kind not in "biufU" or (values.dtype.kind == "f" and not np.isfinite(values).all()):
+        what = "NaN or infinity" if values.dtype.kind == "f" else str(values.dtype)
+        raise ValueError(f"{path}: expected {name} that are whole numbers or names, got {what}")
+    return values
 
 
 def _as_bytes(path: Path, images: np.ndarray) -> np.ndarray:
@@ -236,6 +251,10 @@ def _fingerprint(path: Path, listed: Sequence[Listed], size: tuple[int, int] | N
     """What changes with any of the files: their names, sizes and times."""
     facts: list[Any] = [VERSION, size, mode]
     for picture in listed:
-        about = picture.path.stat()
-        facts.append((str(picture.path.relative_to(path)), about.st_size, about.st_mtime_ns))
+        try:
+            about = picture.path.stat()
+            state = (about.st_size, about.st_mtime_ns)
+        except OSError:  # a link to nothing, which is not to be read either
+            state = (-1, -1)
+        facts.append((str(picture.path.relative_to(path)), *state))
     return hashlib.sha256(json.dumps(facts).encode(sys.getfilesystemencoding(), "surrogateescape")).hexdigest()

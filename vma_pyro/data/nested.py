@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -17,7 +18,7 @@ from vma_pyro.data.workers import take_turns
 from vma_pyro.memory import Memory
 from vma_pyro.memory.selected import SelectedMemory
 
-MOST_ENTRIES = 80_000  # of the memories of one part
+MOST_BYTES = 80_000 * 28 * 28 * 4  # of the memories of one part
 
 
 class NestedEpisodes:
@@ -113,7 +114,7 @@ class NestedEpisodes:
         Raises:
             ValueError: more classes or shots than there are.
         """
-        check_whole("classes", classes, least=0)
+        check_whole("classes", classes)
         check_whole("shots", shots, least=0)
         if not 1 <= shots < self.examples:
             raise ValueError(f"shots: expected 1 to {self.examples - 1}, got {shots}")
@@ -146,7 +147,7 @@ class NestedEpisodes:
         Raises:
             ValueError: more entries than the classes have.
         """
-        check_whole("classes", classes, least=0)
+        check_whole("classes", classes)
         check_whole("entries", entries, least=0)
         most = int(self.counted.number.sort().values[:classes].sum()) - 1
         if entries < 1 or (entries > most and not replacement):
@@ -191,7 +192,7 @@ class NestedEpisodes:
     def _parts(self, first: int | None, size: int) -> Iterator[range]:
         """Yield targets whose memories fit together into a quarter of a gigabyte."""
         number = self._number(first)
-        step = max(1, min(256, MOST_ENTRIES // size))
+        step = max(1, min(256, MOST_BYTES // (4 * math.prod(self.pixels.shape[1:]) * size)))
         for start in take_turns(range(0, number, step)):
             yield range(start, min(start + step, number))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +37,9 @@ def read_picture(path: Path, mode: Mode) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             picture.load()
+            kind = picture.format
             upright = ImageOps.exif_transpose(picture)
+            upright.format = kind  # which turning forgets
             return from_pillow(upright, mode)
     except Unreadable as error:
         raise Unreadable(f"{path}: {error}") from error
@@ -50,13 +53,14 @@ def from_pillow(picture: Any, mode: Mode) -> np.ndarray:
     """The pixels of a picture that is opened already, uint8 0..255 [height, width, C]."""
     from PIL import Image
 
-    if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+    of_png = picture.mode == "I" and getattr(picture, "format", None) == "PNG"  # which has no 32 bits
+    if picture.mode.startswith("I;16") or of_png:  # which Pillow would cut off at 255
         values = np.asarray(picture).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise Unreadable(f"expected 8 or 16 bits, got values from {values.min()} to {values.max()}")
         picture = Image.fromarray((values / 257).round().astype(np.uint8))
-    elif picture.mode == "F":
-        raise Unreadable("expected 8 or 16 bits, got real numbers, whose white is not known")
+    elif picture.mode in ("F", "I"):
+        raise Unreadable("expected 8 or 16 bits, got 32, whose white is not known")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
@@ -157,7 +161,8 @@ def check_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     """Refuse what is no size; a number is that of a square."""
     if size is None:
         return None
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    whole = all(isinstance(side, Integral) and not isinstance(side, bool) and side >= 1 for side in sides)
+    if len(sides) != 2 or not whole:
         raise ValueError(f"size: expected a number of pixels, or height and width, got {size!r}")
-    return sides[0], sides[1]
+    return int(sides[0]), int(sides[1])

@@ -28,6 +28,19 @@ def data_root(root: str | Path | None) -> Path:
     return found
 
 
+def at_home(name: str, path: str | Path) -> Path:
+    """Put the home folder in place of ~.
+
+    Args:
+        name: of the argument, for the error.
+        path: that may begin with it.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{name}: expected a home folder for ~, found none, got {path}") from error
+
+
 @contextmanager
 def made_for(folder: Path) -> Iterator[None]:
     """Remove the folders that were made for a download if it fails."""

@@ -41,7 +41,10 @@ class ImageClasses:
         self._check_classes()
 
     def _check_classes(self) -> None:
-        counts = np.asarray(self.counts, np.int64)
+        counts = np.asarray(self.counts)
+        if counts.dtype.kind not in "iu":
+            raise ValueError(f"counts: expected whole numbers, got {counts.dtype}")
+        counts = self.__dict__["counts"] = counts.astype(np.int64)
         if counts.ndim != 1 or counts.min(initial=1) < 1 or counts.sum() != len(self.pixels):
             raise ValueError(
                 f"counts: expected 1 or more images for each class, {len(self.pixels)} in all, got "
@@ -66,6 +69,12 @@ class ImageClasses:
         colours, height, width = self.pixels.shape[1:]
         return colours, height, width
 
+    @property
+    def full_names(self) -> tuple[str, ...]:
+        """The name of each class, "group/name" where it is in a group with another name than its own."""
+        pairs = zip(self.groups, self.names, strict=True)
+        return tuple(name if group == name else f"{group}/{name}" for group, name in pairs)
+
     @cached_property
     def offsets(self) -> np.ndarray:
         """Row of the first image of each class, int64 [classes]."""
@@ -73,6 +82,7 @@ class ImageClasses:
 
     def of_groups(self, groups: Collection[str]) -> ImageClasses:
         """Keep the classes of these groups, in order."""
+        groups = {groups} if isinstance(groups, str) else groups
         unknown = set(groups) - set(self.groups)
         if unknown:
             raise ValueError(f"groups: expected some of {sorted(set(self.groups))}, got {sorted(unknown)}")
@@ -80,6 +90,7 @@ class ImageClasses:
 
     def without_groups(self, groups: Collection[str]) -> ImageClasses:
         """Keep the classes of all other groups, in order."""
+        groups = {groups} if isinstance(groups, str) else groups
         return self.of_classes([i for i, group in enumerate(self.groups) if group not in groups])
 
     def of_classes(self, classes: Sequence[int]) -> ImageClasses:
@@ -150,6 +161,7 @@ class Characters(ImageClasses):
 
     def of_alphabets(self, alphabets: Collection[str]) -> Characters:
         """Keep the classes of these alphabets, in order."""
+        alphabets = {alphabets} if isinstance(alphabets, str) else alphabets
         unknown = set(alphabets) - set(self.alphabets)
         if unknown:
             raise ValueError(f"alphabets: expected some of {sorted(set(self.alphabets))}, got {sorted(unknown)}")

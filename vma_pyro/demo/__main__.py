@@ -75,7 +75,7 @@ def banks(config: DemoConfig, format_: Format) -> list[Bank]:
                 mode=mode_of(format_),
                 skip_unreadable=config.skip_unreadable,
             )
-        made.append(bank_of(config.images.name or str(config.images), own))
+        made.append(bank_of(f"{config.images.resolve().name} (yours)", own))
     if format_ != ((1, 28, 28), 1):
         return made
     if config.data == "omniglot":

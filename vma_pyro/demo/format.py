@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from pydantic import StringConstraints
 from torch import Tensor, nn
 
 from vma_pyro.evaluation import undisturbed
 from vma_pyro.memory import Memory
+
+MOST_REPEATED = 50_000  # repetitions in a pattern, which would take too much memory
 
 
 class Format(NamedTuple):
@@ -29,6 +32,13 @@ class Format(NamedTuple):
         """The regular expression of an image."""
         numbers = math.prod(self.shape)
         return rf"^[01]{{{numbers}}}$" if self.bits == 1 else rf"^[0-9a-f]{{{2 * numbers}}}$"
+
+    def constraints(self) -> list[Any]:
+        """What pydantic is to check of an image."""
+        numbers = math.prod(self.shape) * (1 if self.bits == 1 else 2)
+        if numbers < MOST_REPEATED:
+            return [StringConstraints(pattern=self.pattern)]
+        return [StringConstraints(min_length=numbers, max_length=numbers, pattern=r"^[0-9a-f]*$")]
 
     @property
     def description(self) -> str:
@@ -62,9 +72,15 @@ def format_of(model: nn.Module) -> Format:
     """Ask a model for the shape of its images, and whether it takes any that are not binary."""
     shape = tuple(getattr(getattr(model, "networks", None), "image_shape", (1, 28, 28)))
     device = next(iter(model.parameters())).device
+    part = getattr(model, "likelihood", None)
+    levels = getattr(getattr(part, "pixels", part), "levels", 256)
+    if levels != 256:
+        raise ValueError(f"load: expected a likelihood of 256 levels, as images have, got {levels}")
     with undisturbed(model, seed=0):
         try:
             model(Memory(torch.full((1, *shape), 128 / 255, device=device)), num_images=1)
         except ValueError:
+            if shape[0] != 1:
+                raise ValueError(f"load: expected binary images of one colour, got {shape[0]}") from None
             return Format(shape, 1)
     return Format(shape, 8)

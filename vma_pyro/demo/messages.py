@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from vma_pyro.demo.format import Format
 
@@ -115,7 +115,7 @@ class Questions(NamedTuple):
 def questions(format_: Format) -> Questions:
     """Make the messages that hold images of a format."""
     about: Any = Field(description=format_.description, json_schema_extra={"format": "pixels"})
-    image: Any = Annotated[str, StringConstraints(pattern=format_.pattern), about]
+    image: Any = Annotated[str, *format_.constraints(), about]
     entries: Any = Annotated[list[image], IN_MEMORY]
 
     def of(base: type[Message], **fields: Any) -> Any:

@@ -57,6 +57,10 @@ def class_fidelity(
         ValueError: a memory without labels.
     """
     check(memory, x)
+    if labels.shape != (len(x),) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels: expected int64 [{len(x)}], got {labels.dtype} {list(labels.shape)}")
+    if memory.labels is not None and not bool(torch.isin(labels, memory.labels).all()):
+        raise ValueError("labels: expected classes that are in the memory, got others")
     with undisturbed(model, seed=seed):
         trace = poutine.trace(model).get_trace(Memory(x.unsqueeze(1)))
         made: Any = trace.nodes["x"]["value"]

@@ -37,8 +37,8 @@ class Causal(Likelihood):
         hidden: maps of the neighbourhood.
         layers: residual layers after it.
         alone: weight, in training, of what `pixels` alone says of an image, so that z and m cannot leave
-            everything to the neighbourhood: log p is then (1 - alone) of the log probability above, and `alone` of the one
-            without c. In evaluation it has no effect.
+            everything to the neighbourhood: log p is then (1 - alone) of the log probability above, and `alone`
+            of the one without c. In evaluation it has no effect.
 
     Raises:
         ValueError: a size below 1, a weight outside [0, 1), or `pixels` that see their neighbours themselves.
