@@ -21,7 +21,9 @@ NUMBER = 16  # the character that is drawn, in another rendering than its tile's
 
 pyro.settings.set(module_local_params=True)
 characters = glyphs.load(classes=60, seed=1)
-app = create_app(Engine(*load_pretrained("omniglot")), make_banks(characters), about="pretrained on Omniglot")
+app = create_app(
+    Engine(*load_pretrained("omniglot-causal")), make_banks(characters), about="pretrained on Omniglot"
+)
 listening = socket.create_server(("127.0.0.1", 0))
 server = make_server(app, log_level="error")
 threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True).start()

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from vma_pyro import Guide, Model, load_pretrained, models, pretrained
@@ -9,10 +10,11 @@ from vma_pyro.data import EpisodeSampler, glyphs
 from vma_pyro.evaluation import classify, kl_report
 
 
-def test_its_card():
-    card = pretrained.card("omniglot")
-    assert card["name"] == "omniglot"
-    known = models.facts_of(models.PRETRAINED)
+@pytest.mark.parametrize(("name", "word"), [("omniglot", models.PRETRAINED), ("omniglot-causal", models.CAUSAL)])
+def test_its_card(name, word):
+    card = pretrained.card(name)
+    assert card["name"] == name
+    known = models.facts_of(word)
     assert {name: known[name] for name in card["training"]} == card["training"]
     assert card["training"]["data"] == "omniglot"
     assert card["training"]["updates"] > 0
@@ -21,12 +23,19 @@ def test_its_card():
     for figure in (card["validation_nll"], *card["nll"].values(), *card["accuracy"].values()):
         assert 0 < figure["se"] < figure["mean"]
     assert set(card["accuracy"]) == {f"{ways}-way {shots}-shot" for ways in (5, 20) for shots in (1, 5)}
-    assert pretrained.path_of("omniglot").stat().st_size <= 8 * 2**20
+    assert pretrained.path_of(name).stat().st_size <= 8 * 2**20
 
 
-def test_it_looks_up_characters_of_another_kind():
+def test_the_causal_one_goes_on_from_the_other():
+    card, before = (pretrained.card(name)["training"] for name in ("omniglot-causal", "omniglot"))
+    assert card["likelihood"] == "causal"
+    assert card["cycles"][-1]["updates"] == before["updates"]
+
+
+@pytest.mark.parametrize("name", ["omniglot", "omniglot-causal"])
+def test_it_looks_up_characters_of_another_kind(name):
     """Procedural glyphs, which it has never seen: far above chance, and nearly sure."""
-    model, guide = load_pretrained("omniglot")
+    model, guide = load_pretrained(name)
     assert isinstance(model, Model)
     assert isinstance(guide, Guide)
     episode = EpisodeSampler(glyphs.load(classes=40, seed=1), classes=10, shots=1, queries=60, seed=0).sample()

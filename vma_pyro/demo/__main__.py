@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class DemoConfig:
     """Draw a character and watch where the model looks it up."""
 
-    load: Path = models.PRETRAINED
-    """A model: `pretrained`, or a checkpoint of your own."""
+    load: Path = models.CAUSAL
+    """A model: `pretrained-causal`, which draws sharp strokes, `pretrained`, or a checkpoint of your own."""
     code: str | None = None
     """A Python file or module of your own, whose classes the checkpoint may name. It is run: give only code that
     you trust."""
