@@ -219,3 +219,29 @@ def test_ink_is_what_covers_less_of_a_file(page, tmp_path):
             assert page.evaluate(running) == 1
             page.emulate_media(reduced_motion="reduce")
             assert page.evaluate(running) == 0
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "shape", "message"),
+    [
+        (DiscretizedLogistics(2, levels=16), (1, 9, 8), "load: expected a likelihood of 256 levels, .*, got 16"),
+        (CausalBernoulli(colours=3, hidden=4), (3, 9, 8), "load: expected binary images of one colour, got 3"),
+    ],
+)
+def test_images_that_the_page_cannot_show_are_refused(likelihood, shape, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        Engine(*pair(likelihood, shape))
+
+
+def test_images_of_any_size_have_a_format():
+    """No pattern is too long for the validator: from some size on, length and digits are looked at."""
+    from pydantic import ValidationError
+
+    from vma_pyro.demo.messages import questions
+
+    look = questions(Format((3, 224, 224), 8)).look
+    fine = "0f" * (3 * 224 * 224)
+    assert look(image=fine, entries=[fine]).image == fine
+    for wrong in (fine[:-1], fine[:-1] + "G"):
+        with pytest.raises(ValidationError):
+            look(image=wrong, entries=[fine])

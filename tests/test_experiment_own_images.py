@@ -9,7 +9,7 @@ from drawings import folder_of_shapes
 from scripts import refusal, run
 
 from vma_pyro import models
-from vma_pyro.data import load_split
+from vma_pyro.data import load_split, split_of
 
 SMALL = [
     "--width=0.1",
@@ -149,3 +149,30 @@ def test_options_that_the_file_decides_are_refused_beside_it(shapes, tmp_path):
     for option, value in {"likelihood": "bernoulli", "context-radius": 7, "refinement": 5}.items():
         line = refusal("few_shot", *SMALL, *given, f"--{option}={value}", cwd=tmp_path)
         assert line.startswith(f"error: --{option}: expected that of the file beside load, ")
+
+
+def test_other_experiments_prepare_the_images_of_a_model_as_its_training_did(shapes, tmp_path):
+    """Without the mode a grey model would be tested on ink, which has two of its 256 levels: in silence."""
+    architecture = {
+        "networks": "conv",
+        "width": 0.1,
+        "latent_dim": 4,
+        "program": "memory",
+        "likelihood": "logistics",
+    }
+    facts = {"mode": "grey", "size": 12}
+    built = models.build(architecture | {"image_shape": (1, 12, 12)})
+    models.save(tmp_path / "model.pt", built, data="folder", training=facts)
+    test = split_of(models.facts_of(tmp_path / "model.pt"), shapes).test
+    assert (test.bits, test.image_shape) == (8, (1, 12, 12))
+    done = run(
+        "likelihoods",
+        f"--load={tmp_path / 'model.pt'}",
+        f"--judge={tmp_path / 'model.pt'}",
+        f"--data-dir={shapes}",
+        "--tiny",
+        "--out=a",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| logistics |" in (tmp_path / "a" / "report.md").read_text()
