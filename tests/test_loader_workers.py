@@ -62,7 +62,7 @@ def test_a_spawned_worker():
 @pytest.mark.parametrize("how", ["episodes", "pooled"])
 def test_workers_share_out_the_targets(how, workers, monkeypatch):
     nested = NestedEpisodes(CHARACTERS, images=None, seed=0)
-    monkeypatch.setattr("vma_pyro.data.nested.MOST_ENTRIES", 20)  # several parts
+    monkeypatch.setattr("vma_pyro.data.nested.MOST_BYTES", 20 * 28 * 28 * 4)  # several parts
     stream = Wrapped(lambda: getattr(nested, how)(3, 2))
     options = {"multiprocessing_context": "fork"} if workers else {}
     loaded = list(DataLoader(stream, batch_size=None, num_workers=workers, **options))
