@@ -230,6 +230,20 @@ def test_without_validation_the_last_average_is_kept(characters, tmp_path):
         assert (saved["module"][name] != value).any()
 
 
+def test_the_last_weights_are_kept_on_wish_however_they_validate(characters, tmp_path):
+    """Steps that are too large make it worse; the run does not end early, and a resumed one may choose again."""
+    config = replace(CONFIG, updates=24, learning_rate=0.3, patience=1, keep="last")
+    result, weights = run(characters, tmp_path, config)
+    nlls = [line["validation_nll"] for line in read_metrics(tmp_path / "metrics.jsonl") if "validation_nll" in line]
+    assert result.updates == 24
+    assert result.validation_nll == nlls[-1] > min(nlls)
+    saved = checkpoint.load(tmp_path / "checkpoint.pt")
+    for name, value in weights.items():
+        assert (saved["average"][f"module.{name}"] == value).all()
+    again = replace(config, updates=48, keep="best", new_budget=True, learning_rate=0.3)
+    assert run(characters, tmp_path, again, resume=True)[0].validation_nll <= nlls[-1]
+
+
 def test_learning_rate_schedule():
     config = TrainConfig(updates=100, learning_rate=1.0, warmup_updates=10, final_rate=0.1)
     assert learning_rate(config, 0, 0.0) == pytest.approx(0.1)
@@ -440,6 +454,8 @@ class TestErrors:
             TrainConfig(minutes=-1)
         with pytest.raises(ValueError, match="^patience: expected at least 1, got 0$"):
             TrainConfig(patience=0)
+        with pytest.raises(ValueError, match="^keep: expected one of best, last, got 'first'$"):
+            TrainConfig(keep="first")
 
     def test_a_diverging_run_is_stopped(self, characters, tmp_path):
         with pytest.raises(FloatingPointError, match="^training: expected finite .* lower the learning rate"):

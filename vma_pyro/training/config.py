@@ -13,6 +13,7 @@ from vma_pyro.training.optimizers import RATES, check_optimizer
 
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 COMPILE = ("auto", "on", "off")
+KEPT = ("best", "last")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
 
@@ -55,6 +56,9 @@ class TrainConfig:
     """Importance samples per validation image."""
     patience: int = 20
     """Validations without improvement before stopping early."""
+    keep: str = "best"
+    """Which weights are kept: those of the best validation, or the last, without early stopping. The last, where
+    the aim is not the NLL alone: with a likelihood of which a share is trained alone."""
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints."""
     accelerator: str = "auto"
@@ -106,6 +110,8 @@ class TrainConfig:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.compile not in COMPILE:
             raise ValueError(f"compile: expected one of {', '.join(COMPILE)}, got {self.compile!r}")
+        if self.keep not in KEPT:
+            raise ValueError(f"keep: expected one of {', '.join(KEPT)}, got {self.keep!r}")
         check_optimizer(self.optimizer)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected 0 <= ema_decay < 1, got {self.ema_decay}")
@@ -113,7 +119,7 @@ class TrainConfig:
 
 # What may differ between the sessions of one run. Another accelerator rounds otherwise, but a run that began on a
 # GPU may have to end on a CPU.
-FREE_ON_RESUME = ("new_budget", "session_minutes", "checkpoint_seconds", "accelerator", "capture")
+FREE_ON_RESUME = ("new_budget", "session_minutes", "checkpoint_seconds", "accelerator", "capture", "keep")
 BUDGET = ("updates", "minutes")
 
 

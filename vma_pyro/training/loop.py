@@ -84,8 +84,8 @@ def fit(
         validation: episodes of held-out classes for early stopping; none: the last weights are kept.
         identity: further plain values that a resumed run must share (data, objective, ...).
         init: start from the weights of this trained model (or checkpoint, or the word "pretrained") instead of
-            fresh ones, with a new optimizer and a learning rate from its start; the result is never worse on
-            validation than these.
+            fresh ones, with a new optimizer and a learning rate from its start; unless `keep` is last, the result
+            is never worse on validation than these.
         resume: go on from the folder's checkpoint if there is one.
         tensorboard: also write TensorBoard events.
         label: in front of the progress line.
@@ -175,7 +175,7 @@ def _until_done(run: Run, validation: Sequence[Episode], recorder: Recorder) -> 
             raise run.diverged("parameters", "NaN") from error
     run.finished = not stop.signal
     if run.finished and run.best is None:
-        run.keep()
+        run.remember()
     save(run)
     run.ranks.wait()  # none may leave, and end the job, before the first has written
     return stop.signal

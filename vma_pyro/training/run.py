@@ -184,7 +184,7 @@ class Run:
         }
 
     def validate(self, validation: Sequence[Episode]) -> float:
-        """Compute the NLL of held-out classes with the averaged weights; keeps these if it is the best so far."""
+        """Compute the NLL of held-out classes with the averaged weights; keeps these if they are to be kept."""
         average: Any = self.average.module
         total, count = torch.zeros((), dtype=torch.float64), 0
         for episode in validation[self.ranks.rank :: self.ranks.size]:
@@ -198,14 +198,14 @@ class Run:
         mean = mean_over(self.ranks, total, count)
         if math.isnan(mean):
             raise self.diverged("validation likelihoods", mean)
-        if self.best is None or mean < self.best_nll:
-            self.keep()
+        if self.best is None or mean < self.best_nll or self.config.keep == "last":
+            self.remember()
             self.best_nll, self.stale = mean, 0
         else:
             self.stale += 1
         return mean
 
-    def keep(self) -> None:
+    def remember(self) -> None:
         """Remember the averaged weights."""
         self.best = {name: value.detach().clone() for name, value in self.average.module.state_dict().items()}
 
