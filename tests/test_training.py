@@ -234,7 +234,8 @@ def test_the_last_weights_are_kept_on_wish_however_they_validate(characters, tmp
     """Steps that are too large make it worse; the run does not end early, and a resumed one may choose again."""
     config = replace(CONFIG, updates=24, learning_rate=0.3, patience=1, keep="last")
     result, weights = run(characters, tmp_path, config)
-    nlls = [line["validation_nll"] for line in read_metrics(tmp_path / "metrics.jsonl") if "validation_nll" in line]
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    nlls = [line["validation_nll"] for line in lines if "validation_nll" in line]
     assert result.updates == 24
     assert result.validation_nll == nlls[-1] > min(nlls)
     saved = checkpoint.load(tmp_path / "checkpoint.pt")
