@@ -28,6 +28,7 @@ from vma_pyro.evaluation import kl_report, log_likelihood
 from vma_pyro.infer import MultiSampleELBO, make
 from vma_pyro.likelihoods import Causal, CausalLogistics, bits_per_dim
 from vma_pyro.likelihoods.causal import once
+from vma_pyro.likelihoods.logistics import PACE, START
 from vma_pyro.training.captured import Captured
 from vma_pyro.training.start import start_from
 
@@ -366,7 +367,7 @@ def test_images_that_are_no_levels_are_refused():
 def test_one_component_is_the_logistic_by_hand():
     """Also at the outermost levels, and far away from the mean, where a difference of sigmoids is 0."""
     decoded = torch.zeros(1, 4, 1, 1, dtype=torch.float64)
-    decoded[0, 3] = 1.5 + math.log(0.02)  # log scale
+    decoded[0, 3] = (math.log(0.02) - START) / PACE
     levels = torch.arange(256, dtype=torch.float64)[:, None, None, None] / 255
     found = DiscretizedLogistics(1)(decoded).log_prob(levels[:, None])[:, 0]
     logistic = torch.distributions.TransformedDistribution(

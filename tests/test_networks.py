@@ -15,6 +15,7 @@ B, S, Z = 3, 5, 4
 NETWORKS = {
     "conv": lambda: ConvNetworks(Z, width=0.1, key_dim=8, hidden_dim=8),
     "conv, refined": lambda: ConvNetworks(Z, width=0.1, key_dim=8, hidden_dim=8, refinement=2),
+    "conv, copies": lambda: ConvNetworks(Z, width=0.1, key_dim=8, hidden_dim=8, refinement=2, copies=True),
     "mlp": lambda: MLPNetworks(Z, hidden_dims=(8, 7), key_dim=6),
     "mlp, copies": lambda: MLPNetworks(Z, hidden_dims=(8, 7), key_dim=6, copies=True),
 }

@@ -23,6 +23,7 @@ from vma_pyro.retrieval import RetrievalGuide
 
 NETWORKS = {
     "conv": lambda: ConvNetworks(3, width=0.1),
+    "conv, copies": lambda: ConvNetworks(3, width=0.1, copies=True),
     "mlp": lambda: MLPNetworks(3, hidden_dims=(8, 7), key_dim=5, copies=True),
 }
 

@@ -15,6 +15,7 @@ from vma_pyro.infer import MultiSampleELBO, log_weights, make
 
 NETWORKS = {
     "conv": lambda: ConvNetworks(3, width=0.1),
+    "conv, copies": lambda: ConvNetworks(3, width=0.1, copies=True),
     "conv, refined": lambda: ConvNetworks(3, width=0.1, refinement=4),
     "mlp": lambda: MLPNetworks(3, hidden_dims=(9, 8), key_dim=5, copies=True),
 }

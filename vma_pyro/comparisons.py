@@ -36,6 +36,8 @@ class MemorylessModel(ImageModel):
         likelihood: as in `Model`.
     """
 
+    reads = False
+
     def forward(self, memory: Memory | Tensor | None, x: Tensor | None = None, *, num_images: int = 1) -> Tensor:
         """As `Model.forward`; the memory is ignored and may be None."""
         blank, x, data = self.opened(blank_memory(self.networks), x, num_images)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 from pyro.nn import PyroModule
@@ -128,7 +128,12 @@ class ImageModel(Program):
         TypeError: another kind of likelihood.
         ValueError: networks whose decoder has not the channels that the likelihood wants; a likelihood where the
             class has a method of that name.
+
+    Attributes:
+        reads: whether it reads an entry, whose pixels the decoder may copy.
     """
+
+    reads: ClassVar[bool] = True
 
     def __init__(self, networks: Networks, *, likelihood: nn.Module | None = None) -> None:
         super().__init__()
@@ -147,7 +152,7 @@ class ImageModel(Program):
                 f"{type(chosen).__name__}"
             )
         if not by_method:
-            check_decoder(networks, chosen)
+            check_decoder(networks, chosen, copies=chosen.copies and self.reads)
         self.networks = networks
         self.likelihood = chosen  # type: ignore[misc]  # torch keeps modules apart from attributes
 
@@ -176,7 +181,7 @@ class ImageModel(Program):
             likelihood.warn("x", x)
 
 
-def check_decoder(networks: Networks, likelihood: Likelihood) -> None:
+def check_decoder(networks: Networks, likelihood: Likelihood, *, copies: bool) -> None:
     """Give the likelihood what it wants of the decoder where that is not decided yet, else look whether it has it.
 
     Raises:
@@ -186,7 +191,7 @@ def check_decoder(networks: Networks, likelihood: Likelihood) -> None:
     wanted = {"channels": likelihood.channels, "maps": likelihood.maps(image_shape[0])}
     decide = getattr(networks, "decide", None)
     if decide is not None:
-        decide(**wanted)
+        decide(**wanted, copies=copies)
     for name, least in (("channels", 1), ("maps", 0)):
         found = getattr(networks, name, least)
         if found != wanted[name]:

@@ -63,7 +63,7 @@ class Causal(Likelihood):
                 f"{pixels.__name__ if isinstance(pixels, type) else type(pixels).__name__}"
             )
         self.pixels, self.colours, self.alone = pixels, colours, alone
-        self.channels = pixels.channels
+        self.channels, self.copies = pixels.channels, pixels.copies
         numbers = pixels.channels * colours + pixels.maps(colours)
         self.neighbourhood = Neighbourhood(numbers, colours=colours, radius=radius, hidden=hidden, layers=layers)
 

@@ -19,9 +19,11 @@ class Likelihood(Part):
     Attributes:
         channels: numbers per pixel and colour from the decoder. With C colours its first C channels are the logits
             of the mean of x, which a `Refinement` looks at.
+        copies: whether it wants a decoder that is given the entry's pixels themselves, where that can be had.
     """
 
     channels: int = 1
+    copies: bool = False
 
     def maps(self, colours: int) -> int:
         """Say how many maps F it takes beside them, per pixel of images with C colours."""

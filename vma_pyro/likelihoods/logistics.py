@@ -17,6 +17,10 @@ from vma_pyro.likelihoods.interface import Distribution, Likelihood
 from vma_pyro.memory.checks import check_levels
 
 LOG_SCALES = (-7.0, 7.0)  # of a logistic over [-1, 1]: from a ninth of a level on, to flat
+START = -3.0  # of log scales: six of 256 levels, around pixels that are copied
+# The decoder's maps start at zero and move a little in an update. Scales have to fall by several units, and one
+# weight to stand out from the others: with this factor that takes tens of updates, not hundreds.
+PACE = 3.0
 MEAN_OF = 64  # draws behind E[x | z, m], whose standard error is at most 0.06 then
 
 
@@ -38,6 +42,8 @@ class DiscretizedLogistics(Likelihood):
         mixtures: K.
         levels: of a colour, 256 in images of 8 bits.
     """
+
+    copies = True
 
     def __init__(self, mixtures: int = 5, *, levels: int = 256) -> None:
         super().__init__()
@@ -101,8 +107,9 @@ class LogisticImages(dist.TorchDistribution):
         # At the start the components stand apart, or all would do the same for ever.
         apart = torch.linspace(-0.8, 0.8, k + 2, dtype=base.dtype, device=base.device)[1:-1].reshape(k, 1, 1, 1)
         means = 2 * base.sigmoid().unsqueeze(-4) - 1 + means.unflatten(-3, (k, c)) + apart
-        log_scales = (scales.unflatten(-3, (k, c)) - 1.5).clamp(*LOG_SCALES)
-        return weights.log_softmax(-3), means, log_scales, slopes.unflatten(-3, (k, c * (c - 1) // 2)).tanh()
+        log_scales = (START + PACE * scales.unflatten(-3, (k, c))).clamp(*LOG_SCALES)
+        slopes = (PACE * slopes.unflatten(-3, (k, c * (c - 1) // 2))).tanh()
+        return (PACE * weights).log_softmax(-3), means, log_scales, slopes
 
     def log_prob(self, value: Float[Tensor, "*images C height width"]) -> Float[Tensor, "*batch"]:
         """Log probability of images of levels, nats."""

@@ -38,6 +38,9 @@ class ConvNetworks(PyramidNetworks):
         key_dim: E, dimension of the embeddings that q(a | x) compares.
         hidden_dim: H, width of the hidden layers of p(z | m) and q(z | x, m).
         refinement: maps of the first stage of a `Refinement` of q(z | x, m); 0 for none, as in the paper.
+        copies: whether the decoder also sees the entry at its full size, and starts with its pixels as the mean of
+            x. # Departs from the paper: levels of grey and colour hardly come through three halvings. By default
+            what the likelihood wants: True for 8-bit images, False, as in the paper, for binary ones.
         channels, maps: what the decoder gives, see `PyramidNetworks`; by default what the likelihood wants.
 
     Raises:
@@ -53,6 +56,7 @@ class ConvNetworks(PyramidNetworks):
         key_dim: int = 128,
         hidden_dim: int = 256,
         refinement: int = 0,
+        copies: bool | None = None,
         channels: int | None = None,
         maps: int | None = None,
     ) -> None:
@@ -92,6 +96,9 @@ class ConvNetworks(PyramidNetworks):
             self.add_module(f"conv{height}", nn.Conv2d(above, above, 3, padding=1))
             below = above
         self.low = low
+        self.copies = bool(copies)
+        if copies is None:
+            self.undecided.add("copies")
         self.make_outputs()
         initialise(self, outputs=(self.to_key, self.hidden_to_posterior, self.to_prior[-1], self.to_logits))
         self.refinement: Refinement | None = None
@@ -102,7 +109,13 @@ class ConvNetworks(PyramidNetworks):
 
     def make_outputs(self) -> None:
         """Make the layers on the decoder's last map: what says the pixels, and what more a likelihood wants."""
-        self.to_logits = nn.Conv2d(self.low, self.channels * self.image_shape[0], 3, padding=1)
+        colours = self.image_shape[0]
+        if self.copies:
+            self.skip0 = nn.Conv2d(colours, self.low, 3, padding=1, bias=False)
+            self.log_copy = nn.Parameter(torch.zeros(()))
+        # What is added to copied pixels starts at zero.
+        layer = OutputMaps if self.copies else nn.Conv2d
+        self.to_logits = layer(self.low, self.channels * colours, 3, padding=1)
         self.to_maps = OutputMaps(self.low, self.maps, 1) if self.maps else None
 
     def climb(self, images: Tensor) -> tuple[tuple[Tensor, ...], Float[Tensor, "N T"]]:
@@ -111,14 +124,18 @@ class ConvNetworks(PyramidNetworks):
         layers: Any = self.pyramid
         for layer in layers:
             maps.append(F.relu_(layer(maps[-1])))
-        return tuple(maps[layer].permute(0, 2, 3, 1) for layer in self.skipped), maps[-1].flatten(1)
+        seen = [*self.skipped, 0] if self.copies else self.skipped
+        return tuple(maps[layer].permute(0, 2, 3, 1) for layer in seen), maps[-1].flatten(1)
 
     def skips(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Convolve the entry's maps for the decoder's skip connections, channels last."""
+        """Convolve the entry's maps for the decoder's skip connections, channels last; and the pixels to copy."""
         layers = [getattr(self, f"skip{layer}") for layer in self.skipped]
-        return tuple(
-            layer(m.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for layer, m in zip(layers, maps, strict=True)
-        )
+        copied: tuple[Tensor, ...] = ()
+        if self.copies:
+            layers.append(self.skip0)
+            copied = (maps[-1].clamp(DARKEST, 1 - DARKEST).logit(),)
+        made = (layer(m.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for layer, m in zip(layers, maps, strict=True))
+        return (*made, *copied)
 
     def wanted(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the images where the refinement looks at them again."""
@@ -144,8 +161,9 @@ class ConvNetworks(PyramidNetworks):
         assert self.refinement is not None
         guess: Any = super().posterior(query, m)
         loc, scale = guess.base_dist.loc, guess.base_dist.scale
-        logits = self.to_logits(self.last_map(loc, m, loc.shape[:-1]))[:, : self.image_shape[0]]
-        mean = at_least_32_bits(logits).reshape(*loc.shape[:-1], *self.image_shape).sigmoid()
+        h = self.last_map(loc, m, loc.shape[:-1])
+        logits = self.logits(h, m, loc.shape[:-1])[..., : self.image_shape[0], :, :]
+        mean = logits.sigmoid()
         shift, log_factor = self.refinement(*query.images, *m.images, mean)
         return loc + shift, scale * log_factor.exp()
 
@@ -154,10 +172,21 @@ class ConvNetworks(PyramidNetworks):
         # z and m may broadcast against each other (enumeration): flatten to one batch of images.
         batch = torch.broadcast_shapes(z.shape[:-1], m.stem.shape[:-1])
         h = self.last_map(z, m, batch)
+        out = self.logits(h, m, batch)
+        if self.to_maps is None:
+            return out
+        maps = at_least_32_bits(self.to_maps(h))
+        return torch.cat([out, maps.reshape(*batch, *maps.shape[1:])], -3)
+
+    def logits(self, h: Tensor, m: Entry, batch: torch.Size) -> Float[Tensor, "... C height width"]:
+        """What is said of every pixel, the logits of the mean first, of the decoder's last map."""
         out = at_least_32_bits(self.to_logits(h))
-        if self.to_maps is not None:
-            out = torch.cat([out, at_least_32_bits(self.to_maps(h))], 1)
-        return out.reshape(*batch, *self.output_shape)
+        out = out.reshape(*batch, *out.shape[1:])
+        if not self.copies:
+            return out
+        copied = self.log_copy.exp() * at_least_32_bits(m.skips[-1]).movedim(-1, -3)
+        others = (self.channels - 1) * self.image_shape[0]  # channels that say nothing of the mean
+        return out + (F.pad(copied, (0, 0, 0, 0, 0, others)) if others else copied)
 
     def last_map(
         self, z: Float[Tensor, "... Z"], m: Entry, batch: torch.Size
@@ -165,7 +194,7 @@ class ConvNetworks(PyramidNetworks):
         """The decoder's last map, of all draws in one batch."""
         skips = [
             skip.expand(*batch, *skip.shape[-3:]).reshape(-1, *skip.shape[-3:]).permute(0, 3, 1, 2)
-            for skip in m.skips
+            for skip in m.skips[: len(self.heights)]
         ]  # in memory as channels last
         h = F.relu(self.stem(z.to(dtype_of(self.stem))) + m.stem).expand(*batch, -1).reshape(-1, *self.top_shape)
         h = h.contiguous(memory_format=torch.channels_last)
@@ -176,6 +205,7 @@ class ConvNetworks(PyramidNetworks):
         return h
 
 
+DARKEST = 1 / 512  # of a copied pixel: half a level of 256 from black, as its logit has to be finite
 LONGEST = 6  # side of the top of the pyramid
 
 

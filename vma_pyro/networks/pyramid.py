@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
@@ -37,6 +39,7 @@ class PyramidNetworks(Part):
 
     Attributes:
         output_shape: [channels * C + maps, height, width] from the decoder.
+        copies: whether the decoder is given the entry's pixels themselves.
     """
 
     def __init__(
@@ -59,7 +62,8 @@ class PyramidNetworks(Part):
         self.latent_dim, self.key_dim = latent_dim, key_dim
         self.image_shape: tuple[int, int, int] = (image_shape[0], image_shape[1], image_shape[2])
         self.channels, self.maps = channels or 1, maps or 0
-        self.undecided = channels is None and maps is None
+        self.copies = False
+        self.undecided = {"channels", "maps"} if channels is None and maps is None else set()
         self.pyramid = pyramid
         self.to_key = nn.Linear(top, key_dim)
         self.to_hidden = nn.Linear(top, hidden_dim)
@@ -74,19 +78,24 @@ class PyramidNetworks(Part):
         colours, height, width = self.image_shape
         return self.channels * colours + self.maps, height, width
 
-    def decide(self, *, channels: int, maps: int) -> None:
-        """Give the decoder the outputs that a likelihood wants, once."""
+    def decide(self, **wanted: Any) -> None:
+        """Give the decoder what a likelihood wants of it and the constructor has left open, once.
+
+        Args:
+            wanted: `channels`, `maps` and `copies`.
+        """
         if not self.undecided:
             return
-        if (channels, maps) != (self.channels, self.maps):
-            self.channels, self.maps = channels, maps
+        decided = {name: wanted[name] for name in sorted(self.undecided & wanted.keys())}
+        if any(value != getattr(self, name) for name, value in decided.items()):
+            vars(self).update(decided)
             before = set(self.modules())
             self.make_outputs()
             made = [module for module in self.modules() if module not in before]
             initialise(nn.ModuleList(made), outputs=made)
             like = self.to_key.weight
             self.to(like.device, like.dtype).to(memory_format=torch.channels_last)
-        self.undecided = False
+        self.undecided = set()
         self.completed()
 
     def make_outputs(self) -> None:
