@@ -225,6 +225,26 @@ class TestRefusals:
             folder.load(folder_of_shapes(tmp_path / "own", [2]), **options)
 
 
+def test_pictures_of_other_kinds_are_named(tmp_path):
+    """A class of which all pictures are of another kind would be missing, and one with some would be smaller."""
+    root = folder_of_shapes(tmp_path / "own", [2, 2])
+    (root / "notes.txt").write_text("no picture")
+    (root / "class00" / "notes.txt").write_text("no picture")
+    folder.load(root, size=8)
+    (root / "class01" / "IMG_1.HEIC").write_bytes(b"photo")
+    (root / "drawings").mkdir()
+    (root / "drawings" / "a.svg").write_text("<svg/>")
+    for _ in range(2):  # also where it is prepared already
+        with pytest.warns(
+            UserWarning, match=r"IMG_1.HEIC and 1 more: passed over, as not of a kind that is read$"
+        ):
+            assert folder.load(root, size=8).names == ("class00", "class01")
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    (tmp_path / "photos" / "a" / "1.avif").write_bytes(b"photo")
+    with pytest.raises(FileNotFoundError, match=r"^data_dir: expected pictures \(png, .*found .*1.avif$"):
+        folder.load(tmp_path / "photos", size=8)
+
+
 def test_what_cannot_be_read_on_the_way(tmp_path, monkeypatch):
     root = folder_of_shapes(tmp_path / "own", [2, 2])
     (root / "class00" / "z.png").symlink_to(tmp_path / "nowhere.png")

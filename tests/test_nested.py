@@ -121,6 +121,10 @@ def test_pooled(characters):
             lambda n: NestedEpisodes(n.of, images=3, seed=0, within_alphabet=True, smallest_alphabet=9),
             "smallest_alphabet: expected at most 8, the largest there is, got 9",
         ),
+        (
+            lambda n: NestedEpisodes(n.of.of_classes([0]), images=3, seed=0, within_alphabet=True),
+            r"within_alphabet: expected groups \(alphabets\) of 2 classes or more, got groups of one each",
+        ),
     ],
 )
 def test_one_line_errors(characters, call, message):

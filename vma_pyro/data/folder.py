@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mimetypes
 import os
 import sys
 import warnings
@@ -65,7 +66,7 @@ def load(
 
     Args:
         path: of the folder or npz file, see above. Hidden files, and those that are no pictures by their names,
-            are passed over.
+            are passed over; pictures of kinds that cannot be read (heic, svg, ...) with a warning.
         size: side in pixels, or (height, width); None if all images have the same size.
         mode: "binary" (1 bit), "grey" or "colour" (8 bits).
         skip_unreadable: go on without files that cannot be read, and name them in a warning.
@@ -147,11 +148,13 @@ def list_pictures(path: Path) -> list[Listed]:
         FileNotFoundError: no pictures.
         ValueError: pictures at different depths, or too deep.
     """
-    found = []
+    found, others = [], []
     for folder, folders, files in os.walk(path, followlinks=True, onerror=_unread):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         parts = Path(folder).relative_to(path).parts
-        own = sorted(name for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES))
+        visible = sorted(name for name in files if not name.startswith("."))
+        own = [name for name in visible if name.lower().endswith(SUFFIXES)]
+        others += [Path(folder, name) for name in visible if name not in own and _is_image(name)]
         if own and len(parts) > 2:
             raise ValueError(
                 f"data_dir: expected {path}/class/picture or {path}/group/class/picture, got "
@@ -166,14 +169,21 @@ def list_pictures(path: Path) -> list[Listed]:
             else:
                 found.append(Listed(whole, parts[-1], parts[0]))
     if not found:
-        raise FileNotFoundError(
-            f"data_dir: expected pictures ({', '.join(s[1:] for s in SUFFIXES)}) in folders of {path}, found none"
-        )
+        kinds, got = ", ".join(s[1:] for s in SUFFIXES), f"{others[0]}" if others else "none"
+        raise FileNotFoundError(f"data_dir: expected pictures ({kinds}) in folders of {path}, found {got}")
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        warnings.warn(f"{others[0]}{more}: passed over, as not of a kind that is read", stacklevel=4)
     depths = {len(picture.path.relative_to(path).parts): picture.path for picture in found}
     if len(depths) > 1:
         some = [str(picture) for picture in list(depths.values())[:2]]
         raise ValueError(f"data_dir: expected all pictures at the same depth, got {some[0]} and {some[1]}")
     return sorted(found, key=lambda picture: (picture.group, picture.name, picture.path))
+
+
+def _is_image(name: str) -> bool:
+    """Whether a file is an image by its name, of whatever kind."""
+    return (mimetypes.guess_type(name)[0] or "").startswith("image/")
 
 
 def _unread(error: OSError) -> None:

@@ -76,6 +76,10 @@ class NestedEpisodes:
             check_whole("images", images)
         if not available:
             most = max(map(len, self._others))
+            if most < 2:
+                raise ValueError(
+                    "within_alphabet: expected groups (alphabets) of 2 classes or more, got groups of one each"
+                )
             raise ValueError(
                 f"smallest_alphabet: expected at most {most}, the largest there is, got {smallest_alphabet}"
             )
