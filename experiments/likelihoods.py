@@ -27,7 +27,7 @@ from vma_pyro import cli, models, pretrained
 from vma_pyro._system.markdown import table
 from vma_pyro.data import Episode, ImageClasses, NestedEpisodes, split_of
 from vma_pyro.data.splits import check_unseen
-from vma_pyro.evaluation import Fidelity, Mean, class_fidelity
+from vma_pyro.evaluation import Mean
 from vma_pyro.training import device_of_name
 
 FIGURES = ("kl_z", "kl_address", "right_class")
@@ -64,15 +64,6 @@ def first(episodes: Iterator[Episode]) -> Episode:
     return next(iter(episodes))
 
 
-def fidelity(pair: models.Pair, judge: Any, config: LikelihoodsConfig, test: ImageClasses, device: Any) -> Any:
-    """Class fidelity over all targets."""
-    parts = []
-    for episode in NestedEpisodes(test, images=config.images, seed=config.seed).episodes(config.ways, 1):
-        e = episode.to(device)
-        parts.append(class_fidelity(pair[0], judge, e.memory, e.x, e.labels, seed=config.seed))
-    return {name: Mean.pooled([getattr(part, name) for part in parts])._asdict() for name in Fidelity._fields}
-
-
 def score(
     subjects: Mapping[str, models.Pair],
     judge: Any,
@@ -92,7 +83,9 @@ def score(
         "nll": {shots: found.estimate()._asdict() for shots, found in nll.items()},
         "split": protocols.split(pair, within, FIGURES, num_samples=config.samples.few, device=device),
         "accuracy": protocols.accuracy(pair, nested.episodes(config.ways, 1), device=device)._asdict(),
-        "fidelity": fidelity(pair, judge, config, test, device),
+        "fidelity": protocols.fidelity(
+            pair, judge, nested.episodes(config.ways, 1), seed=config.seed, device=device
+        ),
     }
     return {"model": item[0], "likelihood": models.likelihood_of(pair[0]), **made}
 

@@ -2,7 +2,8 @@
 
 The weights (the averaged ones, as all evaluations use them) go to `NAME.pt`, and how they were made and how good
 they are to `NAME.json`. A model that is there already gives way only to one with a lower one-shot NLL on the
-validation alphabets: the test alphabets choose nothing.
+validation alphabets, or with a judge to one whose samples are more often of their class there: the test alphabets
+choose nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from vma_pyro import cli, models, pretrained
 from vma_pyro._system import lock
 from vma_pyro._system.atomic import write_text
 from vma_pyro._system.command import command
-from vma_pyro.data import ImageClasses, NestedEpisodes, split_of
+from vma_pyro.data import ImageClasses, NestedEpisodes, Split, split_of
 from vma_pyro.training import device_of_name
 
 MOST_BYTES = 8 * 2**20
@@ -42,6 +43,10 @@ class PublishConfig:
     """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder."""
     out: Path = pretrained.FOLDER
     """Folder of published models."""
+    judge: Path | None = None
+    """Choose by class fidelity, not by NLL: the share of images generated from one example of which the guide of
+    this checkpoint (or of the word pretrained) finds the class among 20. A sharp likelihood can have a low NLL and
+    draw strokes of no class."""
     shots: tuple[int, ...] = (1, 2, 5, 19)
     """Examples of one class at which the NLL is measured."""
     images: int = 5000
@@ -77,6 +82,41 @@ def accuracy(
     return protocols.accuracy(pair, nested.episodes(*task), device=device)._asdict()
 
 
+def fidelity(pair: models.Pair, of: ImageClasses, config: PublishConfig, device: torch.device) -> Any:
+    """Class fidelity among 20 classes, or all that there are."""
+    assert config.judge is not None
+    judge = models.load(config.judge, program="memory")[1].to(device)
+    nested = NestedEpisodes(of, images=config.images, seed=0)
+    return protocols.fidelity(pair, judge, nested.episodes(min(20, len(of)), 1), seed=0, device=device)
+
+
+def check_better(
+    pair: models.Pair, validation: Any, config: PublishConfig, data: Split, device: torch.device
+) -> None:
+    """Refuse a model that is not better than the one that is there, on the validation classes."""
+    there = config.out / f"{config.name}.json"
+    if not there.exists():
+        return
+    if config.judge is None:
+        present = json.loads(there.read_text())["validation_nll"]["mean"]
+        if validation["nll"]["mean"] >= present:
+            raise ValueError(
+                f"load: expected a lower validation NLL than {present:.2f} of the published model, "
+                f"got {validation['nll']['mean']:.2f}"
+            )
+        return
+    other = models.on(device, models.load(config.out / f"{config.name}.pt", program="memory"))
+    share, present = (
+        part["generated"]["mean"]
+        for part in (validation["fidelity"], fidelity(other, data.validation, config, device))
+    )
+    if share <= present:
+        raise ValueError(
+            f"load: expected a higher class fidelity than {100 * present:.1f} % of the published model, "
+            f"got {100 * share:.1f} %"
+        )
+
+
 def main(config: PublishConfig) -> None:
     """Compare with the published model, measure, and write."""
     config = config.resolved()
@@ -85,25 +125,22 @@ def main(config: PublishConfig) -> None:
     device = device_of_name(config.accelerator)
     pair = models.on(device, models.load(config.load, program="memory"))
     data = split_of(facts, config.data_dir)
-    validation = nll(pair, data.validation, 1, config, device)
+    validation = {"nll": nll(pair, data.validation, 1, config, device)}
+    if config.judge is not None:
+        validation["fidelity"] = fidelity(pair, data.validation, config, device)
+    check_better(pair, validation, config, data, device)
     card = config.out / f"{config.name}.json"
-    if card.exists():
-        present = json.loads(card.read_text())["validation_nll"]["mean"]
-        if validation["mean"] >= present:
-            raise ValueError(
-                f"load: expected a lower validation NLL than {present:.2f} of the published model, "
-                f"got {validation['mean']:.2f}"
-            )
     content = {
         "name": config.name,
         "training": facts,
-        "validation_nll": validation,
+        **{f"validation_{name}": value for name, value in validation.items()},
         "nll": {str(shots): nll(pair, data.test, shots, config, device) for shots in config.shots},
         "accuracy": {
             f"{ways}-way {shots}-shot": accuracy(pair, data.test, (ways, shots), config, device)
             for ways, shots in TASKS
             if ways <= len(data.test)
         },
+        **({} if config.judge is None else {"fidelity": fidelity(pair, data.test, config, device)}),
         "about": f"NLL: one class in memory, upper bound in nats per image from {config.samples.many} importance "
         f"samples; accuracy: by q(a | x) among all test classes; {config.images} test images, seed 0.",
         "command": command(),

@@ -34,6 +34,19 @@ def test_publishes_once_and_then_only_what_is_better(data_folder, untrained, tmp
     assert json.loads((tmp_path / "models" / "omniglot.json").read_text())["nll"] == card["nll"]
 
 
+def test_a_judge_lets_the_samples_choose(data_folder, untrained, tmp_path):
+    """By their class, and not by the NLL: the same model is not better than itself."""
+    arguments = ["--tiny", f"--load={untrained / 'memory.pt'}", f"--data-dir={data_folder}", "--out=models"]
+    judged = [*arguments, f"--judge={untrained / 'memory.pt'}"]
+    assert run("publish_model", *judged, cwd=tmp_path).returncode == 0
+    card = json.loads((tmp_path / "models" / "omniglot.json").read_text())
+    for found in (card["validation_fidelity"], card["fidelity"]):
+        assert set(found) == {"generated", "real"}
+        assert found["generated"]["n"] == 5
+    line = refusal("publish_model", *judged, cwd=tmp_path)
+    assert line.startswith("error: --load: expected a higher class fidelity than ")
+
+
 def test_an_unknown_name_is_one_line():
     with pytest.raises(ValueError, match="^name: expected one of .*, got 'imagenet'$"):
         path_of("imagenet")

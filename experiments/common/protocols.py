@@ -12,8 +12,10 @@ from torch import Tensor
 from vma_pyro import cli
 from vma_pyro.data import Episode
 from vma_pyro.evaluation import (
+    Fidelity,
     Mean,
     TwoPhase,
+    class_fidelity,
     classify,
     classify_by_attention,
     classify_by_likelihood,
@@ -159,6 +161,25 @@ def split(
         e = episode.to(device)
         reports.append(kl_report(*pair, e.memory, e.x, labels=e.labels, num_samples=num_samples))
     return {name: Mean.pooled([getattr(report, name) for report in reports])._asdict() for name in names}
+
+
+def fidelity(
+    pair: Pair, judge: Any, episodes: Iterable[Episode], *, seed: int, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """Class fidelity over all targets, for JSON: of images generated from each of them, and of themselves.
+
+    Args:
+        pair: model and guide.
+        judge: a guide, the same for all models that are compared.
+        episodes: the targets under memories among which the judge looks, with labels.
+        seed: of what is generated.
+        device: where model, guide and judge live.
+    """
+    parts = []
+    for episode in episodes:
+        e = episode.to(device)
+        parts.append(class_fidelity(pair[0], judge, e.memory, e.x, e.labels, seed=seed))
+    return {name: Mean.pooled([getattr(part, name) for part in parts])._asdict() for name in Fidelity._fields}
 
 
 def first_of(episode: Episode, number: int) -> Episode:
