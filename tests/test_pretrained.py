@@ -29,7 +29,7 @@ def test_its_card(name, word):
 def test_the_causal_one_goes_on_from_the_other():
     card, before = (pretrained.card(name)["training"] for name in ("omniglot-causal", "omniglot"))
     assert card["likelihood"] == "causal"
-    assert card["cycles"][-1]["updates"] == before["updates"]
+    assert before["updates"] in [cycle["updates"] for cycle in card["cycles"]]
 
 
 @pytest.mark.parametrize("name", ["omniglot", "omniglot-causal"])
