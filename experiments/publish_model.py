@@ -29,6 +29,10 @@ from vma_pyro.data import ImageClasses, NestedEpisodes, Split, split_of
 from vma_pyro.training import device_of_name
 
 MOST_BYTES = 8 * 2**20
+FIDELITY = (
+    " Fidelity: share of images generated from one example each of which the guide of {judge} finds the class "
+    "among 20 (or all), and of the real examples themselves; on as many validation images, too."
+)
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,8 @@ def main(config: PublishConfig) -> None:
         },
         **({} if config.judge is None else {"fidelity": fidelity(pair, data.test, config, device)}),
         "about": f"NLL: one class in memory, upper bound in nats per image from {config.samples.many} importance "
-        f"samples; accuracy: by q(a | x) among all test classes; {config.images} test images, seed 0.",
+        f"samples; accuracy: by q(a | x) among all test classes; {config.images} test images, seed 0."
+        + ("" if config.judge is None else FIDELITY.format(judge=config.judge)),
         "command": command(),
         "versions": results.versions(device),
     }

@@ -62,6 +62,16 @@ def test_who_copies():
     assert copies(None, MemorylessModel, copies=True)
 
 
+def test_it_starts_alike_whoever_decides():
+    """Layers that a ReLU follows keep its factor, in a constructor and when the likelihood decides."""
+    decided = ConvNetworks(Z, image_shape=(3, 8, 8))
+    Model(decided, likelihood=DiscretizedLogistics(2))
+    for networks in (decided, ConvNetworks(Z, image_shape=(3, 8, 8), copies=True)):
+        weight = networks.skip0.weight
+        assert weight.std().item() == pytest.approx((2 / weight[0].numel()) ** 0.5, rel=0.1)
+        assert networks.to_logits.weight.abs().max() == 0
+
+
 def test_a_model_that_copies_is_saved_loaded_and_trained_on(tmp_path):
     networks = made((3, 8, 9))
     pair = Model(networks, likelihood=CausalLogistics(2, colours=3)), Guide(networks)

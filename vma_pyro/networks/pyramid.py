@@ -92,14 +92,15 @@ class PyramidNetworks(Part):
             before = set(self.modules())
             self.make_outputs()
             made = [module for module in self.modules() if module not in before]
-            initialise(nn.ModuleList(made), outputs=made)
+            last = self._modules.get("to_logits")
+            initialise(nn.ModuleList(made), outputs=made if last is None else list(last.modules()))
             like = self.to_key.weight
             self.to(like.device, like.dtype).to(memory_format=torch.channels_last)
         self.undecided = set()
         self.completed()
 
     def make_outputs(self) -> None:
-        """Make the last layers of the decoder, anew."""
+        """Make the last layers of the decoder, anew; that of the pixels, which no ReLU follows, is `to_logits`."""
         raise NotImplementedError(f"{type(self).__name__}.make_outputs: expected layers, got none")
 
     def climb(self, images: Tensor) -> tuple[tuple[Tensor, ...], Float[Tensor, "N T"]]:
