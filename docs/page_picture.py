@@ -35,7 +35,7 @@ with sync_playwright() as driver:
     page = browser.new_page(viewport={"width": 1100, "height": 700})
     page.goto(f"http://127.0.0.1:{listening.getsockname()[1]}")
     page.locator(".tile").nth(19).wait_for()
-    page.get_by_label("Alphabet").select_option(index=1)
+    page.get_by_label("Images of").select_option(index=1)
     page.get_by_role("button", name="Add it").click()
     page.locator(".tile").nth(39).wait_for()
     box = page.locator("#pad").bounding_box()

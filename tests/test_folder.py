@@ -1,6 +1,9 @@
 """Folders of pictures: what is read and how, what is refused, and what is kept."""
 
+import itertools
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from drawings import folder_of_shapes
 from PIL import Image
 
 from vma_pyro.data import ImageClasses, divide, folder, load_split
-from vma_pyro.data.pictures import fitted
+from vma_pyro.data.pictures import ORIENTATION, fitted, read_picture
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +89,135 @@ def test_pictures_are_seen_as_they_are_meant(tmp_path):
     assert [int(image[0, 0, 0]) for image in found.pixels[1:]] == [100, 77, 0]
 
 
+UPRIGHT = {  # by the orientation of exif, what is seen of an array of pixels
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.T,
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).T,
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [*itertools.product(("L", "RGB", "RGBA"), ("tif", "png", "webp")), ("I;16", "tif"), ("I;16", "png")],
+)
+def test_every_orientation_of_every_kind(tmp_path, orientation, suffix, kind):
+    """Uncompressed TIFF among them, which Pillow maps into memory when it opens a file by name."""
+    values = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)
+    picture = Image.fromarray(values).convert(kind) if kind != "I;16" else Image.fromarray(values * np.uint16(257))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / f"a.{suffix}"
+    picture.save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    assert (read_picture(path, "grey")[..., 0] == UPRIGHT[orientation](values)).all()
+
+
+def test_a_tag_of_exif_that_is_damaged_does_not_hide_a_picture(tmp_path):
+    """The resolution's unit as a text, which cannot be written again."""
+    tiff = b"II*\0" + struct.pack("<IH", 8, 2)
+    tiff += (
+        struct.pack("<HHIHH", ORIENTATION, 3, 1, 6, 0) + struct.pack("<HHI", 0x128, 2, 2) + b"2\0\0\0" + bytes(4)
+    )
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=b"Exif\0\0" + tiff)
+    assert read_picture(tmp_path / "a.jpg", "grey").shape == (8, 4, 1)
+
+
+def write_tiff(path, values, *, bits, photometric):
+    """Grey values, uncompressed, as bytes of a TIFF."""
+    height, width = values.shape
+    data = values.astype("<u2").tobytes() if bits == 16 else packed_12(values)
+    tags = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 1,
+        262: photometric,
+        273: 200,
+        277: 1,
+        278: height,
+        279: len(data),
+    }
+    body = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    body += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()) + bytes(4)
+    path.write_bytes(body.ljust(200, b"\0") + data)
+
+
+def packed_12(values):
+    """Rows of 12-bit numbers, two in three bytes, high bits first."""
+    pairs = values.reshape(len(values), -1, 2).astype(np.uint32)
+    joined = (pairs[..., 0] << 12) | pairs[..., 1]
+    return np.stack([joined >> 16, joined >> 8 & 255, joined & 255], -1).astype(np.uint8).tobytes()
+
+
+@pytest.mark.parametrize(("bits", "photometric"), [(16, 1), (16, 0), (12, 1)])
+def test_grey_of_more_bits_is_as_light_as_it_looks(tmp_path, bits, photometric):
+    """From black to white, whichever of the two is zero in a TIFF."""
+    values = np.random.default_rng(1).integers(0, 2**bits, (4, 6))
+    write_tiff(tmp_path / "a.tif", values, bits=bits, photometric=photometric)
+    light = values / (2**bits - 1)
+    want = (255 * (light if photometric else 1 - light)).round()
+    assert np.abs(read_picture(tmp_path / "a.tif", "grey")[..., 0] - want).max() <= 1
+
+
+def test_a_transparent_colour_of_16_bits(tmp_path):
+    """On white in grey; of three colours, of which 8 bits are kept, it cannot be told, and is refused."""
+    values = np.full((2, 3), 30000, np.uint16)
+    values[0] = 1000
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=1000)
+    assert read_picture(tmp_path / "a.png", "grey")[..., 0].tolist() == [[255] * 3, [117] * 3]
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"tRNS", struct.pack(">HHH", 1, 2, 3))]
+    chunks += [(b"IDAT", zlib.compress(b"\0" + struct.pack(">HHH", 1, 2, 3))), (b"IEND", b"")]
+    written = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + written)
+    with pytest.raises(
+        ValueError, match="b.png: expected 8 bits per colour where one colour is transparent, got 16"
+    ):
+        read_picture(tmp_path / "b.png", "colour")
+
+
+def test_a_name_that_is_no_text_can_be_shown(tmp_path):
+    folder_of_shapes(tmp_path / "own", [2, 2])
+    os.rename(tmp_path / "own" / "class01", os.fsencode(tmp_path / "own") + b"/kl\xe4sse")
+    found = folder.load(tmp_path / "own", size=8)
+    assert found.names == ("class00", "kl\\xe4sse")
+    assert folder.load(tmp_path / "own", size=8).names == found.names  # from the cache
+
+
+@pytest.mark.parametrize(
+    ("labels", "what"),
+    [
+        (np.array([1.0, 2.5]), "fractions"),
+        (np.array(["a", ""]), "an empty name"),
+        (np.array([1e300, 2.0]), "one too"),
+    ],
+)
+def test_labels_that_name_nothing_are_refused(tmp_path, labels, what):
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8), np.uint8), labels=labels)
+    with pytest.raises(ValueError, match=f"expected labels that are whole numbers or names, got .*{what}"):
+        folder.load(tmp_path / "a.npz", mode="grey")
+
+
+def test_whole_labels_of_another_type(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.array([10.0, 9.0, 10.0, 9.0]))
+    assert folder.load(tmp_path / "a.npz", mode="grey").names == ("9", "10")
+
+
+@pytest.mark.parametrize(
+    ("path", "got"), [(None, "a path, got NoneType"), ("a.png", "a folder of images or an npz file, got the file")]
+)
+def test_what_is_no_folder(tmp_path, monkeypatch, path, got):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (8, 8)).save("a.png")
+    with pytest.raises(ValueError, match=f"^data_dir: expected {got}"):
+        folder.load(path)
+
+
 @pytest.mark.parametrize("paper", [255, 0])
 def test_binary_pictures_have_ink_on_paper_whichever_is_darker(tmp_path, paper):
     for i in range(2):
@@ -139,13 +271,13 @@ class TestArrays:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"labels": np.zeros(5)}, r"expected images \[N, height, width\] or .* got \[6, 9, 8\] and \[5\]"),
+            ({"labels": np.zeros(5)}, r"expected images \[N, height, width\], .* got \[6, 9, 8\] and \[5\]"),
             ({"images": np.zeros((6, 9, 8, 2))}, r"expected images of 1 or 3 colours, got shape \[6, 9, 8, 2\]"),
             ({"images": np.full((6, 9, 8), 2.0)}, "real numbers from 0 to 1, got float64 from 2 to 2"),
             ({"images": np.full((6, 9, 8), np.nan)}, "real numbers from 0 to 1, got float64 from nan to nan"),
             ({"images": np.zeros((6, 9, 8), np.int32)}, "expected images of type uint8 or bool, or .*, got int32"),
             ({"labels": None}, r"expected arrays \['images', 'labels'\], got"),
-            ({"labels": np.array([1.0, np.nan] * 3)}, "expected labels that are .*, got NaN or infinity"),
+            ({"labels": np.array([1.0, np.nan] * 3)}, "expected labels that are .*, got NaN, infinity or"),
             ({"labels": np.ones(6, complex)}, "expected labels that are whole numbers or names, got complex128"),
             ({"groups": np.zeros(3)}, r"expected groups \[6\], one per image, got \[3\]"),
             (
@@ -184,7 +316,7 @@ class TestRefusals:
         save(tmp_path / "own" / "a" / "0.png", grey(0))
         save(tmp_path / "own" / "b" / "0.png", grey(0, (9, 8)))
         with pytest.raises(
-            ValueError, match=r"^size: expected one to bring all images to, .* 8 x 8 and .* is 9 x 8$"
+            ValueError, match=r"^size: expected one to bring all images to, .* 8 high and 8 wide, .* 9 and 8$"
         ):
             folder.load(tmp_path / "own")
 
@@ -294,6 +426,21 @@ class TestCache:
         kept.write_bytes(b"damaged")
         assert (folder.load(root, size=8, mode="grey").pixels[3] == 255).all()
 
+    def test_files_that_change_places_are_read_again(self, tmp_path):
+        """Of the same size and of the same time."""
+        root = tmp_path / "own"
+        for name, value in (("a", 10), ("b", 200)):
+            save(root / name / "0.bmp", grey(value))
+            save(root / name / "1.bmp", grey(value + 1))
+        for path in root.glob("*/*"):
+            os.utime(path, (1e9, 1e9))
+        before = folder.load(root, mode="grey").pixels[:, 0, 0, 0]
+        (root / "a" / "0.bmp").rename(tmp_path / "aside")
+        (root / "b" / "0.bmp").rename(root / "a" / "0.bmp")
+        (tmp_path / "aside").rename(root / "b" / "0.bmp")
+        assert before.tolist() == [10, 11, 200, 201]
+        assert folder.load(root, mode="grey").pixels[:, 0, 0, 0].tolist() == [200, 11, 10, 201]
+
     def test_a_time_is_enough_of_a_change(self, tmp_path):
         root = folder_of_shapes(tmp_path / "own", [2])
         folder.load(root, size=8, cache=tmp_path / "cache")
@@ -369,7 +516,7 @@ class TestDivide:
             (
                 classes([3, 3, 1]),
                 {},
-                "data: expected 3 group names or more with a class of 2 images or more, .*, got 2",
+                "data: expected 3 groups \\(.*\\) or more with a class of 2 images or more, .*, got 2",
             ),
             (classes([3] * 4), {"test": 1.0}, "test: expected a share between 0 and 1, or names, got 1.0"),
             (classes([3] * 4), {"test": ["z"]}, "test: expected some of c., c., c., c., got .'z'."),

@@ -10,10 +10,13 @@ import torch.nn.functional as F
 from pyro import poutine
 from torch import nn
 
+from programs import FLOAT
 from vma_pyro import (
     BernoulliPixels,
+    CausalLogistics,
     ContinuousBernoulli,
     ConvNetworks,
+    DiscretizedLogistics,
     Guide,
     Likelihood,
     Memory,
@@ -23,6 +26,7 @@ from vma_pyro import (
 from vma_pyro.comparisons import MemorylessGuide, MemorylessModel, SoftAttentionGuide, SoftAttentionModel
 from vma_pyro.evaluation import kl_report, log_likelihood
 from vma_pyro.infer import MultiSampleELBO
+from vma_pyro.likelihoods import StableContinuousBernoulli
 from vma_pyro.program import ImageModel
 from vma_pyro.training.captured import Captured
 
@@ -343,3 +347,58 @@ def test_the_continuous_bernoulli_at_black_and_white_pixels(dtype):
     assert (draws.mean(0) - mean).abs().max() < 4 * 0.29 / math.sqrt(20000)
     assert 0 <= draws.min() <= draws.max() <= 1
     assert mean.flatten()[0] == pytest.approx(0.01, rel=1e-4)
+
+
+LOGITS = [0.0, 1e-9, 1e-4, 0.0039, 0.01, 0.19, 0.21, 0.39, 0.41, 1.0, 5.0, 20.0]
+
+
+@pytest.mark.parametrize("logit", [sign * logit for logit in LOGITS for sign in (1, -1)])
+def test_what_else_a_continuous_bernoulli_says(logit):
+    """Mean, variance, entropy and distribution function against integrals of its density; float32, too."""
+    fn = StableContinuousBernoulli(logits=torch.tensor(logit, **FLOAT))
+    x = torch.linspace(0, 1, 100_001, **FLOAT)
+    log_p = fn.log_prob(x)
+    p, third = log_p.exp(), torch.tensor(1 / 3, **FLOAT)
+
+    def integral(values, upto=1.0):
+        inside = x <= upto
+        return torch.trapezoid(values[inside], x[inside])
+
+    mean = integral(p * x)
+    assert fn.mean.item() == pytest.approx(mean.item(), abs=1e-8)
+    assert fn.variance.item() == pytest.approx(integral(p * (x - mean) ** 2).item(), rel=1e-7)
+    assert fn.stddev.item() == pytest.approx(fn.variance.item() ** 0.5)
+    assert fn.entropy().item() == pytest.approx(-integral(p * log_p).item(), abs=1e-7)
+    assert fn.cdf(x[25_000]).item() == pytest.approx(integral(p, upto=0.25).item(), abs=1e-8)
+    assert fn.cdf(fn.icdf(third)).item() == pytest.approx(1 / 3, rel=1e-9)
+    single = StableContinuousBernoulli(logits=torch.tensor(logit))
+    assert single.variance.item() == pytest.approx(fn.variance.item(), rel=1e-5)
+    assert single.entropy().item() == pytest.approx(fn.entropy().item(), abs=1e-6)
+    assert single.cdf(third.float()).item() == pytest.approx(fn.cdf(third).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("logit", [0.0, 1e-6, -1e-6, 0.5, -0.5, 2e-3, -2e-3])
+def test_draws_of_a_continuous_bernoulli_move_with_its_logit(logit):
+    """By central differences of the same draws; at 0, where decoders start, as anywhere."""
+
+    def draws(value):
+        torch.manual_seed(0)
+        return StableContinuousBernoulli(logits=torch.full((5,), value, **FLOAT)).rsample()
+
+    at = torch.full((5,), logit, **FLOAT, requires_grad=True)
+    torch.manual_seed(0)
+    (got,) = torch.autograd.grad(StableContinuousBernoulli(logits=at).rsample().sum(), at)
+    torch.manual_seed(0)
+    u = torch.rand(5, **FLOAT)
+    # Beside 0 the draws change from dark to light, and differences across it say nothing.
+    want = u * (1 - u) / 2 if abs(logit) < 1e-5 else (draws(logit + 1e-5) - draws(logit - 1e-5)) / 2e-5
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("likelihood", [DiscretizedLogistics(2), CausalLogistics(2, hidden=4)])
+@pytest.mark.parametrize("value", [0.5, 1.5, -1.0, math.nan])
+def test_no_levels_are_refused_by_the_distribution_too(likelihood, value):
+    fn = likelihood(torch.zeros(3, 1 + likelihood.maps(1), 4, 4))
+    with pytest.raises(ValueError, match=r"^x: expected (256 levels|values from 0 to 1), ") as error:
+        fn.log_prob(torch.full((3, 1, 4, 4), value))
+    assert "\n" not in str(error.value)

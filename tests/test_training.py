@@ -311,6 +311,23 @@ class TestNewBudget:
         result, _ = run(characters, tmp_path, replace(longer, new_budget=False), resume=True)  # now its budget
         assert (result.updates, list(result.budget_changes)) == (40, [30])
 
+    @pytest.mark.parametrize(
+        ("budget", "message"),
+        [
+            ({"updates": 20}, "updates: expected more than the 30 that this run has had, .* got 20"),
+            ({"updates": None, "minutes": 1e-9}, None),
+        ],
+    )
+    def test_one_that_is_used_up_is_refused(self, characters, tmp_path, budget, message):
+        """It counts all sessions; a rest of less than a tenth of a minute is no mistake."""
+        run(characters, tmp_path)
+        used_up = replace(CONFIG, new_budget=True, **budget)
+        if message is None:
+            assert run(characters, tmp_path, used_up, resume=True)[0].updates == 30
+            return
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            run(characters, tmp_path, used_up, resume=True)
+
     @pytest.mark.parametrize("stop_at", [None, 35])
     def test_without_validation_the_last_weights_count_and_not_those_of_the_first_end(
         self, characters, tmp_path, monkeypatch, stop_at

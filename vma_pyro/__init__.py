@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vma_pyro.likelihoods import (
         BernoulliPixels,
         CausalBernoulli,
+        CausalLogistics,
         ContinuousBernoulli,
         DiscretizedLogistics,
         Likelihood,
@@ -45,6 +46,7 @@ __all__ = [
     "AddressIndex",
     "BernoulliPixels",
     "CausalBernoulli",
+    "CausalLogistics",
     "ContinuousBernoulli",
     "ConvNetworks",
     "CosineSimilarity",
@@ -70,6 +72,7 @@ HOMES = {
     "AddressIndex": "memory.index",
     "BernoulliPixels": "likelihoods",
     "CausalBernoulli": "likelihoods",
+    "CausalLogistics": "likelihoods",
     "ContinuousBernoulli": "likelihoods",
     "ConvNetworks": "networks",
     "CosineSimilarity": "similarity",

@@ -101,15 +101,16 @@ def save_training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]],
         runs: label to the lines of its metrics.jsonl; without the site `address` or `z` there is no such curve.
         log_memory: log|M|, the largest KL(a) under a uniform p(a), in nats.
     """
+    # A run too short for a line shows points.
+    short = any(sum("bound" in line for line in lines) < 3 for lines in runs.values())
+    marked: dict[str, Any] = {"linewidth": 1, "marker": "o" if short else None, "markersize": 4}
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     bound, kl_address, kl_z = figure.subplots(1, 3)
     for label, lines in runs.items():
         training = [line for line in lines if "bound" in line]
         validation = [line for line in lines if "validation_nll" in line]
         updates = [line["update"] for line in training]
-        (curve,) = bound.plot(
-            updates, [line["bound"] for line in training], linewidth=1, label=f"{label}, training"
-        )
+        (curve,) = bound.plot(updates, [line["bound"] for line in training], label=f"{label}, training", **marked)
         color = curve.get_color()
         if validation:
             bound.plot(
@@ -118,11 +119,12 @@ def save_training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]],
                 linestyle="--",
                 color=color,
                 label=f"{label}, held out",
+                marker="x" if short else None,
             )
         for axes, name in ((kl_address, "kl_address"), (kl_z, "kl_z")):
             seen = [(line["update"], line[name]) for line in training if name in line]
             if any(kl for _, kl in seen):
-                axes.plot(*zip(*seen, strict=True), linewidth=1, color=color, label=label)
+                axes.plot(*zip(*seen, strict=True), color=color, label=label, **marked)
     finite = [line["bound"] for lines in runs.values() for line in lines if "bound" in line]
     if finite:
         # The first updates are hundreds of nats away and would flatten the rest.

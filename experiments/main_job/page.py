@@ -78,7 +78,7 @@ def to_json(about: About, scores: FewShotScores, memoryless: Tensor | None) -> s
         "accuracy": {task: _plain(estimate) for task, estimate in scores.accuracy.items()},
         "kl": kl | {"mutual_information": _plain(scores.mutual_information)},
         "training": about.training,
-        "protocol": about.amounts._asdict(),
+        "protocol": about.amounts._asdict() | dict(zip(("classes", "shots"), scores.split_memory, strict=True)),
         "config": about.config,
         "versions": results.versions(about.device),
     }
@@ -151,13 +151,21 @@ image itself never.
 
 ## Where the nats go
 
-{amounts.images} images, each with a memory of {amounts.classes} classes x {amounts.shots} examples; nats per
-image unless said otherwise. The reconstructions and the KLs of the sites add up to the NLL with a single sample.
+{amounts.images} images, each with a memory of {split_memory(scores)}; nats per image unless said otherwise.
+The reconstructions and the KLs of the sites add up to the NLL with a single sample.
 
 {table(("part", "value"), split)}
 
 {" ".join(pictures)}
 """
+
+
+def split_memory(scores: FewShotScores) -> str:
+    """Say how large the memory of the KL split is; classes with fewer examples have all of theirs in it."""
+    classes, shots = scores.split_memory
+    entries = round(math.exp(scores.kl.log_memory))
+    fewer = "" if entries == classes * shots else f" at most, {entries} in all"
+    return f"{classes} classes x {shots} examples{fewer}"
 
 
 def bits(about: About, nll: Mean) -> Mean:

@@ -50,6 +50,7 @@ class FewShotScores(NamedTuple):
         accuracy: "w-way s-shot" to the share of images whose most probable class is right.
         kl: the bound taken apart under the memory of the KL split, one memory per image.
         mutual_information: between x and the address under one memory shared by all images, in nats.
+        split_memory: classes of the memory of the KL split, and the most examples of one, as far as there are.
     """
 
     nll: dict[str, Mean]
@@ -57,6 +58,7 @@ class FewShotScores(NamedTuple):
     accuracy: dict[str, Mean]
     kl: KLReport
     mutual_information: Mean
+    split_memory: tuple[int, int]
 
 
 def score(pair: Pair, characters: ImageClasses, amounts: Amounts, *, device: torch.device) -> FewShotScores:
@@ -80,7 +82,7 @@ def score(pair: Pair, characters: ImageClasses, amounts: Amounts, *, device: tor
     shared = shared_episode(characters, amounts).to(device)
     information = mutual_information(address_posterior(pair[1], shared.memory, shared.x))
     means = {shots: Mean.of(values) for shots, values in nll.items()}
-    return FewShotScores(means, nll, shares, kl, information)
+    return FewShotScores(means, nll, shares, kl, information, split_sizes(characters, amounts))
 
 
 def likelihood_scores(
@@ -104,6 +106,11 @@ def accuracies(pair: Pair, characters: ImageClasses, amounts: Amounts, *, device
         f"{ways}-way {shots}-shot": accuracy(pair, nested.episodes(ways, shots), device=device)
         for ways, shots in tasks
     }
+
+
+def split_sizes(characters: ImageClasses, amounts: Amounts) -> tuple[int, int]:
+    """Find how many classes the memory of the KL split has, and how many examples of one at most."""
+    return min(amounts.classes, len(characters)), min(amounts.shots, characters.examples - 1)
 
 
 def gained_over(
@@ -134,6 +141,5 @@ def _sampler(characters: ImageClasses, amounts: Amounts, classes: int, shots: in
 
 
 def _split_episode(characters: ImageClasses, amounts: Amounts) -> Episode:
-    classes = min(amounts.classes, len(characters))
-    shots = min(amounts.shots, characters.examples - 1)
+    classes, shots = split_sizes(characters, amounts)
     return _sampler(characters, amounts, classes, shots, amounts.images).sample()

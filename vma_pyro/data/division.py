@@ -53,8 +53,9 @@ def divide(
     several = {unit for unit, count in zip(of, data.counts, strict=True) if count > 1}
     units = sorted(set(of))
     if len(several) < 3:
+        what = "groups (a class in no folder of a group is one)" if by == "group" else "classes"
         raise ValueError(
-            f"data: expected 3 {by} names or more with a class of 2 images or more, for training, validation and "
+            f"data: expected 3 {what} or more with a class of 2 images or more, for training, validation and "
             f"test, got {len(several)}"
         )
     order = [units[i] for i in np.random.default_rng(seed).permutation(len(units))]

@@ -37,7 +37,7 @@ from vma_pyro.data.prepared import at_home, keep_npz, read_npz
 from vma_pyro.data.records import ImageClasses
 
 KEYS = ("pixels", "counts", "names", "groups", "fingerprint")
-VERSION = 1  # of how pictures are prepared
+VERSION = 2  # of how pictures are prepared
 
 
 class Listed(NamedTuple):
@@ -80,11 +80,15 @@ def load(
         FileNotFoundError: no such folder or file, or no pictures in it.
         ValueError: a file that cannot be read, images of different sizes without `size`, another arrangement.
     """
+    if not isinstance(path, str | Path):
+        raise ValueError(f"data_dir: expected a path, got {type(path).__name__}")
     path, cache = at_home("data_dir", path), None if cache is None else at_home("cache", cache)
     if mode not in MODES:
         raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
     wanted = check_size(size)
     if path.is_file():
+        if path.suffix.lower() != ".npz":
+            raise ValueError(f"data_dir: expected a folder of images or an npz file, got the file {path}")
         found = _of_arrays(path, wanted, mode)
     elif path.is_dir():
         found = _of_pictures(path, wanted, mode, skip_unreadable, cache)
@@ -165,9 +169,9 @@ def list_pictures(path: Path) -> list[Listed]:
         for name in own:
             whole = Path(folder, name)
             if not parts:
-                found.append(Listed(whole, name, name))
+                found.append(Listed(whole, readable(name), readable(name)))
             else:
-                found.append(Listed(whole, parts[-1], parts[0]))
+                found.append(Listed(whole, readable(parts[-1]), readable(parts[0])))
     if not found:
         kinds, got = ", ".join(s[1:] for s in SUFFIXES), f"{others[0]}" if others else "none"
         raise FileNotFoundError(f"data_dir: expected pictures ({kinds}) in folders of {path}, found {got}")
@@ -179,6 +183,11 @@ def list_pictures(path: Path) -> list[Listed]:
         some = [str(picture) for picture in list(depths.values())[:2]]
         raise ValueError(f"data_dir: expected all pictures at the same depth, got {some[0]} and {some[1]}")
     return sorted(found, key=lambda picture: (picture.group, picture.name, picture.path))
+
+
+def readable(name: str) -> str:
+    """Write the name of a file so that it can be shown anywhere: bytes that are no text are escaped."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _is_image(name: str) -> bool:
@@ -195,7 +204,8 @@ def _of_arrays(path: Path, size: tuple[int, int] | None, mode: Mode) -> ImageCla
     images, labels = arrays["images"], _names(path, "labels", arrays["labels"])
     if labels.ndim != 1 or images.ndim not in (3, 4) or len(labels) != len(images) or not len(images):
         raise ValueError(
-            f"{path}: expected images [N, height, width] or [N, height, width, 3] and labels [N], got "
+            f"{path}: expected images [N, height, width], [N, height, width, 3] or [N, 3, height, width], one or "
+            "more, and labels [N], got "
             f"{list(images.shape)} and {list(labels.shape)}"
         )
     with np.load(path, allow_pickle=False) as file:
@@ -215,10 +225,16 @@ def _names(path: Path, name: str, values: np.ndarray) -> np.ndarray:
     """Labels or groups of any type that names things."""
     if values.dtype.kind == "S":
         return np.char.decode(values, "utf-8", "backslashreplace")
-    if values.dtype.kind not in "biufU" or (values.dtype.kind == "f" and not np.isfinite(values).all()):
-        what = "NaN or infinity" if values.dtype.kind == "f" else str(values.dtype)
+    what = "" if values.dtype.kind in "biufU" else str(values.dtype)
+    if values.dtype.kind == "f" and not (np.isfinite(values).all() and np.abs(values).max(initial=0) < 2**53):
+        what = "NaN, infinity or one too large"
+    elif values.dtype.kind == "f" and (values != np.round(values)).any():
+        what = "fractions"
+    if values.dtype.kind == "U" and (np.char.str_len(values) == 0).any():
+        what = "an empty name"
+    if what:
         raise ValueError(f"{path}: expected {name} that are whole numbers or names, got {what}")
-    return values
+    return values.astype(np.int64) if values.dtype.kind == "f" else values
 
 
 def _as_bytes(path: Path, images: np.ndarray) -> np.ndarray:
@@ -237,7 +253,7 @@ def _as_bytes(path: Path, images: np.ndarray) -> np.ndarray:
     if not (low >= 0 and high <= 1):
         raise ValueError(
             f"{path}: expected images of type uint8 or bool, or real numbers from 0 to 1, got {images.dtype}"
-            + (f" from {low:g} to {high:g}" if images.dtype.kind == "f" else "")
+            + (f" from {low:g} to {high:g}" if images.dtype.kind == "f" else "; .astype('uint8') makes bytes")
         )
     return (images * 255).round().astype(np.uint8)
 
@@ -258,13 +274,13 @@ def _record(
 
 
 def _fingerprint(path: Path, listed: Sequence[Listed], size: tuple[int, int] | None, mode: Mode) -> str:
-    """What changes with any of the files: their names, sizes and times."""
+    """What changes with any of the files: names, sizes, times (also of a new name), and places on the disk."""
     facts: list[Any] = [VERSION, size, mode]
     for picture in listed:
         try:
             about = picture.path.stat()
-            state = (about.st_size, about.st_mtime_ns)
+            state = (about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
         except OSError:  # a link to nothing, which is not to be read either
-            state = (-1, -1)
+            state = (-1, -1, -1, -1)
         facts.append((str(picture.path.relative_to(path)), *state))
     return hashlib.sha256(json.dumps(facts).encode(sys.getfilesystemencoding(), "surrogateescape")).hexdigest()

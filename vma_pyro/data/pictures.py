@@ -12,6 +12,8 @@ import numpy as np
 Mode = Literal["binary", "grey", "colour"]
 MODES = ("binary", "grey", "colour")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC = 0x112, 258, 262  # tags of exif and of TIFF
+WHITE_IS_ZERO = 0  # of PHOTOMETRIC
 INK_SHARE = 0.3  # of a pixel, from which on it is ink: thin strokes stay when an image shrinks
 
 
@@ -32,21 +34,38 @@ def read_picture(path: Path, mode: Mode) -> np.ndarray:
     Raises:
         Unreadable: not a picture, a damaged one, or one of numbers that have no known white.
     """
-    from PIL import Image, ImageOps  # slow to import
+    from PIL import Image, UnidentifiedImageError  # slow to import
 
     try:
-        with Image.open(path) as picture:
+        # Read as a stream: of files by name Pillow maps some kinds into memory, and gets turned ones wrong.
+        with path.open("rb") as stream, Image.open(stream) as picture:
+            check_key(picture)
             picture.load()
-            kind = picture.format
-            upright = ImageOps.exif_transpose(picture)
-            upright.format = kind  # which turning forgets
-            return from_pillow(upright, mode)
+            return turned(from_pillow(picture, mode), picture.getexif().get(ORIENTATION, 1))
     except Unreadable as error:
         raise Unreadable(f"{path}: {error}") from error
-    # Pillow raises many kinds for damaged files, and one of its own for those that are too large to unpack.
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+    except Exception as error:  # of many kinds, for files that are damaged, or too large to unpack
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = "of no known kind" if isinstance(error, UnidentifiedImageError) else reason
         raise Unreadable(f"{path}: expected a picture, got a file that cannot be read ({reason})") from error
+
+
+def turned(image: np.ndarray, orientation: object) -> np.ndarray:
+    """Turn pixels [height, width, C] upright, by the orientation of exif; one that is not known turns nothing."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def check_key(picture: Any) -> None:
+    """Refuse colours of 16 bits of which one is transparent: Pillow keeps 8 bits, which no longer tell it."""
+    cut = any("16" in str(tile[3]) for tile in picture.tile)
+    if cut and picture.mode == "RGB" and "transparency" in picture.info:
+        raise Unreadable("expected 8 bits per colour where one colour is transparent, got 16; save it with alpha")
 
 
 def from_pillow(picture: Any, mode: Mode) -> np.ndarray:
@@ -55,10 +74,7 @@ def from_pillow(picture: Any, mode: Mode) -> np.ndarray:
 
     of_png = picture.mode == "I" and getattr(picture, "format", None) == "PNG"  # which has no 32 bits
     if picture.mode.startswith("I;16") or of_png:  # which Pillow would cut off at 255
-        values = np.asarray(picture).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise Unreadable(f"expected 8 or 16 bits, got values from {values.min()} to {values.max()}")
-        picture = Image.fromarray((values / 257).round().astype(np.uint8))
+        picture = Image.fromarray(of_16_bits(picture))
     elif picture.mode in ("F", "I"):
         raise Unreadable("expected 8 or 16 bits, got 32, whose white is not known")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
@@ -67,6 +83,20 @@ def from_pillow(picture: Any, mode: Mode) -> np.ndarray:
         picture = Image.alpha_composite(white, picture)
     values = np.asarray(picture.convert("RGB" if mode == "colour" else "L"))
     return values if values.ndim == 3 else values[..., None]
+
+
+def of_16_bits(picture: Any) -> np.ndarray:
+    """The pixels of a grey picture of 9 to 16 bits, uint8 0..255 [height, width]; what is transparent is white."""
+    values = np.asarray(picture).astype(np.int64)
+    tags = getattr(picture, "tag_v2", {})  # of a TIFF
+    white = 2 ** int(tags.get(BITS_PER_SAMPLE, (16,))[0]) - 1
+    if values.min() < 0 or values.max() > white:
+        raise Unreadable(f"expected values from 0 to {white}, got values from {values.min()} to {values.max()}")
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        values = white - values
+    if isinstance(key := picture.info.get("transparency"), int):
+        values = np.where(values == key, white, values)
+    return (values * 255 / white).round().astype(np.uint8)
 
 
 def coloured(image: np.ndarray, mode: Mode) -> np.ndarray:
@@ -152,8 +182,8 @@ def check_common_size(shapes: Sequence[tuple[int, ...]], names: Sequence[object]
     for shape, name in zip(shapes, names, strict=True):
         if shape[:2] != first:
             raise ValueError(
-                f"size: expected one to bring all images to, as they differ, got none; {names[0]} is {first[0]} x "
-                f"{first[1]} and {name} is {shape[0]} x {shape[1]}"
+                f"size: expected one to bring all images to, as they differ, got none; {names[0]} is {first[0]} "
+                f"high and {first[1]} wide, {name} {shape[0]} and {shape[1]}"
             )
 
 

@@ -84,20 +84,24 @@ class LogisticImages(dist.TorchDistribution):
         colours: C.
         mixtures: K.
         levels: of a colour.
+        validate_args: refuse values that are no levels; by default as Pyro validates.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = dist.constraints.independent(dist.constraints.unit_interval, 3)
 
-    def __init__(self, decoded: Tensor, *, colours: int, mixtures: int, levels: int) -> None:
+    def __init__(
+        self, decoded: Tensor, *, colours: int, mixtures: int, levels: int, validate_args: bool | None = None
+    ) -> None:
         self.decoded, self.colours, self.mixtures, self.levels = decoded, colours, mixtures, levels
         shape = torch.Size((colours, *decoded.shape[-2:]))
-        super().__init__(decoded.shape[:-3], shape, validate_args=False)
+        super().__init__(decoded.shape[:-3], shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> LogisticImages:
         """The same for more images, without a copy."""
         sizes = {"colours": self.colours, "mixtures": self.mixtures, "levels": self.levels}
-        return LogisticImages(self.decoded.expand(*batch_shape, *self.decoded.shape[-3:]), **sizes)
+        decoded = self.decoded.expand(*batch_shape, *self.decoded.shape[-3:])
+        return LogisticImages(decoded, **sizes, validate_args=self._validate_args)
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log weights [..., K, height, width]; means, log scales [..., K, C, ...]; slopes [..., K, pairs, ...]."""
@@ -117,6 +121,8 @@ class LogisticImages(dist.TorchDistribution):
             raise ValueError(
                 f"x: expected images {list(self.event_shape)}, got values of shape {list(value.shape)}"
             )
+        if self._validate_args:
+            check_levels("x", value, self.levels)
         log_weights, means, log_scales, slopes = self._parts()
         x = 2 * value.unsqueeze(-4) - 1  # [..., 1, C, height, width]
         if self.colours > 1:

@@ -60,7 +60,8 @@ class StableContinuousBernoulli(dist.ContinuousBernoulli):
     With :math:`\log C = \log (l / \tanh(l/2))`, and a series of it near l = 0.
     """
 
-    NEAR = 0.2  # |l| below which the series is exact to 1e-14
+    NEAR = 0.2  # |l| below which the series are exact to 1e-12
+    FLAT = 1e-3  # |l| below which draws are of a straight line
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of values [0, 1]."""
@@ -85,6 +86,41 @@ class StableContinuousBernoulli(dist.ContinuousBernoulli):
         far = torch.where(near, 1.0, self.logits)
         return torch.where(near, series, -1 / torch.expm1(-far) - 1 / far)
 
+    @property
+    def variance(self) -> Tensor:
+        """Var x = 1 / l^2 - exp(-l) / (1 - exp(-l))^2, the derivative of the mean."""
+        near = self.logits.abs() < 2 * self.NEAR  # the difference of the two loses more digits
+        y = torch.where(near, self.logits, 0.0) ** 2
+        series = 1 / 12 - y / 240 + y**2 / 6048 - y**3 / 172800 + y**4 / 5322240
+        far = torch.where(near, 1.0, self.logits.abs())
+        return torch.where(near, series, far**-2 - torch.exp(-far) / torch.expm1(-far) ** 2)
+
+    @property
+    def stddev(self) -> Tensor:
+        """The square root of the variance."""
+        return self.variance.sqrt()
+
+    def entropy(self) -> Tensor:
+        """-E log p(x), nats, from the mean distance to the nearer of black and white."""
+        size = self.logits.abs()
+        far = torch.where(size == 0, 1.0, size)
+        distance = torch.where(size == 0, 0.0, 1 + far * torch.exp(-far) / torch.expm1(-far))  # |l| E of it
+        return distance + torch.log1p(torch.exp(-size)) - self._log_norm()
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(x <= value), by that of a dark pixel."""
+        if self._validate_args:
+            self._validate_sample(value)
+        light = self.logits > 0
+        share = self._of_dark(torch.where(light, 1 - value, value))
+        return torch.where(light, 1 - share, share)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The level below which the share `value` lies, by that of a dark pixel."""
+        light = self.logits > 0
+        level = self._level_of_dark(torch.where(light, 1 - value, value))
+        return torch.where(light, 1 - level, level)
+
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw without a gradient."""
         with torch.no_grad():
@@ -93,8 +129,24 @@ class StableContinuousBernoulli(dist.ContinuousBernoulli):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw by the inverse of the distribution function of a dark pixel (l < 0), or of its negative."""
         u = torch.rand(self._extended_shape(sample_shape), dtype=self.logits.dtype, device=self.logits.device)
+        dark = self._level_of_dark(u)
+        drawn = torch.where(self.logits < 0, dark, 1 - dark)
+        # In l and not in its size, which has no derivative at 0, where decoders start.
+        flat = torch.where(self.logits < 0, u, 1 - u) + self.logits * u * (1 - u) / 2
+        return torch.where(self.logits.abs() < self.FLAT, flat, drawn).clamp(0, 1)
+
+    def _of_dark(self, value: Tensor) -> Tensor:
+        """The distribution function for -|l|."""
         size = self.logits.abs()
-        near = size < 1e-3
-        far = torch.where(near, 1.0, size)
-        dark = torch.where(near, u - size * u * (1 - u) / 2, -torch.log1p(u * torch.expm1(-far)) / far)
-        return torch.where(self.logits < 0, dark, 1 - dark).clamp(0, 1)
+        flat = size < self.FLAT**2
+        far = torch.where(flat, 1.0, size)
+        return torch.where(
+            flat, value + size * value * (1 - value) / 2, torch.expm1(-far * value) / torch.expm1(-far)
+        )
+
+    def _level_of_dark(self, u: Tensor) -> Tensor:
+        """The inverse of it."""
+        size = self.logits.abs()
+        flat = size < self.FLAT**2
+        far = torch.where(flat, 1.0, size)
+        return torch.where(flat, u - size * u * (1 - u) / 2, -torch.log1p(u * torch.expm1(-far)) / far)

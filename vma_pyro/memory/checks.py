@@ -103,7 +103,7 @@ def check_shares(name: str, images: Tensor) -> None:
     """Refuse images with values that are no shares of ink, with their range."""
     if looks_at("shares", images):
         low, high = (value.item() for value in images.detach().aminmax())
-        if low < 0 or high > 1:
+        if not (low >= 0 and high <= 1):  # nor is NaN
             raise ValueError(f"{name}: expected values from 0 to 1, got values from {low:g} to {high:g}")
 
 

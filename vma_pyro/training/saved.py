@@ -14,7 +14,7 @@ from vma_pyro.models import describe
 from vma_pyro.models.description import check_arguments
 from vma_pyro.models.provenance import check_weights, record_provenance, with_weights
 from vma_pyro.models.sources import check_sources, digest_sources
-from vma_pyro.training.config import BUDGET, check_identity, differences
+from vma_pyro.training.config import BUDGET, TrainConfig, check_identity, differences
 from vma_pyro.training.layout import lay_state
 from vma_pyro.training.run import Run
 
@@ -80,6 +80,7 @@ def restore(run: Run) -> None:
     if "progress" not in content:
         raise ValueError(f"checkpoint {run.path}: expected one of a training run, got weights only")
     check_identity(content["identity"], run.identity, new_budget=run.config.new_budget)
+    _check_more(run.config, content["progress"])
     _restore_weights(run, content)
     run.average.load_state_dict(content["average"])
     _restore_optimizer(run, content)
@@ -93,6 +94,18 @@ def restore(run: Run) -> None:
     if set(differences(content["identity"], run.identity)) & set(BUDGET):
         run.budget_changes = [*run.budget_changes, run.update]
         run.finished, run.stale = False, 0
+
+
+def _check_more(config: TrainConfig, progress: dict[str, Any]) -> None:
+    """Refuse a new budget that is used up already: budgets are those of all sessions together."""
+    used = {"updates": progress["update"], "minutes": progress["seconds"] / 60}
+    for name, had in used.items():
+        budget = getattr(config, name)
+        if config.new_budget and budget is not None and budget < math.floor(had * 10) / 10:
+            raise ValueError(
+                f"{name}: expected more than the {had:.4g} that this run has had, as a new budget is one of all "
+                f"its sessions together, got {budget:g}"
+            )
 
 
 def _restore_weights(run: Run, content: dict[str, Any]) -> None:
