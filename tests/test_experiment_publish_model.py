@@ -1,7 +1,10 @@
 """Publishing a model: weights that give the same figures, a card, and no step back."""
 
+import functools
 import json
+from types import SimpleNamespace
 
+import publish_model
 import pytest
 import torch
 from scripts import refusal, run
@@ -45,6 +48,25 @@ def test_a_judge_lets_the_samples_choose(data_folder, untrained, tmp_path):
         assert found["generated"]["n"] == 5
     line = refusal("publish_model", *judged, cwd=tmp_path)
     assert line.startswith("error: --load: expected a higher class fidelity than ")
+
+
+@pytest.mark.parametrize(
+    ("share", "nll", "published"),
+    [(0.71, 60.0, True), (0.70, 54.0, True), (0.69, 54.0, True), (0.70, 55.0, False), (0.67, 54.0, False)],
+)
+def test_a_judge_lets_the_nll_choose_within_the_error(tmp_path, monkeypatch, share, nll, published):
+    """Beside a published model of 70 ± 2 % and 55 nats."""
+    (tmp_path / "omniglot.json").write_text(json.dumps({"validation_nll": {"mean": 55.0}}))
+    monkeypatch.setattr(publish_model.models, "load", lambda *args, **options: ())
+    monkeypatch.setattr(publish_model, "fidelity", lambda *args: {"generated": {"mean": 0.70, "se": 0.02}})
+    config = publish_model.PublishConfig(load=tmp_path, out=tmp_path, judge=tmp_path)
+    found = {"nll": {"mean": nll}, "fidelity": {"generated": {"mean": share}}}
+    check = functools.partial(publish_model.check_better, (), found, config, SimpleNamespace(validation=None))
+    if published:
+        check(torch.device("cpu"))
+    else:
+        with pytest.raises(ValueError, match=r"^load: expected a higher class fidelity than 70.0 ± 2.0 % of .*"):
+            check(torch.device("cpu"))
 
 
 def test_an_unknown_name_is_one_line():
