@@ -2,8 +2,8 @@
 
 The weights (the averaged ones, as all evaluations use them) go to `NAME.pt`, and how they were made and how good
 they are to `NAME.json`. A model that is there already gives way only to one with a lower one-shot NLL on the
-validation alphabets, or with a judge to one whose samples are more often of their class there, or as often within a
-standard error at a lower NLL: the test alphabets choose nothing.
+validation alphabets, or with a judge to one whose samples are more often of their class there, or as often, within
+a standard error, at a lower NLL: the test alphabets choose nothing.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def check_better(
     if share <= published["mean"] and not (found < present and share > published["mean"] - published["se"]):
         raise ValueError(
             f"load: expected a higher class fidelity than {100 * published['mean']:.1f} ± "
-            f"{100 * published['se']:.1f} % of the published model (or one within the error and a lower validation "
-            f"NLL than {present:.2f}), got {100 * share:.1f} % and {found:.2f}"
+            f"{100 * published['se']:.1f} % of the published model (or one within the error and a lower "
+            f"validation NLL than {present:.2f}), got {100 * share:.1f} % and {found:.2f}"
         )
 
 

@@ -4,11 +4,11 @@ import functools
 import json
 from types import SimpleNamespace
 
-import publish_model
 import pytest
 import torch
 from scripts import refusal, run
 
+import publish_model
 from vma_pyro import models
 from vma_pyro.pretrained import path_of
 
@@ -57,7 +57,7 @@ def test_a_judge_lets_the_samples_choose(data_folder, untrained, tmp_path):
 def test_a_judge_lets_the_nll_choose_within_the_error(tmp_path, monkeypatch, share, nll, published):
     """Beside a published model of 70 ± 2 % and 55 nats."""
     (tmp_path / "omniglot.json").write_text(json.dumps({"validation_nll": {"mean": 55.0}}))
-    monkeypatch.setattr(publish_model.models, "load", lambda *args, **options: ())
+    monkeypatch.setattr(publish_model.models, "load", lambda *args, **options: (torch.nn.Identity(),) * 2)
     monkeypatch.setattr(publish_model, "fidelity", lambda *args: {"generated": {"mean": 0.70, "se": 0.02}})
     config = publish_model.PublishConfig(load=tmp_path, out=tmp_path, judge=tmp_path)
     found = {"nll": {"mean": nll}, "fidelity": {"generated": {"mean": share}}}
