@@ -17,7 +17,7 @@ from vma_pyro.demo.banks import make_banks
 from vma_pyro.demo.connection import make_server
 from vma_pyro.demo.engine import Engine
 
-NUMBER = 16  # the character that is drawn, in another rendering than its tile's
+NUMBER = 13  # the character that is drawn, in another rendering than its tile's
 
 pyro.settings.set(module_local_params=True)
 characters = glyphs.load(classes=60, seed=1)
