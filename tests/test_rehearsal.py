@@ -173,6 +173,16 @@ def test_no_picture_costs_a_report(fault, monkeypatch, tmp_path, capsys):
     assert told[0].startswith("warning: bad.png is not drawn")
 
 
+def test_earlier_trainings_are_one_clause_of_a_report(tmp_path):
+    """All of them in full are forty lines; options that were left open are none."""
+    cycles = [{"updates": 10, "command": "a"}, {"updates": 5}]
+    training = {"memory": {"updates": 7, "copies": None, "cycles": cycles, "command": "b"}}
+    results.write(tmp_path, {"command": "c", "training": training}, "Title", ["Text."])
+    page = (tmp_path / "report.md").read_text()
+    assert "memory: updates 7, command b, before that 2 trainings of 15 updates in all" in page.replace("\n", " ")
+    assert json.loads((tmp_path / "results.json").read_text())["training"]["memory"]["cycles"] == cycles
+
+
 def test_a_picture_is_there_as_a_whole_or_not_at_all(monkeypatch, tmp_path):
     entries = np.zeros((1, 28, 28))
     monkeypatch.setattr(

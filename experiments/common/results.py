@@ -119,8 +119,12 @@ def _link(picture: Picture, missing: Mapping[str, str]) -> str:
 
 
 def _described(facts: Mapping[str, Any]) -> str:
-    """How a model was trained, in one line."""
-    return ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in facts.items())
+    """How a model was trained, in one line; of trainings before the last, their number and all their updates."""
+    told = {name: value for name, value in facts.items() if value is not None and name != "cycles"}
+    if before := facts.get("cycles"):
+        updates = sum(cycle.get("updates", 0) for cycle in before)
+        told["before_that"] = f"{len(before)} trainings of {updates} updates in all (see the figures' file)"
+    return ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in told.items())
 
 
 def _short(value: Any) -> str:
