@@ -12,6 +12,8 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
+from vma_pyro.infer import BINARY, ESTIMATORS
+
 S, T = 5, 2
 SCALE = 0.7  # on the second site, as in annealing
 SUBSAMPLING = 2.0  # full size over subsample size
@@ -139,3 +141,63 @@ class Mixed:
         log_p = -math.log(self.size) + log_normal(z, p["entries"][:, a], torch.tensor(1.0))
         log_p = log_p + log_normal(self.x, z, torch.tensor(0.5))
         return log_q, log_p - log_q - log_normal(z, p["loc"][:, a], scale)
+
+
+class Binary:
+    """A vector of two bits, or a third that depends on them as well, whose gradients are known.
+
+    `second` says whether there is the third bit, which each particle draws from a distribution of its own.
+    """
+
+    def __init__(self, *, second):
+        self.second = second
+        generator = torch.Generator().manual_seed(1)
+        shape = {"prior_b": (2,), "prior_c": (4,), "mean": (4, 2), "guide_c": (4,)}
+        self.values = {n: torch.randn(s, generator=generator, **FLOAT) for n, s in shape.items()}
+        self.values["guide_b"] = torch.tensor([0.8, -1.3], **FLOAT)
+        self.x = torch.tensor(0.4, **FLOAT)
+        self.bits = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], **FLOAT)
+
+    @staticmethod
+    def row(b):
+        """The position of two bits in the tables."""
+        return (2 * b[..., 0] + b[..., 1]).long()
+
+    def _third(self, p, name, b):
+        table = p[name]
+        return pyro.sample("c", dist.Bernoulli(logits=table[torch.arange(len(table)), self.row(b)]))
+
+    def model(self, p):
+        rows = torch.arange(len(p["mean"]))
+        with pyro.plate("data", int(SUBSAMPLING) * len(rows), subsample=rows):
+            b = pyro.sample("b", dist.Bernoulli(logits=p["prior_b"]).to_event(1))
+            c = self._third(p, "prior_c", b).long() if self.second else 0
+            pyro.sample("x", dist.Normal(p["mean"][rows, self.row(b), c], 1.0), obs=self.x.expand(len(rows)))
+
+    def guide(self, p):
+        rows = torch.arange(len(p["mean"]))
+        with pyro.plate("data", int(SUBSAMPLING) * len(rows), subsample=rows):
+            b = pyro.sample("b", dist.Bernoulli(logits=p["guide_b"]).to_event(1))
+            if self.second:
+                self._third(p, "guide_c", b)
+
+    def tables(self, p):
+        """log w and log of the probability of drawing [N, outcomes], written without Pyro."""
+
+        def log_bernoulli(logits, value):
+            return value * logits.sigmoid().log() + (1 - value) * (-logits).sigmoid().log()
+
+        third = torch.tensor([0.0, 1.0], **FLOAT)
+        parts = {}
+        for which in ("prior", "guide"):
+            parts[which] = log_bernoulli(p[f"{which}_b"][:, None], self.bits).sum(-1)[..., None]
+            if self.second:
+                parts[which] = parts[which] + log_bernoulli(p[f"{which}_c"][..., None], third)
+        x = log_normal(self.x, p["mean"], torch.tensor(1.0, **FLOAT))
+        x = x if self.second else x[..., :1]
+        return (x + parts["prior"] - parts["guide"]).flatten(1), parts["guide"].flatten(1)
+
+
+# Most programs here have categorical sites, which estimators of binary values refuse.
+CATEGORICAL = [name for name in ESTIMATORS if name not in BINARY]
+RELAXED = [name for name in ESTIMATORS if ESTIMATORS[name](4, "a", 1).objective == "relaxed"]

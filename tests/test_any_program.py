@@ -9,9 +9,8 @@ import pytest
 import torch
 from pyro.poutine.messenger import Messenger
 
-from programs import FLOAT
+from programs import CATEGORICAL, FLOAT, RELAXED
 from vma_pyro.infer import (
-    ESTIMATORS,
     RLOO,
     ExactELBO,
     MultiSampleELBO,
@@ -23,8 +22,7 @@ from vma_pyro.infer import (
 
 X = torch.tensor([0.4, -0.7, 1.1], **FLOAT)
 CHOOSING = ("exact", "distinct", "distinct+wake", "unordered-set", "sum-and-sample")
-RELAXED = ("gumbel-softmax", "straight-through")
-SAMPLING = [name for name in ESTIMATORS if name not in (*CHOOSING, *RELAXED) and not name.startswith("pyro")]
+SAMPLING = [name for name in CATEGORICAL if name not in (*CHOOSING, *RELAXED) and not name.startswith("pyro")]
 
 # 1. Programs without plates are one datapoint.
 

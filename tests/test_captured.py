@@ -10,9 +10,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from programs import CATEGORICAL
 from vma_pyro import BernoulliPixels, ContinuousBernoulli, Guide, InnerProduct, Memory, MLPNetworks, Model
 from vma_pyro.data import EpisodeSampler, glyphs
-from vma_pyro.infer import ESTIMATORS, MultiSampleELBO, make
+from vma_pyro.infer import MultiSampleELBO, make
 from vma_pyro.training import TrainConfig, fit
 from vma_pyro.training.captured import Captured
 from vma_pyro.training.loss import Loss
@@ -72,7 +73,7 @@ def parameters_in_modules():
     pyro.settings.set(module_local_params=before)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", CATEGORICAL)
 def test_replays_are_the_program_bit_for_bit(name, data, notes):
     loss_fn = build(name)
     captured = Captured(loss_fn, note=notes.append, wait=1)

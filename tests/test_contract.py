@@ -1,6 +1,7 @@
 """What every estimator says of programs outside its contract: the right value, or one line that names the site."""
 
 import math
+import sys
 
 import pyro
 import pyro.distributions as dist
@@ -8,24 +9,43 @@ import pytest
 import torch
 from pyro import poutine
 
-from vma_pyro.infer import ESTIMATORS, OVIS, dreg, iwae, loo, make, reinforce, vimco
+from vma_pyro.infer import BINARY, ESTIMATORS, OVIS, dreg, iwae, loo, make, reinforce, vimco
 
 N = 4
+BITS = False  # whether the discrete site is a Bernoulli instead of a categorical one of three values
 X = torch.tensor([0.3, 1.0, -0.5, 0.2])
 Q, LOC = torch.zeros(N, 3, requires_grad=True), torch.zeros(N, requires_grad=True)
 
 
+@pytest.fixture(autouse=True)
+def of_binary_values(request, monkeypatch):
+    """The same programs with a bit, for estimators of nothing else."""
+    parameters = getattr(request.node, "callspec", None)
+    name = parameters.params.get("name") if parameters else None
+    monkeypatch.setattr(sys.modules[__name__], "BITS", name in BINARY)
+
+
+def discrete(logits):
+    """A site of three values, or of the first two."""
+    return dist.Bernoulli(logits=logits[..., 1] - logits[..., 0]) if BITS else dist.Categorical(logits=logits)
+
+
+def known():
+    return KNOWN.clamp(max=1).float() if BITS else KNOWN
+
+
 def model(x, **infer):
     with pyro.plate("data", N):
-        a = pyro.sample("a", dist.Categorical(logits=torch.zeros(3)), infer=dict(infer))
+        a = pyro.sample("a", discrete(torch.zeros(3)), infer=dict(infer))
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        weights = a if a.is_floating_point() else torch.nn.functional.one_hot(a, 3).float()  # read softly
+        soft = a.is_floating_point() and not BITS
+        weights = a if soft else torch.nn.functional.one_hot(a.long(), 3).float()  # read softly
         pyro.sample("x", dist.Normal(z + weights @ torch.tensor([-1.0, 0.2, 1.5]), 1.0), obs=x)
 
 
 def guide(x, of_a=None, of_z=None):
     with pyro.plate("data", N):
-        pyro.sample("a", dist.Categorical(logits=Q), infer=dict(of_a or {}))
+        pyro.sample("a", discrete(Q), infer=dict(of_a or {}))
         pyro.sample("z", dist.Normal(LOC, 1.0), infer=dict(of_z or {}))
 
 
@@ -83,29 +103,29 @@ KNOWN = torch.tensor([0, 2, 1, 2])
 
 def evidence_of_known():
     """-log p(x, a) of the model, z integrated: by hand."""
-    mean = torch.tensor([-1.0, 0.2, 1.5])[KNOWN]
-    return -(dist.Normal(mean, 2**0.5).log_prob(X) - math.log(3)).sum().item()
+    mean = torch.tensor([-1.0, 0.2, 1.5])[known().long()]
+    return -(dist.Normal(mean, 2**0.5).log_prob(X) - math.log(2 if BITS else 3)).sum().item()
 
 
 def posterior_given(x, given=True):
     """z at its posterior given the known class."""
-    mean = (x - torch.tensor([-1.0, 0.2, 1.5])[KNOWN]) / 2
+    mean = (x - torch.tensor([-1.0, 0.2, 1.5])[known().long()]) / 2
     with pyro.plate("data", N):
-        pyro.sample("a", dist.Categorical(logits=Q), obs=KNOWN if given else None)
+        pyro.sample("a", discrete(Q), obs=known() if given else None)
         pyro.sample("z", dist.Normal(mean, 0.5**0.5))
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_a_given_value(name):
     """At the posterior of the rest the loss is -log p(x, a) whatever is drawn, and q(a) learns nothing."""
-    known = pyro.condition(model, {"a": KNOWN})
-    found = outcome(name, known, posterior_given)
+    conditioned = pyro.condition(model, {"a": known()})
+    found = outcome(name, conditioned, posterior_given)
     if torch.is_tensor(found):
         assert found[0].item() == pytest.approx(evidence_of_known(), rel=1e-5)
         assert found[1:].abs().max() == 0
     else:
         refused(found, "a")
-    refused(outcome(name, known, lambda x: posterior_given(x, given=False)), "a")
+    refused(outcome(name, conditioned, lambda x: posterior_given(x, given=False)), "a")
     refused(outcome(name, model, posterior_given), "a")
 
 
@@ -143,7 +163,7 @@ def test_an_auxiliary_discrete_site(name):
     def with_auxiliary(x):
         with pyro.plate("data", N):
             pyro.sample("c", dist.Bernoulli(0.4), infer={"is_auxiliary": True})
-            pyro.sample("a", dist.Categorical(logits=Q))
+            pyro.sample("a", discrete(Q))
             pyro.sample("z", dist.Normal(LOC, 1.0))
 
     refused(outcome(name, model, with_auxiliary), "c")
@@ -164,7 +184,7 @@ def test_a_site_under_a_condition(name):
     def conditional(program):
         def run(x):
             with pyro.plate("data", 1):
-                a = pyro.sample("a", dist.Categorical(logits=Q[:1] if program == "guide" else torch.zeros(1, 3)))
+                a = pyro.sample("a", discrete(Q[:1] if program == "guide" else torch.zeros(1, 3)))
                 if a.item() == 1:
                     pyro.sample("b", dist.Bernoulli(0.5))
                 if program == "model":

@@ -148,7 +148,7 @@ CASES = {
     ),
     "a relaxed site that is not categorical": (
         lambda: RelaxedELBO(2, site="b", max_plate_nesting=1).loss(model, guide_with(), X),
-        "site 'b': expected a Categorical or OneHotCategorical to relax, got Normal",
+        "site 'b': expected a Categorical, OneHotCategorical or Bernoulli to relax, got Normal",
     ),
     "dreams without an argument": (
         lambda: WakeWake(2, insomnia=0.0, dreams={"x": "y"}, max_plate_nesting=1).loss(model, guide_with(), X),

@@ -7,8 +7,8 @@ import torch
 from pyro import poutine
 from torch import nn
 
+from programs import CATEGORICAL
 from vma_pyro.infer import (
-    ESTIMATORS,
     NVIL,
     CriticELBO,
     EnumeratedReference,
@@ -83,7 +83,7 @@ def estimate(elbo, kind, wrap=lambda program: program):
 SAME = {"rtol": 1e-5, "atol": 1e-6}
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", CATEGORICAL)
 def test_once_for_each_estimate_with_its_gradients(name):
     want, none = estimate(make(name, 3, site="a"), Guide)
     found, prepared = estimate(make(name, 3, site="a"), Preparing)

@@ -16,7 +16,7 @@ from common.timing import Spread, milliseconds, ratio, take_turns
 from vma_pyro import ConvNetworks, Guide, Model, cli
 from vma_pyro._system.markdown import table
 from vma_pyro.data import Episode
-from vma_pyro.infer import ESTIMATORS, make
+from vma_pyro.infer import BINARY, ESTIMATORS, make
 from vma_pyro.infer.comparison.compare import evaluations_of
 from vma_pyro.training import device_of_name
 from vma_pyro.training.loss import Loss
@@ -56,7 +56,7 @@ def main(config: EstimatorsConfig) -> None:
         config = replace(config, width=0.1, queries=2, repetitions=1)
     device = device_of_name(config.accelerator)
     rounds = episodes(32, config.queries, device)
-    made = {name: build_update(name, config, rounds) for name in ESTIMATORS}
+    made = {name: build_update(name, config, rounds) for name in ESTIMATORS if name not in BINARY}
     turns = {name: update for name, (update, _) in made.items()}
     seconds = take_turns(turns, repetitions=config.repetitions, warm_up=2, device=device, label="estimators")
     rows: list[dict[str, Any]] = [

@@ -49,6 +49,8 @@ from vma_pyro.infer.engine.handlers import CommonNoise
 from vma_pyro.infer.engine.log_weights import draw_particles, log_weights, log_weights_given
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.pathwise import PathwiseRule, dreg, iwae, stl
+from vma_pyro.infer.estimators.arm import ARM
+from vma_pyro.infer.estimators.arms import ARMS
 from vma_pyro.infer.estimators.baselines import (
     OVIS,
     OVISMonteCarlo,
@@ -59,22 +61,38 @@ from vma_pyro.infer.estimators.baselines import (
     vimco,
     vimco_geometric,
 )
+from vma_pyro.infer.estimators.carms import CARMS
 from vma_pyro.infer.estimators.critic import CriticELBO
+from vma_pyro.infer.estimators.disarm import DisARM
 from vma_pyro.infer.estimators.distinct import DistinctELBO
 from vma_pyro.infer.estimators.exact import ExactELBO
 from vma_pyro.infer.estimators.learned_baseline import NVIL, LearnedBaseline
+from vma_pyro.infer.estimators.local import LocalARMS, LocalDisARM
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
 from vma_pyro.infer.estimators.pyro_elbos import EnumeratedELBO, GraphELBO
-from vma_pyro.infer.estimators.registry import ESTIMATORS, make
-from vma_pyro.infer.estimators.relaxed import RelaxedELBO
+from vma_pyro.infer.estimators.registry import BINARY, ESTIMATORS, make
+from vma_pyro.infer.estimators.relaxed import RelaxedELBO, gumbel_softmax
 from vma_pyro.infer.estimators.resampled import ResampledELBO
 from vma_pyro.infer.estimators.rloo import RLOO
+from vma_pyro.infer.estimators.stick_breaking import DisARMStickBreaking
+from vma_pyro.infer.estimators.straight_through import (
+    GappedStraightThrough,
+    GumbelRao,
+    gumbel_straight_through,
+    reinmax,
+    straight_through,
+)
 from vma_pyro.infer.estimators.sum_and_sample import SumAndSampleELBO
 from vma_pyro.infer.estimators.thermodynamic import ThermodynamicELBO
+from vma_pyro.infer.estimators.tree import DisARMTree
 from vma_pyro.infer.estimators.unordered_set import UnorderedSetELBO
 from vma_pyro.infer.estimators.wake_sleep import WakeWake
 
 __all__ = [
+    "ARM",
+    "ARMS",
+    "BINARY",
+    "CARMS",
     "ESTIMATORS",
     "NVIL",
     "OVIS",
@@ -82,14 +100,21 @@ __all__ = [
     "CommonNoise",
     "Comparison",
     "CriticELBO",
+    "DisARM",
+    "DisARMStickBreaking",
+    "DisARMTree",
     "DistinctELBO",
     "EnumeratedELBO",
     "EnumeratedReference",
     "Estimate",
     "Estimator",
     "ExactELBO",
+    "GappedStraightThrough",
     "GraphELBO",
+    "GumbelRao",
     "LearnedBaseline",
+    "LocalARMS",
+    "LocalDisARM",
     "MultiSampleELBO",
     "OVISMonteCarlo",
     "Particles",
@@ -106,6 +131,8 @@ __all__ = [
     "dreg",
     "evaluations_of",
     "fit_slope",
+    "gumbel_softmax",
+    "gumbel_straight_through",
     "iwae",
     "leave_one_out_logsumexp",
     "log_weights",
@@ -115,8 +142,10 @@ __all__ = [
     "matched",
     "parameter_groups",
     "reinforce",
+    "reinmax",
     "score_baseline",
     "stl",
+    "straight_through",
     "vimco",
     "vimco_geometric",
 ]

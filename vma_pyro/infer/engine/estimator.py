@@ -64,11 +64,13 @@ class Objective(ELBO):
             "relaxed", or "wake-sleep" (no single objective).
         unbiased: whether the expected gradient is that of the objective, for all parameters.
         min_particles: the least K.
+        values: what discrete values it is for: "any", "binary" or "categorical".
     """
 
     objective: str
     unbiased: bool
     min_particles: int = 1
+    values: str = "any"
 
     @abstractmethod
     def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Scalar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -93,6 +94,14 @@ class Layout:
             return values
         kept, rest = self._gathered(site, values)
         return kept.amax(rest) if rest else kept
+
+    def by_element(self, site: Site, values: Tensor, inner: int) -> Tensor:
+        """Gather values [particle, plates, inner dimensions] as [K, B, D]: D elements for each datapoint."""
+        values = values.reshape((1,) * (self.rank + inner - values.dim()) + values.shape)
+        order, rest = self._order(site)
+        moved = values.permute(*order, *range(self.rank, self.rank + inner))
+        batch = moved.shape[self.leading + 1 : self.rank - len(rest)]
+        return moved.reshape(*moved.shape[: self.leading + 1], math.prod(batch), -1)
 
     def flat(self, values: Tensor) -> Tensor:
         """Flatten values [*leading, K, *batch] to [*leading, K, B]."""

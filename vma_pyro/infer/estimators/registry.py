@@ -12,18 +12,32 @@ from torch import nn
 
 from vma_pyro.infer.engine.estimator import Estimator
 from vma_pyro.infer.engine.pathwise import dreg, stl
+from vma_pyro.infer.estimators.arm import ARM
+from vma_pyro.infer.estimators.arms import ARMS
 from vma_pyro.infer.estimators.baselines import OVIS, OVISMonteCarlo, loo, reinforce, vimco_geometric
+from vma_pyro.infer.estimators.carms import CARMS
+from vma_pyro.infer.estimators.disarm import DisARM
 from vma_pyro.infer.estimators.distinct import DistinctELBO
 from vma_pyro.infer.estimators.exact import ExactELBO
 from vma_pyro.infer.estimators.learned_baseline import NVIL
+from vma_pyro.infer.estimators.local import LocalARMS, LocalDisARM
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
 from vma_pyro.infer.estimators.pyro_elbos import EnumeratedELBO, GraphELBO
 from vma_pyro.infer.estimators.relaxed import RelaxedELBO
 from vma_pyro.infer.estimators.resampled import ResampledELBO
 from vma_pyro.infer.estimators.rloo import RLOO
+from vma_pyro.infer.estimators.stick_breaking import DisARMStickBreaking
+from vma_pyro.infer.estimators.straight_through import (
+    GappedStraightThrough,
+    GumbelRao,
+    gumbel_straight_through,
+    reinmax,
+    straight_through,
+)
 from vma_pyro.infer.estimators.subset import SubsetELBO
 from vma_pyro.infer.estimators.sum_and_sample import SumAndSampleELBO
 from vma_pyro.infer.estimators.thermodynamic import ThermodynamicELBO
+from vma_pyro.infer.estimators.tree import DisARMTree
 from vma_pyro.infer.estimators.unordered_set import UnorderedSetELBO
 from vma_pyro.infer.estimators.wake_sleep import WakeWake
 
@@ -56,6 +70,15 @@ _ENTRIES: dict[str, tuple[type[ELBO], dict[str, Any]]] = {
     "sum-and-sample": (SumAndSampleELBO, {}),
     "pyro-graph": (GraphELBO, {"vectorize_particles": True}),
     "pyro-enum": (EnumeratedELBO, {"num_particles": 1}),
+    # Coupled particles: binary values, and categorical ones.
+    "arm": (ARM, {}),
+    "disarm": (DisARM, {}),
+    "arms": (ARMS, {}),
+    "local-disarm": (LocalDisARM, {}),
+    "local-arms": (LocalARMS, {}),
+    "disarm-tree": (DisARMTree, {}),
+    "disarm-stick": (DisARMStickBreaking, {}),
+    "carms": (CARMS, {}),
     # Other objectives.
     "wake-wake": (WakeWake, {}),
     "wake-wake-uncentred": (WakeWake, {"centred": False}),
@@ -63,7 +86,11 @@ _ENTRIES: dict[str, tuple[type[ELBO], dict[str, Any]]] = {
     "wake-sleep": (WakeWake, {"insomnia": 0.0}),
     "tvo": (ThermodynamicELBO, {}),
     "gumbel-softmax": (RelaxedELBO, {}),
-    "straight-through": (RelaxedELBO, {"straight_through": True}),
+    "straight-through": (RelaxedELBO, {"relaxation": gumbel_straight_through}),
+    "straight-through-plain": (RelaxedELBO, {"relaxation": straight_through, "temperature": 1.0}),
+    "reinmax": (RelaxedELBO, {"relaxation": reinmax, "temperature": 1.0}),
+    "gumbel-rao": (RelaxedELBO, {"relaxation": GumbelRao()}),
+    "gapped-straight-through": (RelaxedELBO, {"relaxation": GappedStraightThrough(), "temperature": 1.0}),
 }
 
 
@@ -84,6 +111,9 @@ def _build(
 
 # From K, the site whose values some of them take, `max_plate_nesting` and `batch_plates` to a new objective.
 ESTIMATORS: dict[str, Build] = {name: functools.partial(_build, name) for name in _ENTRIES}
+
+# Names of those for binary values alone, which refuse a categorical site such as an address.
+BINARY = frozenset(name for name, (kind, _) in _ENTRIES.items() if getattr(kind, "values", "any") == "binary")
 
 
 def make(

@@ -1,47 +1,59 @@
-"""Continuous relaxations of one discrete site, for programs that can read softly; biased."""
+"""Continuous relaxations of discrete sites, for programs that can read softly; biased."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from pyro.distributions import MaskedDistribution, TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from vma_pyro.infer.engine.coupled import CATEGORICAL, elementary
 from vma_pyro.infer.engine.estimator import Estimate, Estimator, RunOptions
-from vma_pyro.infer.engine.handlers import Message
+from vma_pyro.infer.engine.handlers import Message, is_drawn
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import log_mean_exp, normalised, weighted
 
-RELAXED = (torch.distributions.Categorical, torch.distributions.OneHotCategorical)
+# From log q [*B, S], normalised, and tau to weights over the values [*B, S] with a gradient in log q.
+Relaxation = Callable[[Float[Tensor, "*B S"], float], Float[Tensor, "*B S"]]
+
+
+def gumbel_softmax(log_q: Float[Tensor, "*B S"], temperature: float) -> Float[Tensor, "*B S"]:
+    """Draw softmax((log q + g) / tau), g Gumbel noise (Jang et al. 2017; Maddison et al. 2017)."""
+    return F.gumbel_softmax(log_q, temperature)
 
 
 class RelaxedELBO(Estimator):
-    r"""The multi-sample bound with a categorical site replaced by weights over its values.
+    r"""The multi-sample bound with discrete sites replaced by weights over their values.
 
     .. math::
         y_k = \mathrm{softmax}\big((\log q + g_k) / \tau\big), \quad g \sim \mathrm{Gumbel}, \qquad
         \log q(y) := \sum_a y_a \log q_a
 
-    (Jang et al. 2017; Maddison et al. 2017), and its gradient through y. With `straight_through` the program sees
-    the one-hot value of the largest weight, and the gradient of y.
+    and its gradient through y; or another relaxation. With those of
+    `vma_pyro.infer.estimators.straight_through` the program sees one-hot values, drawn from q, and only the
+    gradient is that of something soft.
 
-    **Biased, and no bound of log p(x)**: a program that reads softly is another program. The site's value becomes
-    a float tensor [..., S] instead of an integer [...], which the program must be able to read, as `Memory.read`
-    is. That of a `OneHotCategorical` keeps its shape.
+    **Biased, and no bound of log p(x)**: a program that reads softly is another program. An integer value [...]
+    becomes a float tensor [..., S], which the program must be able to read, as `Memory.read` is. Those of a
+    `OneHotCategorical` and of a `Bernoulli` keep their shape.
 
     Args:
         num_particles: K.
-        site: name of the site, a `Categorical` or `OneHotCategorical`.
+        site: name of the site, or names; None: all discrete sites. `Categorical`, `OneHotCategorical` or
+            `Bernoulli`.
         temperature: tau; lower is closer to the discrete program, and noisier. Default 0.5.
-        straight_through: show the program hard values.
+        relaxation: `gumbel_softmax` (default), `gumbel_straight_through`, `straight_through`, `reinmax`,
+            `GumbelRao()`, `GappedStraightThrough()`, or a function of your own.
         noise, batch_plates, max_plate_nesting, vectorize_particles, retain_graph: see `Estimator`.
 
     Raises:
-        ValueError: temperature not above 0; no such categorical site; another site that is not reparameterised.
+        ValueError: temperature not above 0; no such site, or one of another family; another site that is not
+            reparameterised.
     """
 
     objective = "relaxed"
@@ -51,24 +63,29 @@ class RelaxedELBO(Estimator):
         self,
         num_particles: int = 2,
         *,
-        site: str = "address",
+        site: str | Sequence[str] | None = "address",
         temperature: float = 0.5,
-        straight_through: bool = False,
+        relaxation: Relaxation = gumbel_softmax,
         **options: Unpack[RunOptions],
     ) -> None:
         super().__init__(num_particles, **options)
         if not temperature > 0:
             raise ValueError(f"temperature: expected more than 0, got {temperature}")
-        self.site, self.temperature, self.straight_through = site, temperature, straight_through
+        if not callable(relaxation):
+            raise ValueError(f"relaxation: expected a function such as gumbel_softmax, got {relaxation!r}")
+        self.sites = (site,) if isinstance(site, str) else None if site is None else tuple(site)
+        self.temperature, self.relaxation = temperature, relaxation
 
     def _estimate(self, programs: Programs) -> Estimate:
-        relax = _Relax(self.site, self.temperature, self.straight_through)
+        relax = Relax(self.sites, self.temperature, self.relaxation)
         particles = self._draw(programs.under(relax), self.num_particles)
-        if not relax.met:
-            raise ValueError(f"site '{self.site}': expected a categorical site in the guide, found none")
+        for name in self.sites or ():
+            if name not in relax.met:
+                raise ValueError(f"site '{name}': expected a categorical site in the guide, found none")
         for score in particles.scores:
+            beside = "the relaxed ones" if self.sites is None else ", ".join(map(repr, self.sites))
             raise ValueError(
-                f"site '{score.name}': expected a reparameterised site beside '{self.site}', got one that is not"
+                f"site '{score.name}': expected a reparameterised site beside {beside}, got one that is not"
             )
         log_w = particles.log_weights
         surrogate = weighted(normalised(log_w), log_w).sum()
@@ -81,18 +98,18 @@ class SoftCategorical(TorchDistribution):
     arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = True
 
-    def __init__(self, logits: Tensor, temperature: float, hard: bool) -> None:
-        self.logits, self.temperature, self.hard = logits.log_softmax(-1), temperature, hard
+    def __init__(self, logits: Tensor, temperature: float, relaxation: Relaxation = gumbel_softmax) -> None:
+        self.logits, self.temperature, self.relaxation = logits.log_softmax(-1), temperature, relaxation
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> SoftCategorical:
         """Expand the weights to a larger batch."""
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
-        return SoftCategorical(logits, self.temperature, self.hard)
+        return SoftCategorical(logits, self.temperature, self.relaxation)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw by the Gumbel-softmax trick."""
-        return F.gumbel_softmax(self.logits.expand(*sample_shape, *self.logits.shape), self.temperature, self.hard)
+        """Draw weights by the relaxation."""
+        return self.relaxation(self.logits.expand(*sample_shape, *self.logits.shape), self.temperature)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Compute log q, linear in the weights; at one-hot values it is the categorical one.
@@ -105,21 +122,56 @@ class SoftCategorical(TorchDistribution):
         return torch.where(impossible & (value != 0), -torch.inf, terms).sum(-1)
 
 
-class _Relax(Messenger):
-    """Make a categorical site soft, in the model and in the guide."""
+class SoftBernoulli(TorchDistribution):
+    """The weight [*batch] of "on", of the two values of a bit; see `RelaxedELBO`."""
 
-    def __init__(self, site: str, temperature: float, hard: bool) -> None:
-        self.site, self.temperature, self.hard, self.met = site, temperature, hard, False
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_rsample = True
+
+    def __init__(self, logits: Tensor, temperature: float, relaxation: Relaxation = gumbel_softmax) -> None:
+        self.logits, self.temperature, self.relaxation = logits, temperature, relaxation
+        super().__init__(logits.shape, validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> SoftBernoulli:
+        """Expand to a larger batch."""
+        return SoftBernoulli(self.logits.expand(batch_shape), self.temperature, self.relaxation)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw by the relaxation of a categorical distribution over off and on."""
+        logits = self.logits.expand(*sample_shape, *self.logits.shape)
+        both = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], -1)
+        return self.relaxation(both, self.temperature)[..., 1]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Compute log q, linear in the weight; at 0 and 1 it is that of a bit."""
+        logits, value = torch.broadcast_tensors(self.logits, value)
+        return -F.binary_cross_entropy_with_logits(logits, value, reduction="none")
+
+
+class Relax(Messenger):
+    """Make discrete sites soft, in the model and in the guide: the named ones, or all."""
+
+    def __init__(self, sites: Sequence[str] | None, temperature: float, relaxation: Relaxation) -> None:
+        self.sites, self.options = sites, (temperature, relaxation)
+        self.met: set[str] = set()
 
     def _pyro_sample(self, msg: Message) -> None:
-        if msg["name"] != self.site or msg["is_observed"]:
+        if msg["is_observed"] or not self._is_meant(msg):
             return
-        if not isinstance(msg["fn"], RELAXED):
-            masked = isinstance(msg["fn"], MaskedDistribution)
+        fn, inner = elementary(msg["fn"])
+        soft = SoftCategorical if isinstance(fn, CATEGORICAL) else SoftBernoulli
+        if soft is SoftBernoulli and not isinstance(fn, torch.distributions.Bernoulli):
+            masked = isinstance(fn, MaskedDistribution)
             instead = "; put the mask around it with poutine.mask" if masked else ""
             raise ValueError(
-                f"site '{self.site}': expected a Categorical or OneHotCategorical to relax, got "
-                f"{type(msg['fn']).__name__}{instead}"
+                f"site '{msg['name']}': expected a Categorical, OneHotCategorical or Bernoulli to relax, got "
+                f"{type(fn).__name__}{instead}"
             )
-        self.met = True
-        msg["fn"] = SoftCategorical(msg["fn"].logits, self.temperature, self.hard)
+        self.met.add(msg["name"])
+        relaxed = soft(fn.logits, *self.options)
+        msg["fn"] = relaxed.to_event(inner) if inner else relaxed
+
+    def _is_meant(self, msg: Message) -> bool:
+        if self.sites is None:
+            return is_drawn(msg) and not msg["fn"].has_rsample
+        return msg["name"] in self.sites
