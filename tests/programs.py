@@ -201,3 +201,5 @@ class Binary:
 # Most programs here have categorical sites, which estimators of binary values refuse.
 CATEGORICAL = [name for name in ESTIMATORS if name not in BINARY]
 RELAXED = [name for name in ESTIMATORS if ESTIMATORS[name](4, "a", 1).objective == "relaxed"]
+# Those that show programs weights over values, or one-hot values, in the place of integers.
+SOFT = [*RELAXED, "double-cv", "double-cv+common"]

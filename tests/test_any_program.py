@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyro.poutine.messenger import Messenger
 
-from programs import CATEGORICAL, FLOAT, RELAXED
+from programs import CATEGORICAL, FLOAT, SOFT
 from vma_pyro.infer import (
     RLOO,
     ExactELBO,
@@ -22,7 +22,7 @@ from vma_pyro.infer import (
 
 X = torch.tensor([0.4, -0.7, 1.1], **FLOAT)
 CHOOSING = ("exact", "distinct", "distinct+wake", "unordered-set", "sum-and-sample")
-SAMPLING = [name for name in CATEGORICAL if name not in (*CHOOSING, *RELAXED) and not name.startswith("pyro")]
+SAMPLING = [name for name in CATEGORICAL if name not in (*CHOOSING, *SOFT) and not name.startswith("pyro")]
 
 # 1. Programs without plates are one datapoint.
 

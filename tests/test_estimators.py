@@ -19,7 +19,7 @@ from pyro.infer.elbo import ELBO
 from torch import nn
 
 import vma_pyro.infer
-from programs import CATEGORICAL, RELAXED, SUBSAMPLING, Discrete, Mixed, S, log_normal, rows
+from programs import CATEGORICAL, SOFT, SUBSAMPLING, Discrete, Mixed, S, log_normal, rows
 from vma_pyro.infer import (
     ESTIMATORS,
     CriticELBO,
@@ -45,7 +45,7 @@ K = 3
 TRIALS = 100_000
 # Which of its outcomes an estimator draws; all others draw K times.
 DRAWS = {"unordered-set": "set", "sum-and-sample": "one", "distinct": "one", "exact": "none", "pyro-enum": "none"}
-RANDOM_OTHERWISE = {"wake-sleep", "wake-wake-defensive", *RELAXED, "vimco+chunks"}
+RANDOM_OTHERWISE = {"wake-sleep", "wake-wake-defensive", *SOFT, "vimco+chunks"}
 # Exact over the particle that is drawn in tests/test_resampled.py.
 RANDOM_OTHERWISE |= {"vimco+resampled", "vimco+dreg+resampled"}
 COUPLED = {"disarm-tree", "disarm-stick", "carms"}  # over their own noise in tests/test_coupled.py
@@ -431,7 +431,7 @@ def test_a_guide_at_the_posterior_stays_there_under_wake_phi(defensive):
 
 
 # This program cannot read softly, and its data are no argument to dream of.
-@pytest.mark.parametrize("name", sorted(set(CATEGORICAL) - {*RELAXED, "wake-sleep"}))
+@pytest.mark.parametrize("name", sorted(set(CATEGORICAL) - {*SOFT, "wake-sleep"}))
 def test_values_of_probability_zero(name):
     """Two of the guide's five values cannot be drawn; one that can be is impossible under the model."""
     program, count = Discrete(two_sites=False, plain=True), 50

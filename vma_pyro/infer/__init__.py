@@ -65,6 +65,7 @@ from vma_pyro.infer.estimators.carms import CARMS
 from vma_pyro.infer.estimators.critic import CriticELBO
 from vma_pyro.infer.estimators.disarm import DisARM
 from vma_pyro.infer.estimators.distinct import DistinctELBO
+from vma_pyro.infer.estimators.double_cv import DoubleCV
 from vma_pyro.infer.estimators.exact import ExactELBO
 from vma_pyro.infer.estimators.learned_baseline import NVIL, LearnedBaseline
 from vma_pyro.infer.estimators.local import LocalARMS, LocalDisARM
@@ -104,6 +105,7 @@ __all__ = [
     "DisARMStickBreaking",
     "DisARMTree",
     "DistinctELBO",
+    "DoubleCV",
     "EnumeratedELBO",
     "EnumeratedReference",
     "Estimate",

@@ -145,12 +145,14 @@ def leave_one_out_logsumexp(log_weights: Float[Tensor, "K B"]) -> Float[Tensor, 
     )
 
 
-def leave_one_out_sum(values: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
-    """Sum over l != k for every k, [K, B] to [K, B], without subtraction, so that an -inf elsewhere survives."""
+def leave_one_out_sum(values: Float[Tensor, " K *B"]) -> Float[Tensor, " K *B"]:
+    """Sum over l != k for every k, [K, *B] to [K, *B], without subtraction, so that an -inf elsewhere survives."""
     return _shifted(values, torch.cumsum, 0.0) + _shifted(values.flip(0), torch.cumsum, 0.0).flip(0)
 
 
-def _shifted(values: Float[Tensor, "K B"], cumulate: Callable[..., Tensor], empty: float) -> Float[Tensor, "K B"]:
+def _shifted(
+    values: Float[Tensor, " K *B"], cumulate: Callable[..., Tensor], empty: float
+) -> Float[Tensor, " K *B"]:
     """Cumulate the particles strictly before k; `empty` at k = 0."""
     first = torch.full_like(values[:1], empty)
     return torch.cat([first, cumulate(values[:-1], dim=0)])

@@ -18,6 +18,7 @@ from vma_pyro.infer.estimators.baselines import OVIS, OVISMonteCarlo, loo, reinf
 from vma_pyro.infer.estimators.carms import CARMS
 from vma_pyro.infer.estimators.disarm import DisARM
 from vma_pyro.infer.estimators.distinct import DistinctELBO
+from vma_pyro.infer.estimators.double_cv import DoubleCV
 from vma_pyro.infer.estimators.exact import ExactELBO
 from vma_pyro.infer.estimators.learned_baseline import NVIL
 from vma_pyro.infer.estimators.local import LocalARMS, LocalDisARM
@@ -66,6 +67,8 @@ _ENTRIES: dict[str, tuple[type[ELBO], dict[str, Any]]] = {
     "distinct+wake": (DistinctELBO, {"guide_follows": "posterior"}),
     # The single-sample bound.
     "rloo": (RLOO, {}),
+    "double-cv": (DoubleCV, {}),
+    "double-cv+common": (DoubleCV, {"noise": "common"}),
     "unordered-set": (UnorderedSetELBO, {}),
     "sum-and-sample": (SumAndSampleELBO, {}),
     "pyro-graph": (GraphELBO, {"vectorize_particles": True}),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -78,7 +79,8 @@ class RelaxedELBO(Estimator):
 
     def _estimate(self, programs: Programs) -> Estimate:
         relax = Relax(self.sites, self.temperature, self.relaxation)
-        particles = self._draw(programs.under(relax), self.num_particles)
+        with relax.reading("RelaxedELBO"):
+            particles = self._draw(programs.under(relax), self.num_particles)
         for name in self.sites or ():
             if name not in relax.met:
                 raise ValueError(f"site '{name}': expected a categorical site in the guide, found none")
@@ -105,7 +107,7 @@ class SoftCategorical(TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> SoftCategorical:
         """Expand the weights to a larger batch."""
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
-        return SoftCategorical(logits, self.temperature, self.relaxation)
+        return type(self)(logits, self.temperature, self.relaxation)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw weights by the relaxation."""
@@ -134,7 +136,7 @@ class SoftBernoulli(TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> SoftBernoulli:
         """Expand to a larger batch."""
-        return SoftBernoulli(self.logits.expand(batch_shape), self.temperature, self.relaxation)
+        return type(self)(self.logits.expand(batch_shape), self.temperature, self.relaxation)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw by the relaxation of a categorical distribution over off and on."""
@@ -151,16 +153,20 @@ class SoftBernoulli(TorchDistribution):
 class Relax(Messenger):
     """Make discrete sites soft, in the model and in the guide: the named ones, or all."""
 
+    categorical: type[SoftCategorical] = SoftCategorical
+    bits: type[SoftBernoulli] = SoftBernoulli
+
     def __init__(self, sites: Sequence[str] | None, temperature: float, relaxation: Relaxation) -> None:
         self.sites, self.options = sites, (temperature, relaxation)
         self.met: set[str] = set()
+        self.integers: list[str] = []  # sites whose integer values are replaced
 
     def _pyro_sample(self, msg: Message) -> None:
         if msg["is_observed"] or not self._is_meant(msg):
             return
         fn, inner = elementary(msg["fn"])
-        soft = SoftCategorical if isinstance(fn, CATEGORICAL) else SoftBernoulli
-        if soft is SoftBernoulli and not isinstance(fn, torch.distributions.Bernoulli):
+        soft = self.categorical if isinstance(fn, CATEGORICAL) else self.bits
+        if soft is self.bits and not isinstance(fn, torch.distributions.Bernoulli):
             masked = isinstance(fn, MaskedDistribution)
             instead = "; put the mask around it with poutine.mask" if masked else ""
             raise ValueError(
@@ -168,8 +174,23 @@ class Relax(Messenger):
                 f"{type(fn).__name__}{instead}"
             )
         self.met.add(msg["name"])
+        if isinstance(fn, torch.distributions.Categorical):
+            self.integers.append(msg["name"])
         relaxed = soft(fn.logits, *self.options)
         msg["fn"] = relaxed.to_event(inner) if inner else relaxed
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """Name the site where a program cannot read what stands in the place of an integer."""
+        try:
+            yield
+        except (IndexError, TypeError, RuntimeError) as error:
+            if not self.integers:
+                raise
+            raise ValueError(
+                f"site '{self.integers[0]}': expected a program that reads weights [..., S] in the place of "
+                f"integers, as {what} needs, got an error ({str(error).splitlines()[0]})"
+            ) from error
 
     def _is_meant(self, msg: Message) -> bool:
         if self.sites is None:
