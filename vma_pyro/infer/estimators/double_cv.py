@@ -123,7 +123,7 @@ class _Part(NamedTuple):
         """Differentiate log w with respect to the values of a site."""
         value, (fn, _) = score.site["value"], elementary(score.site["fn"])
         (g,) = torch.autograd.grad(log_w.sum(), value, retain_graph=True, allow_unused=True)
-        g = torch.zeros_like(value) if g is None else torch.nan_to_num(g)
+        g = torch.zeros_like(value) if g is None else finite(g)
         q = fn.logits.sigmoid() if isinstance(fn, HardBernoulli) else fn.logits.exp()
         size = 1 if isinstance(fn, HardBernoulli) else fn.logits.shape[-1]
         x, q, g = (_by_value(score, t, size) for t in (value.detach(), q.expand(value.shape), g))
