@@ -443,3 +443,45 @@ def test_options_that_mean_nothing():
         LocalARMS(2, candidates=1)
     with pytest.raises(ValueError, match="^num_particles: expected at least 2 for DisARM, got 1$"):
         DisARM(1)
+
+
+def undeclared(rows):
+    def model():
+        with pyro.plate("data", 3):
+            b = pyro.sample("b", dist.Bernoulli(torch.full((3,), 0.4)))
+            pyro.sample("x", dist.Normal(b, 1.0), obs=torch.arange(rows * 3.0).reshape(rows, 3))
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("elbo", "drawn"),
+    [
+        (LocalDisARM(1), 2),
+        (LocalARMS(1), 3),
+        (LocalARMS(2, candidates=3), 5),
+    ],
+)
+def test_particles_that_only_compare_count_among_all(elbo, drawn):
+    """A dimension of their number that no plate declares would be averaged over like theirs."""
+
+    def guide():
+        with pyro.plate("data", 3):
+            pyro.sample("b", dist.Bernoulli(logits=torch.zeros(3)))
+
+    with pytest.raises(ValueError, match="^site 'x': .* no plate declares"):
+        elbo.loss(undeclared(drawn), guide)
+
+
+class Stubborn(dist.Bernoulli):
+    """A bit of one's own, which is always on."""
+
+    def sample(self, sample_shape=()):
+        return torch.ones(self.batch_shape)
+
+
+def test_a_family_of_ones_own_is_not_drawn_in_another_way():
+    with pytest.raises(
+        ValueError, match="^site 'b': expected Bernoulli values, got Stubborn, which DisARM cannot"
+    ):
+        DisARM(2).loss(*[one_site(Stubborn, torch.full((2,), 0.5))] * 2)

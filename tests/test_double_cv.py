@@ -8,8 +8,8 @@ import pytest
 import torch
 from test_coupled import NAMES, Value, objective
 
-from programs import Binary, Fixed, Mixed, rows
-from vma_pyro.infer import RLOO, DoubleCV
+from programs import FLOAT, Binary, Fixed, Mixed, rows
+from vma_pyro.infer import RLOO, DoubleCV, RelaxedELBO, dreg, iwae, stl
 from vma_pyro.infer.engine.programs import Programs
 
 
@@ -123,3 +123,82 @@ def test_what_is_refused(program, guide, message):
         DoubleCV(2, vectorize_particles=False)
     with pytest.raises(ValueError, match="^decay: expected 0 <= decay < 1, got 1$"):
         DoubleCV(2, decay=1)
+
+
+def bit_of(model_family, guide_family):
+    def model():
+        with pyro.plate("data", 2):
+            b = pyro.sample("b", model_family)
+            pyro.sample("x", dist.Normal(b.sum(-1) if b.dim() > 1 else b, 1.0), obs=torch.zeros(2))
+
+    def guide():
+        with pyro.plate("data", 2):
+            pyro.sample("b", guide_family)
+
+    return model, guide
+
+
+@pytest.mark.parametrize("elbo", [DoubleCV(2), RelaxedELBO(2, site=None), RelaxedELBO(2, site="b")])
+@pytest.mark.parametrize(
+    ("of_model", "of_guide"),
+    [
+        (dist.Categorical(torch.tensor([0.95, 0.05])), dist.Bernoulli(torch.tensor([0.6, 0.3]))),
+        (dist.OneHotCategorical(torch.ones(2, 3)), dist.OneHotCategorical(torch.ones(2, 4))),
+    ],
+)
+def test_another_family_in_the_model_is_refused(elbo, of_model, of_guide):
+    """With as many particles as values its weights would broadcast against the wrong dimension."""
+    with pytest.raises(
+        ValueError, match="^site 'b': expected the same family and size in model and guide"
+    ) as error:
+        elbo.loss(*bit_of(of_model, of_guide))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("K", [2, 4])
+def test_an_infinite_derivative_at_a_bit_leaves_the_rest_alone(K):
+    """The root of a bit is a number, its derivative at 0 is not."""
+    logits = torch.zeros(3, **FLOAT, requires_grad=True)
+
+    def model():
+        with pyro.plate("data", 3):
+            b = pyro.sample("b", dist.Bernoulli(torch.full((), 0.4, **FLOAT)))
+            pyro.sample("x", dist.Normal(0.0, 1.0 + b.sqrt()), obs=torch.arange(3.0, **FLOAT))
+
+    def guide():
+        with pyro.plate("data", 3):
+            pyro.sample("b", dist.Bernoulli(logits=logits))
+
+    elbo = DoubleCV(K)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        loss = elbo.differentiable_loss(model, guide)
+        assert loss.isfinite()
+        assert torch.autograd.grad(loss, logits)[0].isfinite().all()
+    assert elbo.slope.value().isfinite()
+    assert elbo.slope.square.isfinite()
+
+
+@pytest.mark.parametrize("rule", [stl, dreg])
+def test_a_pathwise_rule_beside_it(rule):
+    """A bound of its own for each particle: stl, whose mean is that of the plain gradient; 20,000 datapoints."""
+    count, found = 20_000, []
+    for asked in (rule, iwae):
+        loc = torch.full((count,), 0.3, **FLOAT, requires_grad=True)
+
+        def model():
+            with pyro.plate("data", count):
+                b = pyro.sample("b", dist.Bernoulli(torch.full((), 0.4, **FLOAT)))
+                z = pyro.sample("z", dist.Normal(b, torch.ones((), **FLOAT)))
+                pyro.sample("x", dist.Normal(z, torch.ones((), **FLOAT)), obs=torch.ones(count, **FLOAT))
+
+        def guide(loc=loc, asked=asked):
+            with pyro.plate("data", count):
+                b = pyro.sample("b", dist.Bernoulli(torch.full((), 0.5, **FLOAT)))
+                pyro.sample("z", dist.Normal(b + loc, torch.ones((), **FLOAT)), infer={"estimator": asked})
+
+        torch.manual_seed(0)
+        found.append(torch.autograd.grad(DoubleCV(2).differentiable_loss(model, guide), loc)[0])
+    difference = found[0].mean() - found[1].mean()
+    assert difference.abs() < 4.5 * ((found[0].var() + found[1].var()) / count).sqrt()
+    assert found[0].mean().abs() > 0.05

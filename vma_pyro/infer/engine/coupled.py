@@ -67,7 +67,7 @@ class Couple(Messenger):
         if not is_open(msg) or msg["fn"].has_rsample:
             return
         name, (fn, _) = msg["name"], elementary(msg["fn"])
-        if not isinstance(fn, self.coupling.families):
+        if not isinstance(fn, self.coupling.families) or not is_plain(fn):
             self.left[name] = f"expected {self.coupling.expected}, got {type(fn).__name__}"
         elif name not in self.watch.shared:
             self.left[name] = (
@@ -106,6 +106,11 @@ def elementary(fn: Any) -> tuple[Any, int]:
         inner += fn.reinterpreted_batch_ndims
         fn = fn.base_dist
     return fn, inner
+
+
+def is_plain(fn: Any) -> bool:
+    """Tell whether a distribution is of Torch or Pyro itself: a class of one's own may draw otherwise."""
+    return type(fn).__module__.startswith(("torch.distributions.", "pyro.distributions."))
 
 
 def of_one_particle(fn: Any) -> Any:

@@ -177,9 +177,13 @@ class Estimator(Objective):
 
     def _checked_estimate(self, programs: Programs) -> Estimate:
         """Refuse what could not be told from several particles, then estimate."""
-        if self.vectorize_particles and self.num_particles * self.draws_per_score > 1:
+        if self.vectorize_particles and self._all_particles() > 1:
             look.check(programs, self._nesting(programs))
         return self._estimate(programs)
+
+    def _all_particles(self) -> int:
+        """Count all particles of one estimate, those that only compare others among them."""
+        return self.num_particles * self.draws_per_score
 
     def _what(self) -> str:
         """Name what needs so many particles, for the error."""

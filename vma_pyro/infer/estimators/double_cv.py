@@ -68,10 +68,10 @@ class DoubleCV(Estimator):
             with harden.reading("DoubleCV"):
                 particles = self._draw(programs.under(harden), self.num_particles)
             log_w = particles.log_weights  # [K, B]
+            particles.open_gates(torch.ones_like(log_w))
             parts = [_Part.of(score, log_w) for score in particles.scores]
-        particles.open_gates(torch.ones_like(log_w))
         f = log_w.detach()
-        alpha = self.slope.value().to(f.dtype)
+        alpha = self.slope.value().to(f)
         # The score, whose mean is zero, takes the derivative of -log q(a) out of log w.
         surrogate = (finite(log_w) + particles.score).mean(0).sum()
         beta = sum((part.beta for part in parts), torch.zeros_like(f))  # [K, B], for alpha = 1
@@ -105,9 +105,11 @@ class Slope(nn.Module):
         if self.training and gradients:
             product = torch.stack([(a * b).sum() for a, b in gradients]).sum()
             square = torch.stack([(b * b).sum() for _, b in gradients]).sum()
+            product, square = product.to(self.product), square.to(self.square)
+            known = torch.isfinite(product) & torch.isfinite(square)  # else nothing is learned from this draw
             weight = torch.where(self.square == 0, 1.0, 1 - self.decay)
-            self.product.lerp_(product.to(self.product.dtype), weight)
-            self.square.lerp_(square.to(self.square.dtype), weight)
+            self.product.lerp_(torch.where(known, product, self.product), weight)
+            self.square.lerp_(torch.where(known, square, self.square), weight)
 
 
 class _Part(NamedTuple):

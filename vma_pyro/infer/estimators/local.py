@@ -65,8 +65,11 @@ class LocalDisARM(LocalELBO):
         ValueError: a guide without a Bernoulli site that all particles draw from the same distribution.
     """
 
+    def _all_particles(self) -> int:
+        return 2 * self.num_particles
+
     def _estimate(self, programs: Programs) -> Estimate:
-        particles, couple = draw_coupled(self, programs, Antithetic(), 2 * self.num_particles)
+        particles, couple = draw_coupled(self, programs, Antithetic(), self._all_particles())
         sets = particles.log_weights.chunk(2)  # of [K, B]: the particles, and their partners
         bounds, v = [log_mean_exp(w).detach() for w in sets], [normalised(w) for w in sets]
         particles.open_gates(torch.cat(v))
@@ -121,6 +124,9 @@ class LocalARMS(LocalELBO):
         if candidates < 2:
             raise ValueError(f"candidates: expected at least 2, got {candidates}")
         self.candidates = candidates
+
+    def _all_particles(self) -> int:
+        return self.num_particles + self.candidates
 
     def _estimate(self, programs: Programs) -> Estimate:
         K, n = self.num_particles, self.candidates

@@ -13,7 +13,7 @@ from pyro.distributions import MaskedDistribution, TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vma_pyro.infer.engine.coupled import CATEGORICAL, elementary
+from vma_pyro.infer.engine.coupled import CATEGORICAL, elementary, is_plain
 from vma_pyro.infer.engine.estimator import Estimate, Estimator, RunOptions
 from vma_pyro.infer.engine.handlers import Message, is_drawn
 from vma_pyro.infer.engine.programs import Programs
@@ -41,7 +41,8 @@ class RelaxedELBO(Estimator):
 
     **Biased, and no bound of log p(x)**: a program that reads softly is another program. An integer value [...]
     becomes a float tensor [..., S], which the program must be able to read, as `Memory.read` is. Those of a
-    `OneHotCategorical` and of a `Bernoulli` keep their shape.
+    `OneHotCategorical` and of a `Bernoulli` keep their shape; a bit must be read as a number, too, and not by
+    `b.long()`.
 
     Args:
         num_particles: K.
@@ -159,6 +160,7 @@ class Relax(Messenger):
     def __init__(self, sites: Sequence[str] | None, temperature: float, relaxation: Relaxation) -> None:
         self.sites, self.options = sites, (temperature, relaxation)
         self.met: set[str] = set()
+        self.families: dict[str, tuple[str, torch.Size]] = {}  # of the guide, which runs first
         self.integers: list[str] = []  # sites whose integer values are replaced
 
     def _pyro_sample(self, msg: Message) -> None:
@@ -166,7 +168,7 @@ class Relax(Messenger):
             return
         fn, inner = elementary(msg["fn"])
         soft = self.categorical if isinstance(fn, CATEGORICAL) else self.bits
-        if soft is self.bits and not isinstance(fn, torch.distributions.Bernoulli):
+        if not isinstance(fn, (*CATEGORICAL, torch.distributions.Bernoulli)) or not is_plain(fn):
             masked = isinstance(fn, MaskedDistribution)
             instead = "; put the mask around it with poutine.mask" if masked else ""
             raise ValueError(
@@ -178,6 +180,7 @@ class Relax(Messenger):
             self.integers.append(msg["name"])
         relaxed = soft(fn.logits, *self.options)
         msg["fn"] = relaxed.to_event(inner) if inner else relaxed
+        self._check_same_family(msg["name"], type(fn).__name__, msg["fn"].event_shape)
 
     @contextmanager
     def reading(self, what: str) -> Iterator[None]:
@@ -191,6 +194,15 @@ class Relax(Messenger):
                 f"site '{self.integers[0]}': expected a program that reads weights [..., S] in the place of "
                 f"integers, as {what} needs, got an error ({str(error).splitlines()[0]})"
             ) from error
+
+    def _check_same_family(self, name: str, family: str, shape: torch.Size) -> None:
+        """Refuse another family or size in the model than in the guide, where weights mean something else."""
+        guide_family, guide_shape = self.families.setdefault(name, (family, shape))
+        if (family, shape) != (guide_family, guide_shape):
+            raise ValueError(
+                f"site '{name}': expected the same family and size in model and guide to relax it, got "
+                f"{family} {list(shape)} in the model and {guide_family} {list(guide_shape)} in the guide"
+            )
 
     def _is_meant(self, msg: Message) -> bool:
         if self.sites is None:
