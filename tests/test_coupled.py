@@ -22,6 +22,9 @@ from vma_pyro.infer import (
     DisARMTree,
     LocalARMS,
     LocalDisARM,
+    MultiSampleELBO,
+    dreg,
+    stl,
 )
 from vma_pyro.infer.engine.coupled import Drawn
 from vma_pyro.infer.engine.programs import Programs
@@ -485,3 +488,18 @@ def test_a_family_of_ones_own_is_not_drawn_in_another_way():
         ValueError, match="^site 'b': expected Bernoulli values, got Stubborn, which DisARM cannot"
     ):
         DisARM(2).loss(*[one_site(Stubborn, torch.full((2,), 0.5))] * 2)
+
+
+@pytest.mark.parametrize("elbo", [LocalDisARM(2, noise="common"), MultiSampleELBO(2, noise="common")])
+@pytest.mark.parametrize("rule", [dreg, stl])
+def test_a_rule_for_independent_particles_under_common_noise(elbo, rule):
+    """At a site as for all of an objective."""
+
+    def program():
+        with pyro.plate("data", 2):
+            pyro.sample("b", dist.Bernoulli(torch.full((2,), 0.5)))
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0), infer={"estimator": rule})
+
+    model = pyro.poutine.infer_config(program, lambda site: {"estimator": None})
+    with pytest.raises(ValueError, match="^site 'z': expected iwae with common noise, as .* for independent, got"):
+        elbo.loss(model, program)

@@ -206,7 +206,11 @@ class Estimator(Objective):
         if self.noise == "common":
             handlers = [CommonNoise(nesting), *handlers]
         check = functools.partial(
-            check_site_options, baselines=self._knows_baselines, rules=self._knows_rules, what=type(self).__name__
+            check_site_options,
+            baselines=self._knows_baselines,
+            rules=self._knows_rules,
+            what=type(self).__name__,
+            coupled=self.noise == "common" and self.objective != "elbo",
         )
         return draw(
             programs,

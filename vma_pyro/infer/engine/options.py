@@ -24,10 +24,17 @@ class SiteOptions(Messenger):
 
 
 def check_site_options(
-    guide_trace: poutine.Trace, model_options: Mapping[str, Any], *, baselines: bool, rules: bool, what: str
+    guide_trace: poutine.Trace,
+    model_options: Mapping[str, Any],
+    *,
+    baselines: bool,
+    rules: bool,
+    what: str,
+    coupled: bool = False,
 ) -> None:
     """Refuse what sites ask for and the estimator `what` cannot serve: score `baselines`, pathwise `rules`.
 
+    Where noise has `coupled` the particles of a bound, so are rules that take them for independent.
     What sites of the model ask for, `model_options` by name, must be asked for in the guide.
     """
     for site in sample_sites(guide_trace):
@@ -36,6 +43,11 @@ def check_site_options(
         if asked is not None:
             served = rules if isinstance(asked, PathwiseRule) else baselines
             _check_asked(site["name"], asked, served=served, what=what)
+            if coupled and isinstance(asked, PathwiseRule) and asked.detached:
+                raise ValueError(
+                    f"site '{site['name']}': expected iwae with common noise, as '{asked.name}' takes the "
+                    f"particles for independent, got {asked.name}"
+                )
     for name, asked in model_options.items():
         at_guide: Any = guide_trace.nodes[name]["infer"] if name in guide_trace else {}
         if at_guide.get("estimator") is not asked:

@@ -42,12 +42,7 @@ class ARM(CoupledELBO):
     (Yin & Zhou 2019, equation 6.) `DisARM` is its mean over u given b and b', and better; ARM is here to be
     compared with. Several pairs are compared with each other as well.
 
-    Args:
-        num_particles: K, at least 2: K / 2 pairs, and of an odd number one particle alone.
-        noise, batch_plates, max_plate_nesting, retain_graph: see `Estimator`.
-
-    Raises:
-        ValueError: a guide without a Bernoulli site that all particles draw from the same distribution.
+    For arguments and errors see `CoupledELBO`.
     """
 
     values = "binary"

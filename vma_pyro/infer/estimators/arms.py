@@ -79,12 +79,7 @@ class ARMS(CoupledELBO):
 
     element by element, f = log w (Dimitriev & Zhou 2021a, equation 10). K = 2 is `DisARM`.
 
-    Args:
-        num_particles: K, at least 2.
-        noise, batch_plates, max_plate_nesting, retain_graph: see `Estimator`.
-
-    Raises:
-        ValueError: a guide without a Bernoulli site that all particles draw from the same distribution.
+    For arguments and errors see `CoupledELBO`.
     """
 
     values = "binary"

@@ -111,13 +111,7 @@ class CARMS(CoupledELBO):
     Zhou 2021b). For few values: the table of r takes S^2 numbers per element, and S^4 / 2 operations. The released
     code clips the weights, which is biased; here they are exact.
 
-    Args:
-        num_particles: K, at least 2.
-        noise, batch_plates, max_plate_nesting, retain_graph: see `Estimator`.
-
-    Raises:
-        ValueError: more than 32 values; a guide without a categorical site that all particles draw from the same
-            distribution.
+    For arguments and errors see `CoupledELBO`; more than 32 values are refused.
     """
 
     values = "categorical"

@@ -45,12 +45,7 @@ class DisARM(CoupledELBO):
     any number of bits. Its variance is never above that of `ARM`. Several pairs are compared with each other as
     well: the pair formula with W = 1 between them.
 
-    Args:
-        num_particles: K, at least 2: K / 2 pairs, and of an odd number one particle alone.
-        noise, batch_plates, max_plate_nesting, retain_graph: see `Estimator`.
-
-    Raises:
-        ValueError: a guide without a Bernoulli site that all particles draw from the same distribution.
+    For arguments and errors see `CoupledELBO`.
     """
 
     values = "binary"

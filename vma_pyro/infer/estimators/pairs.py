@@ -66,8 +66,14 @@ class CoupledELBO(Estimator):
     r"""The evidence lower bound from K particles whose discrete draws are coupled; see the subclasses.
 
     Sites that the coupling cannot take (another family, or a distribution that earlier draws decide) are drawn
-    independently and compared with the mean of the other particles, as in `RLOO`; if there is no other site, the
-    guide is refused.
+    independently and compared with the mean of the other particles, as in `RLOO`.
+
+    Args:
+        num_particles: K, at least 2. Where particles are coupled in pairs, one of an odd number is alone.
+        noise, batch_plates, max_plate_nesting, retain_graph: see `Estimator`.
+
+    Raises:
+        ValueError: a guide in which no discrete site can be coupled.
     """
 
     objective = "elbo"

@@ -69,12 +69,7 @@ class DisARMStickBreaking(CoupledELBO):
     values; a draw takes S numbers, where that of `DisARMTree` takes log2 S. Several pairs are compared with each
     other as well.
 
-    Args:
-        num_particles: K, at least 2: K / 2 pairs, and of an odd number one particle alone.
-        noise, batch_plates, max_plate_nesting, retain_graph: see `Estimator`.
-
-    Raises:
-        ValueError: a guide without a categorical site that all particles draw from the same distribution.
+    For arguments and errors see `CoupledELBO`.
     """
 
     values = "categorical"

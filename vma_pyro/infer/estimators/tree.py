@@ -113,12 +113,7 @@ class DisARMTree(CoupledELBO):
     2021). A draw makes log2 S decisions, whatever the number S of values. Values that are like each other, such
     as entries of a class, should stand side by side. Several pairs are compared with each other as well.
 
-    Args:
-        num_particles: K, at least 2: K / 2 pairs, and of an odd number one particle alone.
-        noise, batch_plates, max_plate_nesting, retain_graph: see `Estimator`.
-
-    Raises:
-        ValueError: a guide without a categorical site that all particles draw from the same distribution.
+    For arguments and errors see `CoupledELBO`.
     """
 
     values = "categorical"
