@@ -198,6 +198,41 @@ class Binary:
         return (x + parts["prior"] - parts["guide"]).flatten(1), parts["guide"].flatten(1)
 
 
+class Value:
+    """One categorical site, integer or one-hot; the last `impossible` values have no probability under q."""
+
+    def __init__(self, size, *, impossible=0, family=dist.Categorical):
+        generator = torch.Generator().manual_seed(size)
+        self.size, self.family = size, family
+        self.values = {n: torch.randn(size, generator=generator, **FLOAT) for n in ("prior", "mean", "guide")}
+        if impossible:
+            self.values["guide"][-impossible:] = -math.inf
+        self.q = self.values["guide"].softmax(0)
+
+    def _of(self, p, name, value):
+        if self.family is dist.OneHotCategorical:
+            return (p[name] * value).sum(-1)
+        return p[name][torch.arange(len(p[name])), value]
+
+    def model(self, p):
+        with pyro.plate("data", len(p["mean"])):
+            value = pyro.sample("a", self.family(logits=p["prior"]))
+            x = torch.full((len(p["mean"]),), 0.4, **FLOAT)
+            pyro.sample("x", dist.Normal(self._of(p, "mean", value), 1.0), obs=x)
+
+    def guide(self, p):
+        with pyro.plate("data", len(p["mean"])):
+            pyro.sample("a", self.family(logits=p["guide"]))
+
+    def objective(self):
+        """The one-sample bound and its gradient."""
+        p = rows(self.values, 1)
+        log_q = p["guide"].log_softmax(-1)
+        log_w = p["prior"].log_softmax(-1) + dist.Normal(p["mean"], 1.0).log_prob(torch.tensor(0.4, **FLOAT))
+        value = (log_q.exp() * (log_w - torch.where(log_q > -math.inf, log_q, 0.0))).sum()
+        return value.item(), [g[0] for g in torch.autograd.grad(value, list(p.values()))]
+
+
 # Most programs here have categorical sites, which estimators of binary values refuse.
 CATEGORICAL = [name for name in ESTIMATORS if name not in BINARY]
 RELAXED = [name for name in ESTIMATORS if ESTIMATORS[name](4, "a", 1).objective == "relaxed"]

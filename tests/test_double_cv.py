@@ -6,9 +6,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from test_coupled import NAMES, Value, objective
+from test_coupled import NAMES, objective
 
-from programs import FLOAT, Binary, Fixed, Mixed, rows
+from programs import FLOAT, Binary, Fixed, Mixed, Value, rows
 from vma_pyro.infer import RLOO, DoubleCV, RelaxedELBO, dreg, iwae, stl
 from vma_pyro.infer.engine.programs import Programs
 
