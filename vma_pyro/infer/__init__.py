@@ -69,6 +69,7 @@ from vma_pyro.infer.estimators.double_cv import DoubleCV
 from vma_pyro.infer.estimators.exact import ExactELBO
 from vma_pyro.infer.estimators.learned_baseline import NVIL, LearnedBaseline
 from vma_pyro.infer.estimators.local import LocalARMS, LocalDisARM
+from vma_pyro.infer.estimators.measure_valued import MeasureValued
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
 from vma_pyro.infer.estimators.pyro_elbos import EnumeratedELBO, GraphELBO
 from vma_pyro.infer.estimators.registry import BINARY, ESTIMATORS, make
@@ -117,6 +118,7 @@ __all__ = [
     "LearnedBaseline",
     "LocalARMS",
     "LocalDisARM",
+    "MeasureValued",
     "MultiSampleELBO",
     "OVISMonteCarlo",
     "Particles",

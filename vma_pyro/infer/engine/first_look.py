@@ -120,7 +120,7 @@ def _shapes(tree: Any) -> Any:
 def _sites(programs: Programs) -> tuple[list[Site], list[Site]]:
     """Run guide and model, and return their sites; none if they fail, as the run of all particles says why."""
     try:
-        with _undisturbed(programs.model, programs.guide), poutine.block():
+        with undisturbed(programs.model, programs.guide), poutine.block():
             traces = run_both(programs)
             for trace in traces:
                 trace.compute_log_prob()
@@ -131,7 +131,7 @@ def _sites(programs: Programs) -> tuple[list[Site], list[Site]]:
 
 
 @contextmanager
-def _undisturbed(*programs: PyroProgram) -> Iterator[None]:
+def undisturbed(*programs: PyroProgram) -> Iterator[None]:
     """Take no gradient, no number of the random stream, and no statistics that a training mode would gather."""
     with torch.random.fork_rng(), torch.no_grad(), at_rest(*programs):
         yield

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.distributions import Unit
 from pyro.poutine.util import site_is_subsample
@@ -102,6 +103,17 @@ class Layout:
         moved = values.permute(*order, *range(self.rank, self.rank + inner))
         batch = moved.shape[self.leading + 1 : self.rank - len(rest)]
         return moved.reshape(*moved.shape[: self.leading + 1], math.prod(batch), -1)
+
+    def element_index(self, site: Site, shape: Sequence[int], inner: int) -> Tensor:
+        """Number the elements of a datapoint as `by_element` does, in the dimensions [plates, inner dimensions].
+
+        `shape` is that of the plates and inner dimensions, where the datapoints' own have any size.
+        """
+        shape = (1,) * (self.nesting + inner - len(shape)) + tuple(shape)
+        _, rest = self._order(site)
+        inside = {dim - self.leading - 1 for dim in rest}
+        sizes = [n if d in inside or d >= self.nesting else 1 for d, n in enumerate(shape)]
+        return torch.arange(math.prod(sizes)).reshape(sizes)
 
     def flat(self, values: Tensor) -> Tensor:
         """Flatten values [*leading, K, *batch] to [*leading, K, B]."""

@@ -22,6 +22,7 @@ from vma_pyro.infer.estimators.double_cv import DoubleCV
 from vma_pyro.infer.estimators.exact import ExactELBO
 from vma_pyro.infer.estimators.learned_baseline import NVIL
 from vma_pyro.infer.estimators.local import LocalARMS, LocalDisARM
+from vma_pyro.infer.estimators.measure_valued import MeasureValued
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
 from vma_pyro.infer.estimators.pyro_elbos import EnumeratedELBO, GraphELBO
 from vma_pyro.infer.estimators.relaxed import RelaxedELBO
@@ -61,7 +62,9 @@ _ENTRIES: dict[str, tuple[type[ELBO], dict[str, Any]]] = {
     "vimco+chunks": (MultiSampleELBO, {"chunk_size": 2}),
     "vimco+resampled": (ResampledELBO, {}),
     "vimco+dreg+resampled": (ResampledELBO, {"pathwise": dreg}),
-    # Several values of one discrete site.
+    # Several values of a discrete site, or of all of them.
+    "measure-valued": (MeasureValued, {}),
+    "measure-valued+common": (MeasureValued, {"noise": "common"}),
     "exact": (ExactELBO, {"num_particles": 1}),
     "distinct": (DistinctELBO, {}),
     "distinct+wake": (DistinctELBO, {"guide_follows": "posterior"}),
