@@ -21,7 +21,7 @@ from vma_pyro.infer import (
 )
 
 X = torch.tensor([0.4, -0.7, 1.1], **FLOAT)
-CHOOSING = ("exact", "distinct", "distinct+wake", "unordered-set", "sum-and-sample")
+CHOOSING = ("exact", "distinct", "distinct+wake", "priority", "unordered-set", "sum-and-sample")
 SAMPLING = [name for name in CATEGORICAL if name not in (*CHOOSING, *SOFT) and not name.startswith("pyro")]
 
 # 1. Programs without plates are one datapoint.

@@ -71,6 +71,7 @@ from vma_pyro.infer.estimators.learned_baseline import NVIL, LearnedBaseline
 from vma_pyro.infer.estimators.local import LocalARMS, LocalDisARM
 from vma_pyro.infer.estimators.measure_valued import MeasureValued
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
+from vma_pyro.infer.estimators.priority import PriorityELBO
 from vma_pyro.infer.estimators.pyro_elbos import EnumeratedELBO, GraphELBO
 from vma_pyro.infer.estimators.registry import BINARY, ESTIMATORS, make
 from vma_pyro.infer.estimators.relaxed import RelaxedELBO, gumbel_softmax
@@ -123,6 +124,7 @@ __all__ = [
     "OVISMonteCarlo",
     "Particles",
     "PathwiseRule",
+    "PriorityELBO",
     "RelaxedELBO",
     "ResampledELBO",
     "Row",

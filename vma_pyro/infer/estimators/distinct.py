@@ -63,7 +63,7 @@ class DistinctELBO(SubsetELBO):
 
     def _estimate(self, programs: Programs) -> Estimate:
         draw = DistinctDraw(self.site, self.num_particles)
-        alone = [_DependsOnNothing(self.site)] if torch.is_grad_enabled() else []
+        alone = [DependsOnNothing(self.site, "DistinctELBO")] if torch.is_grad_enabled() else []
         particles = self._draw_values(programs, {self.site: draw.top_and_one}, handlers=alone)
         joint = particles.log_weights[:, 0]  # [k, B]
         log_q, _ = log_q_and_f(particles)
@@ -97,11 +97,11 @@ class DistinctELBO(SubsetELBO):
         return (coefficient * log_q).sum()
 
 
-class _DependsOnNothing(Messenger):
+class DependsOnNothing(Messenger):
     """Refuse a site whose distribution depends on a continuous latent drawn before it."""
 
-    def __init__(self, site: str) -> None:
-        self.site = site
+    def __init__(self, site: str, what: str) -> None:
+        self.site, self.what = site, what
         self.before: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -111,8 +111,8 @@ class _DependsOnNothing(Messenger):
         for name, value in self.before.items():
             if is_function_of(log_probs, value):
                 raise ValueError(
-                    f"site '{self.site}': expected to depend on no continuous latent under DistinctELBO, but its "
-                    f"most probable values change with '{name}', and there the gradient has a part that is not "
+                    f"site '{self.site}': expected to depend on no continuous latent under {self.what}, but the "
+                    f"choice of its values changes with '{name}', and there the gradient has a part that is not "
                     "estimated; use ExactELBO, UnorderedSetELBO or SumAndSampleELBO"
                 )
 

@@ -24,6 +24,7 @@ from vma_pyro.infer.estimators.learned_baseline import NVIL
 from vma_pyro.infer.estimators.local import LocalARMS, LocalDisARM
 from vma_pyro.infer.estimators.measure_valued import MeasureValued
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
+from vma_pyro.infer.estimators.priority import PriorityELBO
 from vma_pyro.infer.estimators.pyro_elbos import EnumeratedELBO, GraphELBO
 from vma_pyro.infer.estimators.relaxed import RelaxedELBO
 from vma_pyro.infer.estimators.resampled import ResampledELBO
@@ -68,6 +69,7 @@ _ENTRIES: dict[str, tuple[type[ELBO], dict[str, Any]]] = {
     "exact": (ExactELBO, {"num_particles": 1}),
     "distinct": (DistinctELBO, {}),
     "distinct+wake": (DistinctELBO, {"guide_follows": "posterior"}),
+    "priority": (PriorityELBO, {}),
     # The single-sample bound.
     "rloo": (RLOO, {}),
     "double-cv": (DoubleCV, {}),

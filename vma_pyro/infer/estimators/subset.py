@@ -83,7 +83,7 @@ class DistinctDraw:
             log_probs = self._log_probs(fn)
             values = draw_distinct(log_probs, self.k)
             self.log_rest = left_over(log_probs, values)
-        return _at(fn, values)
+        return values_at(fn, values)
 
     def top_and_one(self, fn: Any) -> Tensor:
         """Take the k - 1 most probable values, and draw one from the others, [k, *batch, *event]."""
@@ -98,7 +98,7 @@ class DistinctDraw:
         nothing = (rest == -torch.inf).all(-1)
         sums = torch.where(nothing[..., None], 0.0, rest).logsumexp(-1)
         self.log_outside = torch.where(nothing, -torch.inf, sums)  # differentiable
-        return _at(fn, values)
+        return values_at(fn, values)
 
     def _log_probs(self, fn: Any) -> Float[Tensor, "*B S"]:
         """Compute log q of the whole support, normalised."""
@@ -111,7 +111,7 @@ class DistinctDraw:
         return log_probs.expand(*fn.batch_shape, len(support)).log_softmax(-1)
 
 
-def _at(fn: Any, index: Tensor) -> Tensor:
+def values_at(fn: Any, index: Tensor) -> Tensor:
     """Look up the values of the support at positions [k, *batch]."""
     support = whole_support(fn)
     return support.reshape(len(support), *fn.event_shape)[index]
