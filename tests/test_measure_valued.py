@@ -11,7 +11,7 @@ from test_coupled import NAMES, objective
 from programs import FLOAT, Binary, Discrete, Mixed, Value, log_normal, rows
 from vma_pyro.infer import RLOO, MeasureValued, dreg
 from vma_pyro.infer.comparison.evaluations import count_evaluations
-from vma_pyro.infer.engine.changed import Changes
+from vma_pyro.infer.engine import handlers
 from vma_pyro.infer.engine.programs import Programs
 
 ONE = torch.tensor(1.0, **FLOAT)
@@ -32,7 +32,7 @@ def draws(monkeypatch):
             value[: len(forced)] = forced
         return value
 
-    monkeypatch.setattr(Changes, "draw", staticmethod(draw))
+    monkeypatch.setattr(handlers, "draw", draw)
     return given
 
 

@@ -67,6 +67,7 @@ from vma_pyro.infer.estimators.disarm import DisARM
 from vma_pyro.infer.estimators.distinct import DistinctELBO
 from vma_pyro.infer.estimators.double_cv import DoubleCV
 from vma_pyro.infer.estimators.exact import ExactELBO
+from vma_pyro.infer.estimators.jsa import JSA
 from vma_pyro.infer.estimators.learned_baseline import NVIL, LearnedBaseline
 from vma_pyro.infer.estimators.local import LocalARMS, LocalDisARM
 from vma_pyro.infer.estimators.measure_valued import MeasureValued
@@ -97,6 +98,7 @@ __all__ = [
     "BINARY",
     "CARMS",
     "ESTIMATORS",
+    "JSA",
     "NVIL",
     "OVIS",
     "RLOO",

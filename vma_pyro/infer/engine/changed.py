@@ -11,6 +11,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from vma_pyro.infer.engine import handlers
 from vma_pyro.infer.engine.coupled import elementary
 from vma_pyro.infer.engine.distributions import is_point, whole_support
 from vma_pyro.infer.engine.first_look import undisturbed
@@ -106,7 +107,7 @@ class Changes(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         if not is_open(msg) or is_point(msg["fn"]):
             return
-        value = self.draw(msg).unflatten(0, (self.runs, self.number))
+        value = handlers.draw(msg).unflatten(0, (self.runs, self.number))
         site = next((site for site in self.sites if site.name == msg["name"]), None)
         parts = [value[: self.changed]]  # drawn anew, but for the first
         if site is not None:
@@ -114,12 +115,6 @@ class Changes(Messenger):
             self.changed = site.end
         parts.append(value[:1].expand(self.runs - self.changed, *value.shape[1:]))
         decide(msg, torch.cat(parts).flatten(0, 1))
-
-    @staticmethod
-    def draw(msg: Message) -> Tensor:
-        """Draw a site in all particles."""
-        value: Tensor = msg["fn"](*msg["args"], **msg["kwargs"])
-        return value
 
 
 def _names(trace: poutine.Trace) -> list[str]:

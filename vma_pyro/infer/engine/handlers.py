@@ -52,6 +52,12 @@ def check_finite_support(msg: Message, purpose: str = "") -> None:
         )
 
 
+def draw(msg: Message) -> Tensor:
+    """Draw what a site waits for."""
+    value: Tensor = msg["fn"](*msg["args"], **msg["kwargs"])
+    return value
+
+
 class DetachValues(Messenger):
     """Draw every site without a gradient through its value, as wake-sleep needs."""
 
@@ -59,7 +65,7 @@ class DetachValues(Messenger):
         if is_open(msg):
             _check_density(msg)
             with torch.no_grad():
-                value = msg["fn"](*msg["args"], **msg["kwargs"])
+                value = draw(msg)
             decide(msg, _forgotten(msg, value))
 
 
@@ -147,7 +153,7 @@ class ShareDiscrete(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         if not is_open(msg) or msg["fn"].has_rsample:
             return
-        value = msg["fn"](*msg["args"], **msg["kwargs"])
+        value = draw(msg)
         dim = value.dim() - msg["fn"].event_dim + self.particle_dim
         if dim >= 0 and value.shape[dim] > 1:
             first = value.index_select(dim, torch.arange(0, value.shape[dim], self.group, device=value.device))

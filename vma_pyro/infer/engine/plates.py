@@ -104,6 +104,16 @@ class Layout:
         batch = moved.shape[self.leading + 1 : self.rank - len(rest)]
         return moved.reshape(*moved.shape[: self.leading + 1], math.prod(batch), -1)
 
+    def datapoints_first(self, site: Site, values: Tensor) -> Tensor:
+        """Move what a site draws, with event dimensions on the right, to [particle, batch plates, rest, event]."""
+        order, _ = self._order(site)
+        return values.permute(*order, *range(self.rank, values.dim()))
+
+    def in_place(self, site: Site, values: Tensor) -> Tensor:
+        """Undo `datapoints_first`."""
+        order, _ = self._order(site)
+        return values.permute(*(order.index(d) for d in range(self.rank)), *range(self.rank, values.dim()))
+
     def element_index(self, site: Site, shape: Sequence[int], inner: int) -> Tensor:
         """Number the elements of a datapoint as `by_element` does, in the dimensions [plates, inner dimensions].
 

@@ -20,6 +20,7 @@ from vma_pyro.infer.estimators.disarm import DisARM
 from vma_pyro.infer.estimators.distinct import DistinctELBO
 from vma_pyro.infer.estimators.double_cv import DoubleCV
 from vma_pyro.infer.estimators.exact import ExactELBO
+from vma_pyro.infer.estimators.jsa import JSA
 from vma_pyro.infer.estimators.learned_baseline import NVIL
 from vma_pyro.infer.estimators.local import LocalARMS, LocalDisARM
 from vma_pyro.infer.estimators.measure_valued import MeasureValued
@@ -92,6 +93,7 @@ _ENTRIES: dict[str, tuple[type[ELBO], dict[str, Any]]] = {
     "wake-wake-uncentred": (WakeWake, {"centred": False}),
     "wake-wake-defensive": (WakeWake, {"defensive": 0.1}),
     "wake-sleep": (WakeWake, {"insomnia": 0.0}),
+    "jsa": (JSA, {}),
     "tvo": (ThermodynamicELBO, {}),
     "gumbel-softmax": (RelaxedELBO, {}),
     "straight-through": (RelaxedELBO, {"relaxation": gumbel_straight_through}),
