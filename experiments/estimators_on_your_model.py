@@ -25,10 +25,8 @@ import pyro
 from vma_pyro import cli
 from vma_pyro._system import lock
 from vma_pyro._system.atomic import write_text
-from vma_pyro.infer import ESTIMATORS, compare, make
-from vma_pyro.infer.comparison.compare import evaluations_of, matched
-from vma_pyro.infer.comparison.sites import find_sites
-from vma_pyro.infer.engine.first_look import PlateNesting
+from vma_pyro.infer import ESTIMATORS, compare
+from vma_pyro.infer.comparison.suggest import applicable
 from vma_pyro.infer.engine.programs import Programs
 
 
@@ -98,35 +96,6 @@ def load_arguments(path: str) -> tuple[Any, ...]:
     return found
 
 
-def choose_estimators(
-    config: ProgramConfig, model: Any, guide: Any, args: tuple[Any, ...]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """The estimators that fit the program, with a matched budget, and why the others do not."""
-    programs = Programs(model, guide, args)
-    nesting = PlateNesting()(programs)
-    sites = find_sites(programs, config.batch_plates)
-    finite = [site.name for site in sites.discrete if site.size is not None]
-    chosen = config.site or (finite[0] if finite else "")
-    found: dict[str, Any] = {}
-    left_out: dict[str, str] = {}
-    for name in config.estimators or ESTIMATORS:
-        site: Any = tuple(finite) if name == "exact" and len(finite) > 1 else chosen
-
-        def build(name: str, k: int, site: Any = site) -> Any:
-            return make(name, k, site=site, max_plate_nesting=nesting, batch_plates=config.batch_plates)
-
-        try:
-            # Whatever a program does not support shows in one draw.
-            elbo = build(name, max(2, config.evaluations))
-            evaluations_of(elbo, model, guide, args)
-            found |= matched([name], build, config.evaluations, model, guide, args)
-        except (ValueError, RuntimeError, NotImplementedError, IndexError, TypeError) as error:
-            left_out[name] = str(error).splitlines()[0]
-    if not found:
-        raise ValueError(f"estimators: expected one that fits the program, none does: {left_out}")
-    return found, left_out
-
-
 def main(config: ProgramConfig) -> None:
     """Compare the estimators, and write."""
     lock.take(config.out, argument="out")
@@ -134,7 +103,13 @@ def main(config: ProgramConfig) -> None:
     sys.path.insert(0, str(Path.cwd()))
     model, guide = load_program("model", config.model), load_program("guide", config.guide)
     args = load_arguments(config.data)
-    estimators, left_out = choose_estimators(config, model, guide, args)
+    estimators, left_out = applicable(
+        Programs(model, guide, args),
+        config.evaluations,
+        site=config.site,
+        batch_plates=config.batch_plates,
+        names=config.estimators or tuple(ESTIMATORS),
+    )
     table = compare(
         model,
         guide,

@@ -19,7 +19,17 @@ from vma_pyro.training.captured import Captured
 from vma_pyro.training.loss import Loss
 
 B, S, K = 5, 7, 3
-NOT_RECORDED = {"nvil", "double-cv", "double-cv+common", "vimco+2z", "vimco+chunks", "pyro-enum"}
+NOT_RECORDED = {
+    "nvil",
+    "jsa",
+    "measure-valued",
+    "measure-valued+common",
+    "double-cv",
+    "double-cv+common",
+    "vimco+2z",
+    "vimco+chunks",
+    "pyro-enum",
+}
 
 
 def build(name="vimco", model=Model):
@@ -73,7 +83,7 @@ def parameters_in_modules():
     pyro.settings.set(module_local_params=before)
 
 
-@pytest.mark.parametrize("name", CATEGORICAL)
+@pytest.mark.parametrize("name", sorted({*CATEGORICAL} - {"jsa"}))  # which wants the same data in every update
 def test_replays_are_the_program_bit_for_bit(name, data, notes):
     loss_fn = build(name)
     captured = Captured(loss_fn, note=notes.append, wait=1)

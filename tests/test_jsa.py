@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from programs import FLOAT, Binary, Discrete, Mixed, rows
 from vma_pyro.infer import JSA
@@ -235,3 +236,17 @@ def test_the_steps():
     share, at = walk(nothing, torch.full((2, 1), 0.5, **FLOAT))
     assert share[:, 0].tolist() == [0.0, 0.5, 0.5]
     assert at.item() == 2
+
+
+def test_it_is_not_recorded():
+    """A recorded update would keep the values of the first one."""
+    x, positions = torch.linspace(0, 4, 3, **FLOAT), torch.arange(3)
+    logits = torch.zeros(3, 4, **FLOAT, requires_grad=True)
+    elbo = JSA(2, max_plate_nesting=1)
+
+    def update(x):
+        return elbo.differentiable_loss(*mixture(positions, x, 3, logits=logits))
+
+    with pytest.raises(RuntimeError, match="^JSA: expected an update that is run"):
+        make_fx(update)(x)
+    assert elbo.chains.met is None

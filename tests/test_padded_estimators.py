@@ -67,7 +67,7 @@ class TestEstimators:
         assert math.isfinite(loss.item())
         assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in elbo.parameters())
         assert model.networks.to_logits[0].weight.grad.abs().sum() > 0
-        if name in ("gumbel-softmax", "unordered-set"):
+        if name in ("gumbel-softmax", "unordered-set", "priority"):
             return  # no short enumeration; with all values, or in the limit, see below
         mean = variance = 0.0
         for b, memory in enumerate(own):
@@ -77,7 +77,9 @@ class TestEstimators:
             variance += self.COPIES * sum(float(p * (v - first) ** 2) for v, p in values)
         assert abs(-loss.item() - mean) < 4.5 * math.sqrt(variance) + 1e-5 * abs(mean)
 
-    @pytest.mark.parametrize("name", ["exact", "distinct", "unordered-set", "sum-and-sample", "pyro-enum"])
+    @pytest.mark.parametrize(
+        "name", ["exact", "distinct", "priority", "unordered-set", "sum-and-sample", "pyro-enum"]
+    )
     def test_more_values_than_entries_are_all_of_them(self, name):
         """Then nothing is random: loss and gradient of each datapoint on its own memory."""
         model, guide, own, padded, x = setting(holes=True)
@@ -88,14 +90,14 @@ class TestEstimators:
         elbo.zero_grad()
         total = 0.0
         for b, memory in enumerate(own):
-            exact = {"distinct": "exact"}.get(name, name if name == "exact" else "pyro-enum")
+            exact = {"distinct": "exact", "priority": "exact"}.get(name, name if name == "exact" else "pyro-enum")
             alone = make(exact, 1)(model, guide)(memory, x[b : b + 1])
             alone.backward()
             total += alone.item()
             values = self.bound(exact, *log_terms(model, guide, memory, x[b : b + 1]), 1)
             assert alone.item() == pytest.approx(-float(values[0][0]), rel=1e-5)
         assert loss.item() == pytest.approx(total, rel=1e-5)
-        if name != "distinct":  # its gradient holds the choice of values fixed
+        if name not in ("distinct", "priority"):  # whose gradients hold the choice of values fixed
             expected = [p.grad for p in elbo.parameters() if p.grad is not None]
             for ours, theirs in zip(gradients, expected, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)

@@ -43,6 +43,7 @@ ValueError: num_particles: expected at least 2 for baseline 'mean_of_the_others'
 from vma_pyro.infer.comparison.compare import compare, evaluations_of, matched
 from vma_pyro.infer.comparison.reference import EnumeratedReference
 from vma_pyro.infer.comparison.subject import parameter_groups
+from vma_pyro.infer.comparison.suggest import Suggestion, suggest
 from vma_pyro.infer.comparison.table import Comparison, Row, fit_slope
 from vma_pyro.infer.engine.estimator import Estimate, Estimator
 from vma_pyro.infer.engine.handlers import CommonNoise
@@ -130,6 +131,7 @@ __all__ = [
     "RelaxedELBO",
     "ResampledELBO",
     "Row",
+    "Suggestion",
     "SumAndSampleELBO",
     "ThermodynamicELBO",
     "UnorderedSetELBO",
@@ -154,6 +156,7 @@ __all__ = [
     "score_baseline",
     "stl",
     "straight_through",
+    "suggest",
     "vimco",
     "vimco_geometric",
 ]

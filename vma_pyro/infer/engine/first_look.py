@@ -62,7 +62,7 @@ class FirstLook:
     @not_compiled
     def check(self, programs: Programs, nesting: int) -> None:
         """Run both once, leave no trace behind, and refuse a dimension that no plate declares."""
-        if _is_recorded():  # what is recorded is run as well, and looked at then
+        if is_recorded():  # what is recorded is run as well, and looked at then
             return
         owner, how = _owner(programs.model)
         guide_owner, guide_how = _owner(programs.guide)
@@ -83,7 +83,7 @@ class FirstLook:
 look = FirstLook()
 
 
-def _is_recorded() -> bool:
+def is_recorded() -> bool:
     """Tell whether `make_fx` is writing operations down, noise included."""
     module = sys.modules.get("torch.fx.experimental.proxy_tensor")
     return module is not None and module.get_proxy_mode() is not None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vma_pyro.infer.engine.chains import Chains, Keep, Observed
 from vma_pyro.infer.engine.estimator import Estimate, Estimator, PlateOptions
+from vma_pyro.infer.engine.first_look import is_recorded
 from vma_pyro.infer.engine.handlers import DetachValues
 from vma_pyro.infer.engine.plates import Layout
 from vma_pyro.infer.engine.programs import Programs
@@ -65,6 +66,8 @@ class JSA(Estimator):
         if not torch.is_grad_enabled():
             particles = self._draw(programs, self.num_particles, handlers=[DetachValues()])
             return Estimate(log_mean_exp(particles.log_weights), torch.zeros(()), particles.scale)
+        if is_recorded():
+            raise RuntimeError("JSA: expected an update that is run, as values are kept from it, got one recorded")
         nesting = self._nesting(programs)
         keep, observed = Keep(self.chains, Layout(self.batch_plates, nesting)), Observed()
         watched = replace(programs, model=observed(programs.model))
@@ -76,7 +79,7 @@ class JSA(Estimator):
         if self.chains.training:
             rows = torch.arange(log_w.shape[1], device=log_w.device)
             self.chains.write(keep.rows, keep.size, {n: v[last, rows] for n, v in keep.drawn.items()})
-        surrogate = weighted(share, particles.log_p).sum() + weighted(share, finite(particles.log_q)).sum()
+        surrogate = weighted(share, finite(particles.log_p) + finite(particles.log_q)).sum()
         return Estimate(log_mean_exp(log_w[1:]), surrogate, particles.scale)
 
     @staticmethod
