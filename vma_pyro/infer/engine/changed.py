@@ -31,18 +31,18 @@ class ChangedSite(NamedTuple):
         name: of the site.
         start: the first of its runs.
         values: S.
-        index: number of each element among those of its datapoint, [plates, inner dimensions].
+        numbers: of each element among those of its datapoint, [plates, inner dimensions].
     """
 
     name: str
     start: int
     values: int
-    index: Int64[Tensor, "..."]
+    numbers: Int64[Tensor, "..."]
 
     @property
     def end(self) -> int:
         """The first run behind its own."""
-        return self.start + self.index.numel() * (self.values - 1)
+        return self.start + self.numbers.numel() * (self.values - 1)
 
     def table(self, score: SiteScore, number: int) -> tuple[Float[Tensor, "S K B D"], Int64[Tensor, "K B D"]]:
         """Compute log q of all values of every element in the first K runs, and find those that were drawn."""
@@ -69,7 +69,7 @@ class ChangedSite(NamedTuple):
         own = torch.arange(self.end - self.start, device=value.device).reshape(shape)
         element, behind = own // (self.values - 1), own % (self.values - 1) + 1
         moved = (position + behind) % self.values
-        position = torch.where(self.index.to(value.device) == element, moved, position)
+        position = torch.where(self.numbers.to(value.device) == element, moved, position)
         return whole_support(fn).reshape(self.values, *fn.event_shape)[position].to(value.dtype)
 
 
@@ -101,7 +101,7 @@ class Changes(Messenger):
         if not self.sites:
             raise ValueError(f"guide: expected a discrete site, whose values are changed, found {_names(trace)}")
         self.particles = self.runs * number
-        self.elements = sum(site.index.numel() for site in self.sites)
+        self.elements = sum(site.numbers.numel() for site in self.sites)
         self.changed = 1  # runs that have come to their change
 
     def _pyro_sample(self, msg: Message) -> None:
