@@ -5,8 +5,8 @@ r"""Variational autoencoders with discrete latents, the field's benchmark, as pl
     q(b | x) = \prod_d \mathrm{Bernoulli}(b_d; \sigma(\mathrm{encoder}(x - \bar x)_d))
 
 with 200 bits b, a learned p(b), the mean image of the training set, and its logit as the decoder's first bias
-(Mnih & Gregor 2014; Dong, Mnih & Tucker 2020). In the categorical ones b is [latents, values], one-hot, under a
-uniform prior (Liu et al. 2023), and images are taken as they are.
+(Mnih & Gregor 2014; Dong, Mnih & Tucker 2020). In the categorical ones b is read as [latents, values], one-hot,
+under a uniform prior (Liu et al. 2023), and images are taken as they are.
 """
 
 from __future__ import annotations
@@ -180,20 +180,23 @@ class DeepGuide(BinaryGuide):
 
 
 class CategoricalModel(nn.Module):
-    """p(c) p(x | c), c one-hot under a uniform prior; its weights are read as they come, hard or soft."""
+    """p(c) p(x | c), c uniform; integers are read as one-hot values, and weights over the values as they are."""
 
     logits: Tensor
+    one_hot: Tensor
 
     def __init__(self, decoder: nn.Module, latents: int, values: int) -> None:
         super().__init__()
         self.decoder = decoder
         self.register_buffer("logits", torch.zeros(latents, values))
+        self.register_buffer("one_hot", torch.eye(values))
 
     def forward(self, x: Tensor) -> None:
         """Images x [B, pixels]."""
         with pyro.plate("data", len(x)):
-            c = pyro.sample("c", dist.OneHotCategorical(logits=self.logits).to_event(1))
-            observe(self.decoder(c.flatten(-2)), x)
+            c = pyro.sample("c", dist.Categorical(logits=self.logits).to_event(1))
+            weights = c if c.is_floating_point() else self.one_hot[c]  # [*, latents, values]
+            observe(self.decoder(weights.flatten(-2)), x)
 
 
 class CategoricalGuide(nn.Module):
@@ -207,4 +210,4 @@ class CategoricalGuide(nn.Module):
         """The same arguments as the model's."""
         with pyro.plate("data", len(x)):
             logits = self.encoder(x).unflatten(-1, (-1, self.values))
-            pyro.sample("c", dist.OneHotCategorical(logits=logits).to_event(1))
+            pyro.sample("c", dist.Categorical(logits=logits).to_event(1))

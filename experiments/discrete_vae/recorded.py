@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vma_pyro.training.recording import record
+from vma_pyro.training.recording import reason, record
 
 WAIT = 50  # updates before one is recorded, which takes about a second
 CHECK_EVERY = 1000
@@ -66,7 +66,7 @@ class Recorded:
             try:
                 self._graph = self._record(x)
             except Exception as error:  # whatever a program may raise; it is run as usual, and raises it there
-                return self._give_up(self._run(x), str(error).partition("\n")[0])
+                return self._give_up(self._run(x), f"the program cannot be recorded: {reason(error)}")
         self.replays += 1
         checked = self.replays & (self.replays - 1) == 0 or self.replays % CHECK_EVERY == 0
         noise, before = torch.get_rng_state(), self._remembered() if checked else {}

@@ -22,7 +22,7 @@ from vma_pyro.memory.checks import unchecked
 from vma_pyro.memory.encoded import version_of
 from vma_pyro.program import ImageModel
 from vma_pyro.training.loss import Loss
-from vma_pyro.training.recording import record
+from vma_pyro.training.recording import reason, record
 
 TOLERANCE = 1e-6  # of loss and gradient, relative; they are expected to be equal
 WAIT = 200  # updates before one is recorded, which takes seconds
@@ -125,7 +125,7 @@ class Captured(Loss):
             try:
                 self._graphs[seen] = self._record(memory, x)
             except Exception as error:  # whatever a program may raise; it is run as usual, and raises it there
-                return self._give_up(self._run(memory, x), f"the program cannot be recorded: {_reason(error)}")
+                return self._give_up(self._run(memory, x), f"the program cannot be recorded: {reason(error)}")
         memory.check(x)  # recorded programs make no checks
         if "values" in self._checks:
             for program in self.loss_fn.modules():
@@ -201,8 +201,3 @@ def _equal(found: Gradient, expected: Gradient) -> bool:
     pairs = [(found.loss, expected.loss)]
     pairs += [(f, e) for f, e in zip(found.of, expected.of, strict=True) if f is not None and e is not None]
     return all(torch.allclose(f, e, TOLERANCE, TOLERANCE * float(e.abs().max()), equal_nan=True) for f, e in pairs)
-
-
-def _reason(error: Exception) -> str:
-    line = (str(error) or type(error).__name__).splitlines()[0]
-    return "it looks at the values of tensors" if "value out of a tracing tensor" in line else line

@@ -52,6 +52,12 @@ def record(function: Callable[..., Any], *inputs: Any) -> GraphModule:
         return _shortened(make_fx(function)(*inputs))
 
 
+def reason(error: Exception) -> str:
+    """Say in one line why a function could not be recorded."""
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return "it looks at the values of tensors" if "value out of a tracing tensor" in line else line
+
+
 def _described_together() -> AbstractContextManager[Any]:
     """One mode to describe all tensors of a recording in; torch would make one for each, which takes long."""
     try:
