@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -191,6 +190,7 @@ def train(
         ValueError: an earlier run, without `resume`; what the estimator refuses.
         FloatingPointError: a bound that is not finite.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{job.name}.pt"
     training = Training(job, images, note=lambda line: tqdm.write(f"{job.name}: {line}"))
     cost = evaluations_of(
@@ -254,5 +254,4 @@ def _write(
         "curve": training.curve,
         "scores": scores,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{job.name}.json", json.dumps(content) + "\n")
+    write_text(folder / f"{job.name}.json", results.to_json(content))
