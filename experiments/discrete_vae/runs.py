@@ -88,7 +88,7 @@ class Training:
         self.elbo = make_elbo(job, self.programs)
         self.loss_fn: nn.Module = self.elbo(*self.programs[:2])
         self.recorded = Recorded(self.loss_fn, note=note)
-        self.optimizers = _optimizers(self.loss_fn, self.programs, job.model)
+        self.optimizers = make_optimizers(self.loss_fn, self.programs, job.model)
         self.update, self.seconds, self.bound_sum = 0, 0.0, torch.zeros((), dtype=torch.float64)
         self.curve: list[list[float]] = []
 
@@ -156,7 +156,7 @@ def make_elbo(job: Job, programs: Programs) -> Any:
     return elbo
 
 
-def _optimizers(loss_fn: nn.Module, programs: Programs, model: str) -> list[torch.optim.Optimizer]:
+def make_optimizers(loss_fn: nn.Module, programs: Programs, model: str) -> list[torch.optim.Optimizer]:
     """Adam or RAdam for the networks, plain gradient descent for the prior, Adam for what the estimator learns."""
     architecture = ARCHITECTURES[model]
     weights = {id(p): p for program in programs[:2] for p in program.parameters()}
