@@ -1,6 +1,7 @@
 """The page of the discrete autoencoders: all runs in a folder beside the papers' figures.
 
-The runs are those of `binary_vae.py`. The page is written beside the folder, under its name.
+The runs are those of `binary_vae.py`, each with its figures in a file of its own. The page is written beside the
+folder, under its name.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import results
 from discrete_vae.findings import read_runs
 from discrete_vae.page import page
 from vma_pyro import cli
-from vma_pyro._system.atomic import write_text
+from vma_pyro._system.command import command
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,13 @@ def main(config: PageConfig) -> None:
     """Read, and write."""
     runs = read_runs(config.folder)
     variances = [json.loads(path.read_text()) for path in sorted(config.folder.glob("variance-*.json"))]
-    text = page(runs, variances)
-    write_text(config.folder.with_suffix(".md"), text)
-    print(text)
+    files = (config.folder.with_suffix(".json"), config.folder.with_suffix(".md"))
+    content = {
+        "command": command(),
+        "runs": [run.name for run in runs],
+        "updates": sum(run.updates for run in runs),
+    }
+    results.write_as(files, content, "Discrete autoencoders, the field's benchmark", page(runs, variances))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,9 @@ def test_the_page_of_two_tiny_runs(data_folder, tmp_path, monkeypatch):
     assert "| rloo, K = 2 | 2 | 2.5 ± 0.1 |" in text
     assert "nan" not in text
     assert str(tmp_path) not in text
+    content = json.loads((tmp_path / "runs.json").read_text())
+    assert content["runs"] == ["mnist-linear-disarm-2-0", "mnist-linear-rloo-2-0"]
+    assert f"`{content['command']}`" in text
 
 
 def test_differences_are_seed_by_seed_and_decide():
@@ -54,7 +57,7 @@ def test_differences_are_seed_by_seed_and_decide():
     assert difference == pytest.approx((1.01, 0.01, 2))
     assert findings.verdict(difference) == "agreed"
     assert disarm.first.milliseconds == pytest.approx(4.0)
-    text = page(runs, [])
+    text = "\n".join(page(runs, []))
     assert "| disarm, K = 2 | rloo, K = 2 | mnist, linear, 20 updates | 1.01 ± 0.01 | agreed |" in text
     assert "| arm, K = 2 | mnist, linear, 10 updates | 1.00 | agreed, one seed |" in text
 
@@ -81,7 +84,7 @@ def test_published_figures_stand_beside_ours_and_say_what_is_recalled():
     runs += [
         made(name, 0, [v], k=1, evaluations=1.0) for name, v in (("nvil", -113.0), ("gumbel-softmax", -110.0))
     ]
-    text = page(runs, [])
+    text = "\n".join(page(runs, []))
     assert "theirs written down from memory, ours after 10 updates." in text
     assert "| disarm, K = 2 | -102.75 ± 0.08 | -99.50 ± 0.50 | 2 | 2 | 1 |" in text
     assert "two standard errors of ours: 1 not agreed." in text

@@ -2,8 +2,8 @@
 
 Here effect handlers do not drown in convolutions. Ours is measured as `binary_vae.py` makes it, recorded once and
 replayed, and with Pyro's Python in every update. All take turns, each with networks and optimizers of its own, on
-the same batch. Before anything is timed, bound and gradients of ours are compared with the hand-written version's on
-the same noise.
+the same batch. Before anything is timed, bound and gradients of ours are compared with the hand-written version's,
+on the same noise.
 """
 
 from __future__ import annotations
@@ -159,9 +159,9 @@ def main(config: BinaryStepConfig) -> None:
     ]
     head = ["estimator", *(f"{name}, ms" for name in (OURS, EVERY, HAND))]
     about = (
-        "200 bits, a linear map each way, batches of 50, K = 2; medians, quartiles in brackets. Bound and gradient "
-        f"of ours and of the hand-written version were equal to {max(row['difference'] for row in rows):.0e} on the "
-        "same noise."
+        "200 bits, a linear map each way, batches of 50, K = 2; medians, quartiles in brackets. Bound and gradient"
+        f" of ours and of the hand-written version were equal to {max(row['difference'] for row in rows):.0e} on "
+        "the same noise."
     )
     parts = [about, table([*head, *(f"{name} / {HAND}" for name in (OURS, EVERY))], lines)]
     title = "One update of an autoencoder with 200 bits"

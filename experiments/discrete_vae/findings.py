@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from discrete_vae.runs import COLUMNS
+from discrete_vae.runs import COLUMNS, Job
 from vma_pyro.evaluation import Mean
 
 
@@ -48,6 +48,12 @@ class Run(NamedTuple):
         if not isinstance(content, dict) or tuple(content.get("columns", ())) != COLUMNS:
             raise ValueError(f"folder: expected files of runs and variances, got {path.name}")
         return cls(*(content[name] for name in cls._fields))
+
+    @property
+    def name(self) -> str:
+        """Name the run, as its file is."""
+        job = Job(self.data, self.model, self.estimator, self.num_particles, self.seed, self.temperature)
+        return job.name
 
     @property
     def label(self) -> str:

@@ -30,13 +30,10 @@ CATEGORICAL = (
 )
 
 
-def page(runs: Sequence[Run], variances: Sequence[dict[str, Any]]) -> str:
-    """The whole page."""
+def page(runs: Sequence[Run], variances: Sequence[dict[str, Any]]) -> list[str]:
+    """All of the page, but for its title."""
     groups = grouped(runs)
-    parts = ["# Discrete autoencoders, the field's benchmark", PROTOCOL]
-    parts.append(
-        "Made by `uv run experiments/binary_vae_page.py` from the files in `binary_vae/`, each by its own run."
-    )
+    parts = [PROTOCOL]
     if any(ARCHITECTURES[group.model].values > 2 for group in groups):
         parts.append(CATEGORICAL)
     parts += ["## What the papers claim", claims(groups), "## Published tables beside ours"]
@@ -51,7 +48,7 @@ def page(runs: Sequence[Run], variances: Sequence[dict[str, Any]]) -> str:
             "## Variance of gradients along one trajectory",
             *(part for v in variances for part in variance(v)),
         ]
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def claims(groups: Sequence[Group]) -> str:

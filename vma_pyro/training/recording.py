@@ -9,7 +9,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 # Recorded operations, and the same ones by a shorter way through torch's Python.
@@ -58,6 +58,33 @@ def reason(error: Exception) -> str:
     return "it looks at the values of tensors" if "value out of a tracing tensor" in line else line
 
 
+def _is_pure(node: Node) -> bool:
+    """Tell whether an operation has no effect but its result, the same for the same inputs."""
+    operation = node.target
+    if not isinstance(operation, torch._ops.OpOverload) or operation._schema.is_mutable:
+        return False
+    return torch.Tag.nondeterministic_seeded not in operation.tags
+
+
+def _merge_repeated(graph: Graph) -> None:
+    """Compute once what is computed several times, where nothing changes a tensor in between."""
+    called = [node for node in graph.nodes if node.op == "call_function"]
+    if any(isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable for node in called):
+        return
+    known: dict[str, Node] = {}
+    for node in called:
+        if _is_pure(node):
+            first = known.setdefault(repr((node.target, node.args, sorted(node.kwargs.items()))), node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+
+
+def _erase_unused(graph: Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op == "call_function" and _is_pure(node):
+            graph.erase_node(node)
+
+
 def _described_together() -> AbstractContextManager[Any]:
     """One mode to describe all tensors of a recording in; torch would make one for each, which takes long."""
     try:
@@ -69,7 +96,9 @@ def _described_together() -> AbstractContextManager[Any]:
 
 
 def _shortened(graph: GraphModule) -> GraphModule:
-    """Leave the same operations with less Python around them."""
+    """Leave the same results with fewer operations, and less Python around them."""
+    _merge_repeated(graph.graph)
+    _erase_unused(graph.graph)
     for node in list(graph.graph.nodes):
         if node.target is aten.alias.default:  # what `detach` leaves; the same tensor
             node.replace_all_uses_with(node.args[0])
