@@ -177,6 +177,10 @@ def test_batches_have_every_image_once():
     other = images.Batches(many, 5, seed=1)
     other.load_state_dict(state)
     assert [other.next().tolist() for _ in range(3)] == rest
+    with pytest.raises(ValueError, match="data_dir: expected the images that the run began with, got others"):
+        images.Batches(many + 1, 5, seed=1).load_state_dict(state)
+    with pytest.raises(ValueError, match="data: expected at least 11 training images, got 10"):
+        images.Batches(many, 11, seed=0)
 
 
 def test_resumed_is_uninterrupted(data_folder, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ so all are mixed by a fixed seed first.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +72,7 @@ class Batches:
         if len(images) < size:
             raise ValueError(f"data: expected at least {size} training images, got {len(images)}")
         self.images, self.size = images, size
+        self.digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
         self.generator = torch.Generator().manual_seed(seed)
         self.order = torch.empty(0, dtype=torch.long)
         self.position = 0
@@ -86,9 +88,16 @@ class Batches:
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the stream."""
-        return {"noise": self.generator.get_state(), "order": self.order, "position": self.position}
+        noise = self.generator.get_state()
+        return {"noise": noise, "order": self.order, "position": self.position, "images": self.digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position."""
+        """Go on from a saved position.
+
+        Raises:
+            ValueError: it is of other images.
+        """
+        if state["images"] != self.digest:
+            raise ValueError("data_dir: expected the images that the run began with, got others")
         self.generator.set_state(state["noise"])
         self.order, self.position = state["order"], state["position"]
