@@ -24,6 +24,13 @@ from vma_pyro._system import lock
 from vma_pyro._system.atomic import write_text
 from vma_pyro.infer.comparison.compare import evaluations_of
 
+# By runs of the model: one, two, four.
+DEFAULT = (
+    *("reinforce:1", "reinmax:1", "straight-through-plain:1"),
+    *("rloo:2", "arm:2", "disarm:2", "double-cv:2"),
+    *("rloo:4", "disarm:4", "arms:4", "double-cv:4", "vimco:4", "local-disarm:2"),
+)
+
 
 @dataclass(frozen=True)
 class VarianceConfig:
@@ -39,7 +46,7 @@ class VarianceConfig:
     """The estimator that trains, with 2 particles."""
     at: tuple[int, ...] = (0, 1000, 10_000, 100_000)
     """Updates at which gradients are measured."""
-    estimators: tuple[str, ...] = ("reinforce:1", "rloo:2", "arm:2", "disarm:2", "double-cv:2", "rloo:4", "arms:4")
+    estimators: tuple[str, ...] = DEFAULT
     """Whose, as NAME:K."""
     draws: int = 200
     """Gradients of each at each point."""
@@ -76,7 +83,8 @@ def rows_at(config: VarianceConfig, training: Training, images: Images) -> list[
         cost = evaluations_of(copy.deepcopy(elbo), programs.model, programs.guide, few)
         batches = Batches(images.train, training.batches.size, config.seed + 1)
         found = measure(elbo, programs, batches, draws=config.draws, warm_up=config.warm_up, seed=config.seed)
-        row = {"update": training.update, "estimator": estimator, "num_particles": int(k), "evaluations": cost}
+        row: dict[str, Any] = {"update": training.update, "estimator": estimator, "num_particles": int(k)}
+        row |= {"objective": elbo.objective, "unbiased": elbo.unbiased, "evaluations": cost}
         rows.append(row | {part: value._asdict() for part, value in found.items()})
     return rows
 

@@ -27,7 +27,8 @@ def test_the_page_of_two_tiny_runs(data_folder, tmp_path, monkeypatch):
     names = ("--estimator", "rloo", "disarm")
     call(module("binary_vae"), "--tiny", "--updates=4", f"--data-dir={data_folder}", *names, "--out=runs")
     line = {"variance": 2.5e-6, "se": 1e-7, "square": 0.1}
-    rows = [{"update": 3, "estimator": "rloo", "num_particles": 2, "evaluations": 2, "guide": line, "model": line}]
+    row = {"update": 3, "estimator": "rloo", "num_particles": 2, "objective": "elbo", "unbiased": True}
+    rows = [row | {"evaluations": 2, "guide": line, "model": line}]
     facts = {"data": "mnist", "model": "linear", "trajectory": "disarm", "trajectory_particles": 2}
     variance = facts | {"seed": 0, "draws": 7, "warm_up": 5, "rows": rows}
     (tmp_path / "runs" / "variance-x.json").write_text(json.dumps(variance))
@@ -37,7 +38,7 @@ def test_the_page_of_two_tiny_runs(data_folder, tmp_path, monkeypatch):
     assert "After 4 updates" in text
     run = json.loads((tmp_path / "runs" / "mnist-linear-disarm-2-0.json").read_text())
     assert f"| 2 | disarm, K = 2 | elbo | yes | 1 | {run['curve'][-1][2]:.2f} |" in text
-    assert "| rloo, K = 2 | 2 | 2.5 ± 0.1 |" in text
+    assert "| rloo, K = 2 | elbo | yes | 2 | 2.5 ± 0.1 |" in text
     assert "nan" not in text
     assert str(tmp_path) not in text
     content = json.loads((tmp_path / "runs.json").read_text())

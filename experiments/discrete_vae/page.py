@@ -161,7 +161,8 @@ def variance(found: dict[str, Any]) -> list[str]:
     about = (
         f"{found['data']}, {found['model']}: along a run of {found['trajectory']} (K = "
         f"{found['trajectory_particles']}, seed {found['seed']}), on one batch; {found['draws']} gradients each, "
-        "mean over parameters of the variance, times 1e6. Control variates that learn have seen "
+        "mean over parameters of the variance, times 1e6. Variances of different objectives do not compare, and a "
+        "biased estimator is not better for a small one. Control variates that learn have seen "
         f"{found['warm_up']} gradients at the point before. ± is one standard error over draws."
     )
     parts = [about]
@@ -173,6 +174,9 @@ def variance(found: dict[str, Any]) -> list[str]:
                 f"{1e6 * own[u][part]['variance']:.3g} ± {1e6 * own[u][part]['se']:.2g}" if u in own else ""
                 for u in stages
             ]
-            rows.append([f"{estimator}, K = {k}", f"{next(iter(own.values()))['evaluations']:.3g}", *cells])
-        parts.append(table([part, "runs of the model", *(f"update {u:,}" for u in stages)], rows))
+            facts = next(iter(own.values()))
+            told = [facts["objective"], "yes" if facts["unbiased"] else "no", f"{facts['evaluations']:.3g}"]
+            rows.append([f"{estimator}, K = {k}", *told, *cells])
+        head = [part, "objective", "unbiased", "runs of the model"]
+        parts.append(table([*head, *(f"update {u:,}" for u in stages)], rows))
     return parts
