@@ -97,7 +97,7 @@ class Batches:
         Raises:
             ValueError: it is of other images.
         """
-        if state["images"] != self.digest:
+        if state.get("images", self.digest) != self.digest:  # the first checkpoints did not say
             raise ValueError("data_dir: expected the images that the run began with, got others")
         self.generator.set_state(state["noise"])
         self.order, self.position = state["order"], state["position"]
