@@ -48,6 +48,9 @@ def test_tiny(script, tmp_path):
         assert 0 <= max(row["difference"].values()) < 5e-5
         ours, own = (row["speedup"][f"ours, float32{more}"]["counted"] for more in ("", ", a memory per query"))
         assert ours > own > 1
+    if script == "binary_step":
+        assert [row["estimator"] for row in content["rows"]] == ["rloo", "disarm"]
+        assert all(0 <= row["difference"] < 5e-5 for row in content["rows"])
     if script == "waiting":
         assert set(content["runs"]) == {"help", "pretrained", "main job", "tests"}
         assert 0 < content["runs"]["help"]["peak_gib"] < 0.1  # and not that of this process

@@ -29,7 +29,7 @@ ROOMS = [
 # Within `infer`, and among what the experiments share.
 FLOORS = {
     "vma_pyro.infer": [{"comparison"}, {"estimators"}, {"engine"}],
-    "": [{"paper"}, {"laboratory"}, {"main_job"}, {"common"}, {"vma_pyro"}],
+    "": [{"paper"}, {"laboratory"}, {"main_job"}, {"discrete_vae"}, {"common"}, {"vma_pyro"}],
 }
 
 
@@ -59,7 +59,9 @@ def _imports(path):
 
 def modules():
     for root in (ROOT, ROOT / "experiments"):
-        for folder in ("vma_pyro",) if root == ROOT else ("common", "laboratory", "main_job", "paper"):
+        for folder in (
+            ("vma_pyro",) if root == ROOT else ("common", "discrete_vae", "laboratory", "main_job", "paper")
+        ):
             for path in (root / folder).rglob("*.py"):
                 yield ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"), path
 
@@ -93,9 +95,13 @@ def test_every_room_has_its_place():
 def test_the_package_knows_no_experiment():
     for name, path in modules():
         if name.startswith("vma_pyro"):
-            assert not {i.split(".")[0] for i in imports(path)} & {"common", "laboratory", "main_job", "paper"}, (
-                name
-            )
+            assert not {i.split(".")[0] for i in imports(path)} & {
+                "common",
+                "discrete_vae",
+                "laboratory",
+                "main_job",
+                "paper",
+            }, name
 
 
 def test_inference_knows_sites_but_not_our_classes():

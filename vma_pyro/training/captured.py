@@ -11,12 +11,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from vma_pyro._system.outline import ITEMS, Outline, names_of_modules
 from vma_pyro.memory import Memory
@@ -24,32 +22,12 @@ from vma_pyro.memory.checks import unchecked
 from vma_pyro.memory.encoded import version_of
 from vma_pyro.program import ImageModel
 from vma_pyro.training.loss import Loss
+from vma_pyro.training.recording import reason, record
 
 TOLERANCE = 1e-6  # of loss and gradient, relative; they are expected to be equal
 WAIT = 200  # updates before one is recorded, which takes seconds
 CHECK_EVERY = 500  # replays, and at 1, 2, 4, 8, ...
 MOST = 8  # recordings
-
-# Recorded operations, and the same ones by a shorter way through torch's Python.
-aten = torch.ops.aten
-METHODS = {
-    aten.view.default: "view",
-    aten.t.default: "t",
-    aten.expand.default: "expand",
-    aten.permute.default: "permute",
-    aten.unsqueeze.default: "unsqueeze",
-}
-FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
-    aten.add.Tensor: torch.add,
-    aten.sub.Tensor: torch.sub,
-    aten.mul.Tensor: torch.mul,
-    aten.div.Tensor: torch.div,
-    aten.neg.default: torch.neg,
-    aten.exp.default: torch.exp,
-    aten.log.default: torch.log,
-    aten.mm.default: torch.mm,
-    aten.relu_.default: torch.relu_,
-}
 
 
 class Gradient(NamedTuple):
@@ -147,7 +125,7 @@ class Captured(Loss):
             try:
                 self._graphs[seen] = self._record(memory, x)
             except Exception as error:  # whatever a program may raise; it is run as usual, and raises it there
-                return self._give_up(self._run(memory, x), f"the program cannot be recorded: {_reason(error)}")
+                return self._give_up(self._run(memory, x), f"the program cannot be recorded: {reason(error)}")
         memory.check(x)  # recorded programs make no checks
         if "values" in self._checks:
             for program in self.loss_fn.modules():
@@ -190,11 +168,10 @@ class Captured(Loss):
             loss = loss / len(x)
             return loss, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
 
-        noise, quick = torch.random.fork_rng(devices=[]), _described_together()
-        with noise, quick, pyro.validation_enabled(False), unchecked() as left_out:
-            graph = make_fx(gradient)(self._trained(), memory.entries, memory.labels, memory.mask, x)
+        with unchecked() as left_out:
+            graph = record(gradient, self._trained(), memory.entries, memory.labels, memory.mask, x)
         self._checks = left_out  # some programs make none
-        return _shortened(graph)
+        return graph
 
     def _run(self, memory: Memory, x: Tensor) -> Gradient:
         """Run the program itself."""
@@ -203,16 +180,6 @@ class Captured(Loss):
         loss = loss / len(x)
         gradient = torch.autograd.grad(loss, list(self._trained().values()), allow_unused=True)
         return Gradient(loss.detach(), gradient)
-
-
-def _described_together() -> AbstractContextManager[Any]:
-    """One mode to describe all tensors of a recording in; torch would make one for each, which takes long."""
-    try:
-        from torch._guards import TracingContext, tracing
-        from torch._subclasses.fake_tensor import FakeTensorMode
-    except ImportError:  # of torch's own, which may move
-        return nullcontext()
-    return tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
 
 
 def _of_tensor(values: Tensor) -> Any:
@@ -228,28 +195,9 @@ def _of_tensor(values: Tensor) -> Any:
 OUTLINE = Outline(of_tensor=_of_tensor, of_function=lambda function: function)
 
 
-def _shortened(graph: GraphModule) -> GraphModule:
-    """Leave the same operations with less Python around them."""
-    for node in list(graph.graph.nodes):
-        if node.target is aten.alias.default:  # what `detach` leaves; the same tensor
-            node.replace_all_uses_with(node.args[0])
-            graph.graph.erase_node(node)
-        elif node.target in METHODS and not node.kwargs:
-            node.op, node.target = "call_method", METHODS[node.target]
-        elif node.target in FUNCTIONS and not node.kwargs:
-            node.target = FUNCTIONS[node.target]
-    graph.recompile()
-    return graph
-
-
 def _equal(found: Gradient, expected: Gradient) -> bool:
     if [g is None for g in found.of] != [g is None for g in expected.of]:
         return False
     pairs = [(found.loss, expected.loss)]
     pairs += [(f, e) for f, e in zip(found.of, expected.of, strict=True) if f is not None and e is not None]
     return all(torch.allclose(f, e, TOLERANCE, TOLERANCE * float(e.abs().max()), equal_nan=True) for f, e in pairs)
-
-
-def _reason(error: Exception) -> str:
-    line = (str(error) or type(error).__name__).splitlines()[0]
-    return "it looks at the values of tensors" if "value out of a tracing tensor" in line else line
