@@ -1,1 +1,1 @@
-"""Programs of other fields, and two small ones: model, guide and data, each in one file."""
+"""Small programs on which estimators are compared; `other_fields.py` trains those that have a reference."""

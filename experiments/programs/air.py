@@ -5,12 +5,12 @@ r"""Attend, infer, repeat, in small: how many objects a canvas shows, where, and
     u_t \sim \mathcal N(c_t, \sigma_u^2), \qquad v_t \sim \mathcal N(0, I), \qquad
     x \sim \mathcal N \Big( \sum_t s_t \, T_{u_t} \big( g_0 + \textstyle\sum_j v_{tj} g_j \big), \sigma_x^2 \Big)
 
-(Eslami et al. 2016: s is their z_pres, u their z_where, v their z_what; T draws a patch on the canvas by an affine
-grid.) The number of objects is geometric, cut at two. Departures: all objects have one size; the decoder is linear
-in v and known, so that the guide alone learns; the first object tends to be left of the second (c_t), without which
-the posterior has a mode for each order and the guide one of them, at a price of log 2; an object that is not there is
-drawn from its prior in both programs, which leaves the weight as a mask would, and lets the relaxations read s softly.
-To learn the model as well, `model.requires_grad_()`.
+(Eslami et al. 2016: s is their z_pres, u their z_where, v their z_what; T draws a patch on the canvas by an
+affine grid.) The number of objects is geometric, cut at two. Departures: all objects have one size; the decoder
+is linear in v and known, so that the guide alone learns; the first object tends to be left of the second (c_t),
+without which the posterior has a mode for each order and the guide one of them, at a price of log 2; an object
+that is not there is drawn from its prior in both programs, which leaves the weight as a mask would, and lets
+relaxations read s softly. To learn the model as well, `model.requires_grad_()`.
 """
 
 from __future__ import annotations
@@ -20,42 +20,15 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
 
+from .air_evidence import DRAWS, evidence
+from .canvas import CENTRES, FACTORS, NOISE, PATCH, PRESENT, SIDE, SPREAD, STEPS, centres_of_pixels, draw, glimpse
 from .interface import Field
 
-STEPS, FACTORS = 2, 2
-SIDE, PATCH = 16, 6  # pixels of the canvas, which reaches from -1 to 1, and of a patch
-SIZE = 0.4  # half the width of an object on the canvas
-PRESENT, NOISE = 0.6, 0.8  # rho and sigma_x
-CENTRES, SPREAD = torch.tensor([[-0.4, 0.0], [0.4, 0.0]]), torch.tensor([0.2, 0.3])  # c and sigma_u, (x, y)
 CANVASES = 48
-
-
-def centres_of_pixels(side: int) -> Float[Tensor, "S S 2"]:
-    """Make the places (x, y) of the pixels of a square from -1 to 1."""
-    axis = (2 * torch.arange(side) + 1) / side - 1
-    return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
-
-
-def draw(patch: Float[Tensor, "*N C G G"], where: Float[Tensor, "*N 2"]) -> Float[Tensor, "*N C S S"]:
-    """Draw patches on empty canvases."""
-    grid = (centres_of_pixels(SIDE).to(where) - where[..., None, None, :]) / SIZE
-    return _read(patch, grid)
-
-
-def glimpse(canvas: Float[Tensor, "*N C S S"], where: Float[Tensor, "*N 2"]) -> Float[Tensor, "*N C G G"]:
-    """Read the patches at places of canvases: the way back."""
-    return _read(canvas, SIZE * centres_of_pixels(PATCH).to(where) + where[..., None, None, :])
-
-
-def _read(image: Tensor, grid: Tensor) -> Tensor:
-    image = image.expand(*grid.shape[:-3], *image.shape[-3:])
-    read = F.grid_sample(image.flatten(0, -4), grid.flatten(0, -4), align_corners=False)
-    return read.reshape(*grid.shape[:-3], *read.shape[-3:])
 
 
 class Scene(nn.Module):
@@ -85,8 +58,8 @@ class Scene(nn.Module):
 class Inference(nn.Module):
     """q(s | x) q(u | s, x) q(v | s, x seen at u).
 
-    An object is looked for by a filter, one for each step, which starts as a blur: q(u) has its mean at the centre of
-    the filter's exponentiated response times the prior.
+    An object is looked for by a filter, one for each step, which starts as a blur: q(u) has its mean at the centre
+    of the filter's exponentiated response times the prior.
     """
 
     def __init__(self, *, seed: int = 0) -> None:
@@ -132,20 +105,18 @@ def data(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         trace = poutine.trace(poutine.uncondition(model)).get_trace(torch.zeros(CANVASES, SIDE, SIDE))
+    nodes: dict[str, Any] = trace.nodes
     present, where = (
-        torch.stack([trace.nodes[f"{name}_{t + 1}"]["value"] for t in range(STEPS)], 1)
-        for name in ("present", "where")
+        torch.stack([nodes[f"{name}_{t + 1}"]["value"] for t in range(STEPS)], 1) for name in ("present", "where")
     )
-    return trace.nodes["x"]["value"], present, where
+    return nodes["x"]["value"], present, where
 
 
 def field(*, seed: int = 0) -> Field:
     """The program with canvases of its own making; only the guide is trained."""
-    from .air_evidence import DRAWS, evidence
-
     model = Scene()
     x, present, where = data(model, seed=seed)
-    found = evidence(model, x, present, where)
+    found = evidence(model.parts, x, present, where)
     return Field(
         model=model,
         guide=Inference(seed=seed),

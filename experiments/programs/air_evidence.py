@@ -4,29 +4,30 @@ r"""The evidence of AIR's small canvases, for each number of objects.
     p(x) = \sum_n p(n) \int p(u_{1:n}) \, \mathcal N \Big( x; \sum_t g_0(u_t), \sigma_x^2 I + A A^\top \Big) \, du,
     \qquad A = [g_j(u_t)]_{t, j}
 
-with g_j(u) part j of the decoder drawn at u: the decoder is linear in v, which is integrated in closed form. Places are
-integrated by importance sampling in two rounds (population Monte Carlo, Cappe et al. 2004): the first draws them
-around those where the canvas was made to have objects, or from the prior; the second around draws of the first that
-are resampled by their weights. A share of the prior in both keeps the weights bounded where the likelihood is.
+with g_j(u) part j of the decoder drawn at u: the decoder is linear in v, which is integrated in closed form.
+Places are integrated by population Monte Carlo (Cappe et al. 2004): a first round draws them around those where
+the canvas was made to have objects, or from the prior; every later one around draws that are resampled by the
+weights of the round before. A share of the prior keeps the weights bounded where the likelihood is; those of
+the last round, which are independent given the rounds before, are the estimate.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from .air import CENTRES, NOISE, PRESENT, SPREAD, STEPS, Scene, draw
+from .canvas import CENTRES, NOISE, PRESENT, SPREAD, STEPS, draw
 
-DRAWS = 1000  # of each round
+ROUNDS, DRAWS = 3, 600  # draws of each round, for each canvas and number of objects
 NARROW = 0.25  # width around a known place, in standard deviations of the prior
-RESAMPLED = 64  # centres of the second round
-WIDTHS = (0.25, 0.8)  # around those
-PRIOR = 0.25  # its share in the second round
+RESAMPLED = 64  # centres of later rounds
+WIDTHS = (0.2, 0.4, 0.8)  # around those
+PRIOR = 0.1  # its share in later rounds
 
 
 class Evidence(NamedTuple):
@@ -37,10 +38,13 @@ class Evidence(NamedTuple):
 
 
 def evidence(
-    model: Scene, x: Float[Tensor, "B S S"], present: Float[Tensor, "B T"], where: Float[Tensor, "B T 2"]
+    parts: Float[Tensor, "J G G"],
+    x: Float[Tensor, "B S S"],
+    present: Float[Tensor, "B T"],
+    where: Float[Tensor, "B T 2"],
 ) -> Evidence:
-    """Compute the evidence; `present` and `where` say around which places to look."""
-    parts, numbers = model.parts.double(), range(1, STEPS + 1)
+    """Compute the evidence under a decoder; `present` and `where` say around which places to look."""
+    parts, numbers = parts.double(), range(1, STEPS + 1)
     log_none = Normal(0.0, NOISE).log_prob(x.double()).sum((1, 2))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -66,22 +70,27 @@ def weigh(
         drawn = sum_of_objects(draw(parts, places).flatten(-2))
         return prior.log_prob(places) + log_likelihood(drawn, x)
 
-    # Each object for itself is near one of the known places.
+    # At first each object for itself is near one of the known places, or anywhere.
     places = torch.cat([known.double().expand(number, -1, 2), centres[:, None]], 1)  # [T, M + 1, 2]
     width = torch.cat([NARROW * torch.ones(len(known)), torch.ones(1)])[:, None] * spread
     even = Categorical(torch.ones(number, len(width)))
-    first = Independent(MixtureSameFamily(even, Independent(Normal(places, width.expand_as(places)), 1)), 1)
-    draws = first.sample((DRAWS,))
-    v = (log_joint(draws) - first.log_prob(draws)).softmax(0)
-    around = draws[v.multinomial(RESAMPLED, replacement=True)].repeat(len(WIDTHS), 1, 1)
-    widths = torch.tensor(WIDTHS).repeat_interleave(RESAMPLED)[:, None, None] * spread
-    second = MixtureSameFamily(Categorical(torch.ones(len(around))), Independent(Normal(around, widths), 2))
-    from_prior = torch.rand(DRAWS) < PRIOR
-    draws = torch.where(from_prior[:, None, None], prior.sample((DRAWS,)), second.sample((DRAWS,)))
-    log_proposal = torch.logaddexp(
-        math.log(PRIOR) + prior.log_prob(draws), math.log(1 - PRIOR) + second.log_prob(draws)
+    proposal: Any = Independent(
+        MixtureSameFamily(even, Independent(Normal(places, width.expand_as(places)), 1)), 1
     )
-    return log_joint(draws) - log_proposal
+    widths = torch.tensor(WIDTHS).repeat_interleave(RESAMPLED)[:, None, None] * spread
+    for _ in range(ROUNDS - 1):
+        draws = proposal.sample((DRAWS,))
+        v = (log_joint(draws) - proposal.log_prob(draws)).softmax(0)
+        around = draws[v.multinomial(RESAMPLED, replacement=True)].repeat(len(WIDTHS), 1, 1)
+        # The prior is one component more.
+        loc, scale = (
+            torch.cat([around, centres[None]]),
+            torch.cat([widths.expand_as(around), spread.expand(1, number, 2)]),
+        )
+        share = torch.tensor([(1 - PRIOR) / len(around)] * len(around) + [PRIOR])
+        proposal = MixtureSameFamily(Categorical(share), Independent(Normal(loc, scale), 2))
+    draws = proposal.sample((DRAWS,))
+    return log_joint(draws) - proposal.log_prob(draws)
 
 
 def sum_of_objects(drawn: Float[Tensor, "N T J P"]) -> Float[Tensor, "N 1+T*(J-1) P"]:

@@ -4,11 +4,11 @@ r"""The semi-supervised VAE: the class of an image is given for some and latent 
     y \sim \mathrm{Categorical}(1/C), \qquad z \sim \mathcal N(0, I), \qquad
     x_p \sim \mathrm{Bernoulli}(\sigma(f_{yp} + \textstyle\sum_j z_j g_{yjp}))
 
-(Kingma et al. 2014, model M2.) Pyro's `obs_mask` says of which images the class is given: there log p counts it, and
-the guide, under the opposite mask, draws none. Departures: the images are the model's own, around small characters;
-the decoder is linear in z, one for each class, and known, so that the guide alone learns. To learn it as well,
-`model.requires_grad_()`. Given classes then teach q(y | x) nothing directly; Kingma's classification loss is one more
-term beside an estimator's, alpha times the cross entropy of `guide.classes` on those images.
+(Kingma et al. 2014, model M2.) Pyro's `obs_mask` says of which images the class is given: there log p counts it,
+and the guide, under the opposite mask, draws none. Departures: the images are the model's own, around small
+characters; the decoder is linear in z, one for each class, and known, so that the guide alone learns. To learn it
+as well, `model.requires_grad_()`. Given classes then teach q(y | x) nothing directly; Kingma's classification
+loss is one more term beside an estimator's, alpha times the cross entropy of `guide.classes` on those images.
 """
 
 from __future__ import annotations
@@ -72,9 +72,11 @@ class Inference(nn.Module):
 
     def forward(self, x: Float[Tensor, "B P"], labels: Float[Tensor, "B C"], given: Bool[Tensor, " B"]) -> None:
         """The same arguments as the model's."""
+        # A masked draw counts nothing, but it is drawn: its score would be noise, if it had parameters.
+        logits = self.classes(x).masked_fill(given[:, None], 0.0)
         with pyro.plate("data", len(x)):
             with poutine.mask(mask=~given):  # type: ignore[call-overload]
-                drawn = pyro.sample("y_unobserved", dist.OneHotCategorical(logits=self.classes(x)))
+                drawn = pyro.sample("y_unobserved", dist.OneHotCategorical(logits=logits))
             y = torch.where(given[:, None], labels, drawn)
             both = torch.cat([x.expand(*y.shape[:-1], -1), y], -1)
             loc, log_scale = self.style(self.hidden(both).tanh()).chunk(2, -1)
@@ -82,13 +84,13 @@ class Inference(nn.Module):
 
 
 def data(model: Images, *, seed: int = 0) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B C"], Bool[Tensor, " B"]]:
-    """Let the model draw images; the first ones have their class given, and the rows of the others are 0."""
+    """Let the model draw images; the first have their class given, and class 0 stands for the others'."""
     given = torch.arange(IMAGES) < LABELLED
-    blank = torch.zeros(IMAGES, SIDE * SIDE), torch.zeros(IMAGES, CLASSES), torch.zeros_like(given)
+    no_class = F.one_hot(torch.zeros(IMAGES, dtype=torch.long), CLASSES).float()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        y, x = poutine.uncondition(model)(*blank)
-    return x, y * given[:, None], given
+        y, x = poutine.uncondition(model)(torch.zeros(IMAGES, SIDE * SIDE), no_class, torch.zeros_like(given))
+    return x, torch.where(given[:, None], y, no_class), given
 
 
 def log_evidence(

@@ -4,10 +4,10 @@ r"""A neural topic model: topic weights of each document, a discrete topic of ea
     \eta_d \sim \mathcal N(0, I), \quad \theta_d = \mathrm{softmax}(\eta_d, 0), \qquad
     t_{dn} \sim \mathrm{Categorical}(\theta_d), \qquad w_{dn} \sim \mathrm{Categorical}(\beta_{t_{dn}})
 
-(Blei & Lafferty 2007; the amortised guide after Srivastava & Sutton 2017.) Documents differ in length: words beyond
-the end are masked, in the model as in the guide. Departures: the topics of words stay latent, where ProdLDA sums
-them out; the last weight has logit 0, as a shift of all of them changes nothing. The topics beta are known, so that
-the guide alone learns.
+(Blei & Lafferty 2007; the amortised guide after Srivastava & Sutton 2017.) Documents differ in length: words
+beyond the end are masked, in the model as in the guide. Departures: the topics of words stay latent, where
+ProdLDA sums them out; the last weight has logit 0, as a shift of all of them changes nothing. The topics beta are
+known, so that the guide alone learns.
 """
 
 from __future__ import annotations
@@ -76,6 +76,8 @@ class Inference(nn.Module):
         with pyro.plate("data", words.shape[0], dim=-2):
             eta = pyro.sample("eta", dist.Normal(loc, log_scale.exp()).to_event(1))
             logits = log_weights_of(eta) + self.log_gamma.T[words]  # [*K, D, L, T]
+            # A masked draw counts nothing, but it is drawn: its score would be noise, if it had parameters.
+            logits = logits.masked_fill(~present[..., None], 0.0)
             with (
                 pyro.plate("words", words.shape[1], dim=-1),
                 poutine.mask(mask=present),  # type: ignore[call-overload]
