@@ -20,6 +20,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
@@ -82,7 +83,9 @@ class Inference(nn.Module):
         with pyro.plate("data", len(x)):
             present = torch.ones(len(x))
             for t in range(STEPS):
-                there, log_ratio = seen[:, t, 0].sigmoid(), seen[:, t, 1:] - 1
+                there = seen[:, t, 0].sigmoid()
+                # No wider than the prior: where no object is likely, little else keeps a width from running away.
+                log_ratio = -F.softplus(1 + seen[:, t, 1:])
                 present = pyro.sample(f"present_{t + 1}", dist.Bernoulli(there * present))
                 posterior = (mean[:, t] - CENTRES[t]) / SPREAD, log_ratio
                 where = _sample_if(present, f"where_{t + 1}", CENTRES[t], SPREAD, posterior)
