@@ -1,0 +1,1 @@
+"""Small programs on which estimators are compared; `other_fields.py` trains those that have a reference."""
