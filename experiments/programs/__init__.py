@@ -1,1 +1,1 @@
-"""Small programs on which the estimators are compared; `experiments/other_fields.py` trains those with a reference."""
+"""Small programs on which estimators are compared; `other_fields.py` trains those that have a reference."""

@@ -19,7 +19,7 @@ class Field(NamedTuple):
         args: the arguments of both, the data.
         batch_plates: plates whose elements are the datapoints; none: all data is one.
         site: the discrete site, or sites, of which some estimators choose the values.
-        evidence: log p(data) in nats, summed over the data, of the model as it is known; or a value to compare with.
+        evidence: log p(data) in nats, summed over the data, of the model as it is; or a value to compare with.
         error: standard error of the evidence in nats, 0 where it is exact.
         how: how the evidence is computed, in one sentence.
         learns_model: whether the model is trained along; otherwise the guide alone.

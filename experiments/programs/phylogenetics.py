@@ -158,8 +158,9 @@ def field(*, seed: int = 0) -> Field:
     order = COLUMNS // 2 + 1
     exact, again = (evidence_of_four(columns, counts, n).item() for n in (order, order + 1))
     how = (
-        f"the branches of each tree by Gauss-Jacobi quadrature of order {order} in exp(-4b/3), exact as the "
-        f"likelihood is a polynomial of degree {COLUMNS}; order {order + 1} differs by {abs(exact - again):.0e} nats"
+        f"the branches of each of the 3 trees by Gauss-Jacobi quadrature of order {order} in exp(-4b/3), exact as "
+        f"the likelihood is a polynomial of degree {COLUMNS}; order {order + 1} differs by "
+        f"{abs(exact - again):.0e} nats"
     )
     return Field(Phylogeny(4), Trees(4), (columns, counts), (), "topology", exact, 0.0, how, False)
 

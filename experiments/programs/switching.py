@@ -31,6 +31,11 @@ NOISE = torch.tensor([0.2, 0.6], dtype=FLOAT)  # s
 FIRST, SEEN = 1.0, 0.3  # standard deviations of z_0 and of x_t given z_t
 
 
+def either(values: Tensor, regime: Tensor) -> Tensor:
+    """Read the value of a regime [..., 2]; in between for a relaxed one."""
+    return values[..., 0] + regime * (values[..., 1] - values[..., 0])
+
+
 class Switching(nn.Module):
     """p(regimes) p(states | regimes) p(x | states)."""
 
@@ -42,8 +47,8 @@ class Switching(nn.Module):
             for t in range(x.shape[1]):
                 on = STAY * regime + (1 - STAY) * (1 - regime) if t else torch.full_like(regime, 0.5)
                 regime = pyro.sample(f"regime_{t}", dist.Bernoulli(on))
-                r = regime.long()
-                moved = dist.Normal(DECAY[r] * state + DRIFT[r], NOISE[r]) if t else dist.Normal(state, FIRST)
+                mean = either(DECAY, regime) * state + either(DRIFT, regime)
+                moved = dist.Normal(mean, either(NOISE, regime)) if t else dist.Normal(state, FIRST)
                 state = pyro.sample(f"state_{t}", moved)
                 seen.append(pyro.sample(f"x_{t}", dist.Normal(state, SEEN), obs=x[:, t]))
         return torch.stack(seen, -1)
@@ -62,18 +67,17 @@ class Paths(nn.Module):
 
     def forward(self, x: Tensor) -> None:
         """The same arguments as the model's."""
-        row = torch.arange(len(x))
         regimes: list[Tensor] = []
         with pyro.plate("data", len(x)):
-            before = torch.zeros(len(x), dtype=torch.long)
+            regime = state = torch.zeros(len(x), dtype=FLOAT)
             for t in range(x.shape[1]):
-                regime = pyro.sample(f"regime_{t}", dist.Bernoulli(logits=self.regime[row, t, before]))
-                before = regime.long()
-                regimes.append(before)
-            state = torch.zeros(len(x), dtype=FLOAT)
-            for t, r in enumerate(regimes):
-                mean = self.slope[row, t, r] * state + self.shift[row, t, r]
-                state = pyro.sample(f"state_{t}", dist.Normal(mean, self.log_scale[row, t, r].exp()))
+                logits = either(self.regime[:, t], regime)
+                regime = pyro.sample(f"regime_{t}", dist.Bernoulli(logits=logits))
+                regimes.append(regime)
+            for t, regime in enumerate(regimes):
+                mean = either(self.slope[:, t], regime) * state + either(self.shift[:, t], regime)
+                scale = either(self.log_scale[:, t], regime).exp()
+                state = pyro.sample(f"state_{t}", dist.Normal(mean, scale))
 
 
 def sequences(seed: int) -> Tensor:

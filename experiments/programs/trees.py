@@ -1,7 +1,8 @@
 r"""Unrooted trees of a few taxa, and the probability of a column of their alignment (Jukes & Cantor 1969).
 
-A tree of n taxa hangs from taxon 0: its inner nodes, n to 2n - 3, have two children each, and the last one is below
-taxon 0. Branch c - 1 is the one above node c. Along a branch of length b (expected substitutions per site) a letter
+A tree of n taxa hangs from taxon 0: its inner nodes, n to 2n - 3, have two children each, and the last one is
+below taxon 0. Branch c - 1 is the one above node c. Along a branch of length b (expected substitutions per site)
+a letter
 
 .. math::
     P_b(x \to y) = e \, [x = y] + (1 - e) / 4, \qquad e = \exp(-4 b / 3)
@@ -101,7 +102,7 @@ class JukesCantor(dist.TorchDistribution):
             upward.append(along(kept[..., n - 1 + inner], below[..., 0, :] * below[..., 1, :]))
         return (leaf[..., 0, :] * upward[-1]).sum(-1).log() - math.log(LETTERS)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw from taxon 0 down to the others."""
         n, shape = self.taxa, torch.Size(sample_shape) + self.batch_shape
         with torch.no_grad():
