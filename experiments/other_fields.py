@@ -63,11 +63,11 @@ class FieldsConfig:
     """Modules of experiments/programs that have a function `field`; or module:function."""
     estimators: tuple[str, ...] = ()
     """Names of estimators; default: all."""
-    runs: int = 4000
+    runs: int = 3000
     """Runs of the model per datapoint in each training, the same for all estimators."""
     evaluations: int = 8
     """Of these in one update, for all estimators that can do with it."""
-    lr: float = 0.03
+    lr: float = 0.05
     """Adam's learning rate at the start, from where it falls to 0 in a straight line."""
     few: int = 10
     """Samples of the bound with few."""
@@ -257,9 +257,9 @@ def main(config: FieldsConfig) -> None:
     config = config.resolved()
     start = time.monotonic()
     folder.begin(config, load=None)
+    fields = {path: load_field(path, config.seed) for path in config.programs}  # all, before any training
     programs: list[dict[str, Any]] = []
-    for path in config.programs:
-        field = load_field(path, config.seed)
+    for path, field in fields.items():
         items = [(name, path.replace(":", ".")) for name in (UNTRAINED, *(config.estimators or ESTIMATORS))]
         rows = kept.each(config, items, partial(try_out, field=field, config=config), unit="estimator")
         evidence = {"mean": field.evidence, "se": field.error}
@@ -271,8 +271,8 @@ def main(config: FieldsConfig) -> None:
         f"{config.evaluations} an update where the estimator can do with it, by Adam at {config.lr:g} falling to "
         f"0; seed {config.seed}. Then {config.repeats} times {config.samples:,} samples: their ELBO, bounds of "
         f"{config.few} and of {config.samples:,}, in nats summed over the data, ± one standard error over the "
-        "draws. A gap is the reference minus the bound; that of the ELBO shows the guide's family as well. Rows go "
-        f"by the gap of {config.few} samples. Seconds are those of the updates alone, by the clock."
+        "draws. A gap is the reference minus the bound; that of the ELBO shows the guide's family as well. Rows "
+        f"go by the gap of {config.few} samples. Seconds are of the updates alone, by the clock."
     )
     parts = [about, *(part for program in programs for part in section(program, config))]
     results.write(config.out, {**head, "programs": programs}, "Programs of other fields", parts)

@@ -7,7 +7,7 @@ r"""A Bayesian Gaussian mixture: its weights and means are latents that all poin
 So the whole data set is one datapoint (`batch_plates=()`). Given all assignments everything is conjugate: the
 weights integrate to a Dirichlet-multinomial, each mean to the density of correlated Gaussian points, and the
 evidence is a sum over all S^N assignments. The prior means differ, so that no component is another one's double:
-a mixture whose components may be exchanged has S! equal modes, of which such a guide finds one.
+a mixture whose components may be exchanged has S! equal modes, of which a guide such as this finds one.
 """
 
 from __future__ import annotations
@@ -44,22 +44,28 @@ class Mixture(nn.Module):
         return found
 
 
-class MeanField(nn.Module):
-    """q(w) q(means) prod_i q(a_i)."""
+class Globals(nn.Module):
+    r"""q(w) q(means) prod_i q(a_i | w, means).
+
+    q(a_i) is the softmax of a table plus c_i times the log joint of the component and the point; with c_i = 1 and
+    no table it is the posterior of a_i given the rest. It begins uniform.
+    """
 
     def __init__(self, points: int) -> None:
         super().__init__()
         self.log_concentration = nn.Parameter(ALPHA.log())
         self.loc = nn.Parameter(CENTRES.clone())
         self.log_scale = nn.Parameter(torch.zeros(len(CENTRES), dtype=FLOAT))
-        self.logits = nn.Parameter(torch.zeros(points, len(CENTRES), dtype=FLOAT))
+        self.table = nn.Parameter(torch.zeros(points, len(CENTRES), dtype=FLOAT))
+        self.trust = nn.Parameter(torch.zeros(points, 1, dtype=FLOAT))  # c
 
     def forward(self, x: Tensor) -> None:
         """The same arguments as the model's."""
-        pyro.sample("w", dist.Dirichlet(self.log_concentration.exp()))
-        pyro.sample("means", dist.Normal(self.loc, self.log_scale.exp()).to_event(1))
+        w = pyro.sample("w", dist.Dirichlet(self.log_concentration.exp()))
+        means = pyro.sample("means", dist.Normal(self.loc, self.log_scale.exp()).to_event(1))
+        joint = w.log() + dist.Normal(means, WITHIN).log_prob(x[:, None])  # [K, N, S]
         with pyro.plate("points", len(x)):
-            pyro.sample("assignment", dist.Categorical(logits=self.logits))
+            pyro.sample("assignment", dist.Categorical(logits=self.table + self.trust * joint))
 
 
 def points(seed: int) -> Tensor:
@@ -103,4 +109,4 @@ def field(*, seed: int = 0) -> Field:
     x = points(seed)
     values = len(CENTRES)
     how = f"all {values}^{POINTS} assignments summed, weights and means integrated by conjugacy"
-    return Field(Mixture(), MeanField(POINTS), (x,), (), "assignment", log_evidence(x).item(), 0.0, how, False)
+    return Field(Mixture(), Globals(POINTS), (x,), (), "assignment", log_evidence(x).item(), 0.0, how, False)
