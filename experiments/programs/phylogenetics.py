@@ -81,6 +81,7 @@ def gauss_beta(order: int, a: float) -> tuple[Tensor, Tensor]:
     """
     b, k = a - 1, torch.arange(order, dtype=FLOAT)
     diagonal = 0.5 + 0.5 * b**2 / ((2 * k + b) * (2 * k + b + 2))
+    diagonal[0] = a / (a + 1)  # the same, but for 0 / 0 at a = 1
     k = k[1:]
     beside = k * (k + b) / ((2 * k + b) * ((2 * k + b) ** 2 - 1).sqrt())
     nodes, vectors = torch.linalg.eigh(diagonal.diag() + beside.diag(1) + beside.diag(-1))

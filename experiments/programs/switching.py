@@ -105,7 +105,7 @@ def kalman(x: Tensor, regimes: Tensor) -> Tensor:
 def log_evidence(x: Tensor) -> Tensor:
     """Sum over all paths of the regimes: log p(x) of each sequence [B]."""
     regimes = torch.tensor(list(itertools.product((0, 1), repeat=x.shape[1])))  # [2^T, T]
-    switches = (regimes[:, 1:] != regimes[:, :-1]).sum(-1, keepdim=True)
+    switches = (regimes[:, 1:] != regimes[:, :-1]).sum(-1, keepdim=True).to(FLOAT)
     stays = x.shape[1] - 1 - switches
     log_prior = math.log(0.5) + switches * math.log(1 - STAY) + stays * math.log(STAY)
     return (log_prior + kalman(x, regimes)).logsumexp(0)

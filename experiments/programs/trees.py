@@ -76,9 +76,10 @@ class JukesCantor(dist.TorchDistribution):
     support = constraints.independent(constraints.integer_interval(0, LETTERS - 1), 1)
 
     def __init__(self, children: Tensor, branches: Tensor, validate_args: bool | None = None) -> None:
-        self.children, self.branches = children, branches
-        self.taxa = children.shape[-2] + 2
         batch = torch.broadcast_shapes(children.shape[:-2], branches.shape[:-1])
+        self.children = children.expand(*batch, *children.shape[-2:])
+        self.branches = branches.expand(*batch, -1)
+        self.taxa = children.shape[-2] + 2
         super().__init__(batch, torch.Size([self.taxa]), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> JukesCantor:
@@ -96,9 +97,7 @@ class JukesCantor(dist.TorchDistribution):
         for inner in range(n - 2):
             known = torch.stack(upward, -2)
             child = self.children[..., inner, :, None] - 1
-            shape = torch.broadcast_shapes(known.shape[:-2], child.shape[:-2])
-            known = known.expand(*shape, *known.shape[-2:])
-            below = known.take_along_dim(child.expand(*shape, 2, 1), -2)  # [*B, 2, 4]
+            below = known.take_along_dim(child.expand(*known.shape[:-2], 2, 1), -2)  # [*B, 2, 4]
             upward.append(along(kept[..., n - 1 + inner], below[..., 0, :] * below[..., 1, :]))
         return (leaf[..., 0, :] * upward[-1]).sum(-1).log() - math.log(LETTERS)
 
