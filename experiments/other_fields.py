@@ -63,11 +63,11 @@ class FieldsConfig:
     """Modules of experiments/programs that have a function `field`; or module:function."""
     estimators: tuple[str, ...] = ()
     """Names of estimators; default: all."""
-    runs: int = 3000
+    runs: int = 2400
     """Runs of the model per datapoint in each training, the same for all estimators."""
     evaluations: int = 8
     """Of these in one update, for all estimators that can do with it."""
-    lr: float = 0.05
+    lr: float = 0.1
     """Adam's learning rate at the start, from where it falls to 0 in a straight line."""
     few: int = 10
     """Samples of the bound with few."""
