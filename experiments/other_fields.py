@@ -214,6 +214,26 @@ def is_learned(row: dict[str, Any], evidence: dict[str, float]) -> bool:
     return gap_of(row, "bound", evidence).mean <= max(NATS, SHARE * abs(evidence["mean"]))
 
 
+def shown(gap: Mean) -> str:
+    """A gap in nats; a guide that hardly ever draws some value may be any number of nats off there."""
+    return str(gap) if abs(gap.mean) < 1000 else f"{gap.mean:.1e} ± {gap.se:.1e}"
+
+
+def summary(programs: Sequence[dict[str, Any]], config: FieldsConfig) -> str:
+    """One line for each program."""
+    lines = []
+    for program in programs:
+        evidence, (untrained, *rows) = program["evidence"], program["rows"]
+        ran = [row for row in rows if "refused" not in row]
+        near = [row for row in ran if gap_of(row, "bound", evidence).mean <= NATS]
+        before = shown(gap_of(untrained, "bound", evidence))
+        lines.append(
+            [program["program"], f"{evidence['mean']:.4f}", before, len(near), len(ran), len(rows) - len(ran)]
+        )
+    head = ["program", "log p(data)", f"untrained gap of {config.samples:,}", f"within {NATS:g}", "of", "refuse"]
+    return table(head, lines)
+
+
 def section(program: dict[str, Any], config: FieldsConfig) -> list[str]:
     """The part of the page about one program."""
     evidence = program["evidence"]
@@ -227,7 +247,9 @@ def section(program: dict[str, Any], config: FieldsConfig) -> list[str]:
         cost = [f"{row[key]:.4g}" if key in row else "" for key in ("evaluations", "updates", "seconds")]
         gaps = [gap_of(row, key, evidence) for key in ("elbo", "few", "bound")]
         within = "yes" if gaps[-1].mean <= NATS else "1 %" if is_learned(row, evidence) else "no"
-        lines.append([row["estimator"], row.get("objective", ""), *cost, Mean.read(row["bound"]), *gaps, within])
+        lines.append(
+            [row["estimator"], row.get("objective", ""), *cost, Mean.read(row["bound"]), *map(shown, gaps), within]
+        )
     head = ["estimator", "objective", "runs an update", "updates", "seconds", f"bound of {config.samples:,}"]
     head += ["gap of the ELBO", f"of {config.few}", f"of {config.samples:,}", f"within {NATS:g}"]
     near = [row for row in trained if gap_of(row, "bound", evidence).mean <= NATS]
@@ -274,7 +296,12 @@ def main(config: FieldsConfig) -> None:
         "draws. A gap is the reference minus the bound; that of the ELBO shows the guide's family as well. Rows "
         f"go by the gap of {config.few} samples. Seconds are of the updates alone, by the clock."
     )
-    parts = [about, *(part for program in programs for part in section(program, config))]
+    parts = [about, summary(programs, config)]
+    parts += [
+        f"So many samples may make up for an untrained guide of a small program: there the gap of {config.few} "
+        "samples and that of the ELBO tell estimators apart.",
+        *(part for program in programs for part in section(program, config)),
+    ]
     results.write(config.out, {**head, "programs": programs}, "Programs of other fields", parts)
 
 
