@@ -71,10 +71,13 @@ from vma_pyro.infer.estimators.learned_baseline import NVIL, LearnedBaseline
 from vma_pyro.infer.estimators.local import LocalARMS, LocalDisARM
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
 from vma_pyro.infer.estimators.pyro_elbos import EnumeratedELBO, GraphELBO
+from vma_pyro.infer.estimators.rebar import REBAR
 from vma_pyro.infer.estimators.registry import BINARY, ESTIMATORS, make
+from vma_pyro.infer.estimators.relax import RELAX, RelaxationCritic
 from vma_pyro.infer.estimators.relaxed import RelaxedELBO, gumbel_softmax
 from vma_pyro.infer.estimators.resampled import ResampledELBO
 from vma_pyro.infer.estimators.rloo import RLOO
+from vma_pyro.infer.estimators.rodeo import RODEO
 from vma_pyro.infer.estimators.stick_breaking import DisARMStickBreaking
 from vma_pyro.infer.estimators.straight_through import (
     GappedStraightThrough,
@@ -97,7 +100,10 @@ __all__ = [
     "ESTIMATORS",
     "NVIL",
     "OVIS",
+    "REBAR",
+    "RELAX",
     "RLOO",
+    "RODEO",
     "CommonNoise",
     "Comparison",
     "CriticELBO",
@@ -121,6 +127,7 @@ __all__ = [
     "OVISMonteCarlo",
     "Particles",
     "PathwiseRule",
+    "RelaxationCritic",
     "RelaxedELBO",
     "ResampledELBO",
     "Row",
