@@ -19,7 +19,7 @@ from vma_pyro.training.captured import Captured
 from vma_pyro.training.loss import Loss
 
 B, S, K = 5, 7, 3
-NOT_RECORDED = {"nvil", "double-cv", "double-cv+common", "vimco+2z", "vimco+chunks", "pyro-enum"}
+NOT_RECORDED = {"nvil", "double-cv", "double-cv+common", "rodeo", "vimco+2z", "vimco+chunks", "pyro-enum"}
 
 
 def build(name="vimco", model=Model):

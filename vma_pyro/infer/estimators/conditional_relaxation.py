@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vma_pyro.infer.engine.coupled import elementary, positions
@@ -59,7 +59,7 @@ class RelaxedSite:
         possible = fn.logits > -math.inf
         phi = torch.where(possible, fn.logits, -math.inf).detach().requires_grad_()
         value = score.site["value"].detach()
-        x = value if is_bits(fn) else F.one_hot(positions(fn, value), fn.logits.shape[-1]).to(phi.dtype)
+        x = value if is_bits(fn) else one_hot(positions(fn, value), phi)
         h, z, z_given = of_kind(phi, x, *log_exponential(phi, 2 * (1 + is_bits(fn))))
         return cls(score, torch.where(possible, fn.logits, 0.0), phi, h, z, z_given, possible)
 
@@ -87,6 +87,11 @@ class RelaxedSite:
 def is_bits(fn: object) -> bool:
     """Tell whether a distribution of elements has one logit for each."""
     return isinstance(fn, torch.distributions.Bernoulli)
+
+
+def one_hot(position: Int64[Tensor, "*E"], like: Float[Tensor, "*E S"]) -> Float[Tensor, "*E S"]:
+    """Write positions as one-hot values; the function of torch would look at them, for which a GPU must wait."""
+    return torch.zeros_like(like, requires_grad=False).scatter(-1, position[..., None], 1.0)
 
 
 def relaxed_values(

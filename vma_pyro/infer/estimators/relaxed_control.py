@@ -13,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from vma_pyro.infer.engine.estimator import Estimate, Estimator
-from vma_pyro.infer.engine.handlers import Message, RepeatedNoise, is_open
+from vma_pyro.infer.engine.handlers import Message, RepeatedNoise, is_drawn
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import finite
@@ -66,12 +66,13 @@ class RelaxedControlELBO(Estimator):
         """Compute c(z) and c(z given x) of relaxed sites, differentiable in phi and in what is learned."""
 
     def _estimate(self, programs: Programs) -> Estimate:
-        watch = Watch(self.sites, self._nesting(programs), type(self).__name__)
-        noise = RepeatedNoise(self._nesting(programs))
+        nesting = self._nesting(programs)
+        watch, noise = Watch(self.sites, nesting, type(self).__name__), RepeatedNoise(nesting)
         particles = self._draw(
             replace(programs, guide=watch(programs.guide)),
             self.num_particles,
             handlers=[noise] if self._runs_softly else [],
+            nesting=nesting,
             in_plate=True,
         )
         watch.check(particles)
@@ -110,8 +111,9 @@ class RelaxedControlELBO(Estimator):
         temperature = control.log_temperature.exp().to(log_w)
         soften = Soften({site.score.name: site.weights(temperature) for site in drawn.sites})
         softly = programs.with_subsamples(drawn.particles.subsamples).under(soften)
+        options: dict[str, Any] = {"nesting": self._nesting(programs), "pathwise": None}
         with soften.reading(type(self).__name__):
-            soft = self._draw(softly, 2 * self.num_particles, handlers=[drawn.noise], pathwise=None)
+            soft = self._draw(softly, 2 * self.num_particles, handlers=[drawn.noise], **options)
         c, c_given = (control.eta.to(log_w) * finite(soft.log_weights)).chunk(2)
         return c, c_given
 
@@ -157,7 +159,7 @@ class Watch(Messenger):
 
     def _pyro_sample(self, msg: Message) -> None:
         name = msg["name"]
-        if not is_open(msg) or msg["fn"].has_rsample or (self.sites is not None and name not in self.sites):
+        if not is_drawn(msg) or msg["fn"].has_rsample or (self.sites is not None and name not in self.sites):
             return
         check_relaxable(msg)
         if self.met and len(msg["fn"].batch_shape) > self.nesting:

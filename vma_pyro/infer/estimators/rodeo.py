@@ -34,8 +34,8 @@ class RODEO(Estimator):
     (Shi et al. 2022; the 1/D of their A is here in alpha and beta.) f = log w, g its gradient with respect to the
     one-hot values x, h = x - q, and A the operator of a Gibbs sampler, which changes one of D elements: E A u = 0
     for every u. Unbiased for any alpha, beta and H, and whatever a value between the discrete ones means to the
-    program. They follow the gradient of the squared gradient of the same draw. At the start alpha = beta = 0, which
-    is `RLOO`. All changes are guessed from g: the program is run K times, and differentiated once for x.
+    program. They follow the gradient of the squared gradient of the same draw. At the start alpha = beta = 0:
+    `RLOO`. All changes are guessed from g: the program is run K times, and differentiated once for x.
 
     At D = 1, A u = E u - u, and RODEO is a critic whose expectation is summed, `CriticELBO`, made from the other
     particles. An element whose value decides the distribution of a later one, as in the first of two layers, is
@@ -108,10 +108,11 @@ class RODEO(Estimator):
     def _draw_sites(self, programs: Programs) -> tuple[Particles, list[SteinSite]]:
         """Draw particles with one-hot values, and differentiate log w with respect to them."""
         harden = Harden(self.sites, 1.0, lambda log_q, _: drawn(log_q))
-        decisions = Decisions(self._nesting(programs))
-        hardened = programs.under(harden)
+        nesting = self._nesting(programs)
+        decisions, hardened = Decisions(nesting), programs.under(harden)
+        watched = replace(hardened, guide=decisions(hardened.guide))
         with harden.reading("RODEO"):
-            particles = self._draw(replace(hardened, guide=decisions(hardened.guide)), self.num_particles)
+            particles = self._draw(watched, self.num_particles, nesting=nesting)
         for name in self.sites or ():
             if name not in harden.met:
                 raise ValueError(f"site '{name}': expected a discrete site in the guide, found none")
