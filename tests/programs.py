@@ -237,4 +237,4 @@ class Value:
 CATEGORICAL = [name for name in ESTIMATORS if name not in BINARY]
 RELAXED = [name for name in ESTIMATORS if ESTIMATORS[name](4, "a", 1).objective == "relaxed"]
 # Those that show programs weights over values, or one-hot values, in the place of integers.
-SOFT = [*RELAXED, "double-cv", "double-cv+common"]
+SOFT = [*RELAXED, "double-cv", "double-cv+common", "rodeo", "rebar", "relax"]

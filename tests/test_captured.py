@@ -21,11 +21,11 @@ from vma_pyro.training.loss import Loss
 B, S, K = 5, 7, 3
 NOT_RECORDED = {
     "nvil",
-    "jsa",
     "measure-valued",
     "measure-valued+common",
     "double-cv",
     "double-cv+common",
+    "rodeo",
     "vimco+2z",
     "vimco+chunks",
     "pyro-enum",

@@ -39,6 +39,7 @@ from vma_pyro.infer.estimators.k_sample_bound import KSampleBound
 from vma_pyro.infer.estimators.local import LocalELBO
 from vma_pyro.infer.estimators.pairs import CoupledELBO
 from vma_pyro.infer.estimators.pyro_elbos import PyroELBO
+from vma_pyro.infer.estimators.relaxed_control import RelaxedControlELBO
 from vma_pyro.infer.estimators.subset import SubsetELBO
 
 K = 3
@@ -79,7 +80,7 @@ def test_every_estimator_is_registered():
     names = [m.name for m in pkgutil.walk_packages(vma_pyro.infer.__path__, "vma_pyro.infer.")]
     modules = [importlib.import_module(name) for name in names]
     kinds = {c for m in modules for _, c in inspect.getmembers(m, inspect.isclass) if c.__module__ == m.__name__}
-    bases = {Objective, Estimator, SubsetELBO, KSampleBound, PyroELBO, CoupledELBO, LocalELBO}
+    bases = {Objective, Estimator, SubsetELBO, KSampleBound, PyroELBO, CoupledELBO, LocalELBO, RelaxedControlELBO}
     objectives = {c for c in kinds if issubclass(c, ELBO)} - bases
     # A critic needs a network, and is tested below; the reference is the judge.
     assert objectives - {CriticELBO, EnumeratedReference} == {type(elbo) for elbo in built}

@@ -75,10 +75,13 @@ from vma_pyro.infer.estimators.measure_valued import MeasureValued
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
 from vma_pyro.infer.estimators.priority import PriorityELBO
 from vma_pyro.infer.estimators.pyro_elbos import EnumeratedELBO, GraphELBO
+from vma_pyro.infer.estimators.rebar import REBAR
 from vma_pyro.infer.estimators.registry import BINARY, ESTIMATORS, make
+from vma_pyro.infer.estimators.relax import RELAX, RelaxationCritic
 from vma_pyro.infer.estimators.relaxed import RelaxedELBO, gumbel_softmax
 from vma_pyro.infer.estimators.resampled import ResampledELBO
 from vma_pyro.infer.estimators.rloo import RLOO
+from vma_pyro.infer.estimators.rodeo import RODEO
 from vma_pyro.infer.estimators.stick_breaking import DisARMStickBreaking
 from vma_pyro.infer.estimators.straight_through import (
     GappedStraightThrough,
@@ -102,7 +105,10 @@ __all__ = [
     "JSA",
     "NVIL",
     "OVIS",
+    "REBAR",
+    "RELAX",
     "RLOO",
+    "RODEO",
     "CommonNoise",
     "Comparison",
     "CriticELBO",
@@ -128,6 +134,7 @@ __all__ = [
     "Particles",
     "PathwiseRule",
     "PriorityELBO",
+    "RelaxationCritic",
     "RelaxedELBO",
     "ResampledELBO",
     "Row",

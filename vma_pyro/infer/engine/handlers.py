@@ -129,17 +129,36 @@ class CommonNoise(Messenger):
                 f"({', '.join(LOCATION_SCALE)}), whose noise has no parameters, got {type(base).__name__}"
             )
         event = len(base.batch_shape) - len(msg["fn"].batch_shape)
-        if msg["name"] not in self.noise:
-            self.noise[msg["name"]] = _base_noise(base, self.particle_dim - event)
-        decide(msg, base.loc + base.scale * self.noise[msg["name"]])
+        decide(msg, base.loc + base.scale * self._noise(msg["name"], base, self.particle_dim - event))
+
+    def _noise(self, name: str, base: Any, particle_dim: int) -> Tensor:
+        """Draw once for all particles and all values of enumerated sites."""
+        if name not in self.noise:
+            noise = _base_noise(base)
+            for dim in range(noise.dim() + particle_dim + 1):  # none for a single particle
+                noise = noise.narrow(dim, 0, 1)
+            self.noise[name] = noise
+        return self.noise[name]
 
 
-def _base_noise(fn: Any, particle_dim: int) -> Tensor:
-    """Draw from the standardised distribution once for all particles and all values of enumerated sites."""
+class RepeatedNoise(CommonNoise):
+    """Let the particles of later runs have the base noise of the K particles of the first, again and again.
+
+    Particle k of the first run shares it with particles k, K + k, 2K + k, ... of a later one.
+    """
+
+    def _noise(self, name: str, base: Any, particle_dim: int) -> Tensor:
+        if name not in self.noise:
+            self.noise[name] = _base_noise(base)
+        noise = self.noise[name]
+        times = base.batch_shape[particle_dim] // noise.shape[particle_dim]
+        return torch.cat([noise] * times, particle_dim)
+
+
+def _base_noise(fn: Any) -> Tensor:
+    """Draw from the standardised distribution."""
     with torch.no_grad():
         noise: Tensor = (fn.sample() - fn.loc) / fn.scale
-    for dim in range(noise.dim() + particle_dim + 1):  # none for a single particle
-        noise = noise.narrow(dim, 0, 1)
     return noise
 
 

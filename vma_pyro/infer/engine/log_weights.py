@@ -124,6 +124,7 @@ def draw(
     enumerated: Sequence[EnumerateValues] = (),
     linear: bool = False,
     check_guide: CheckGuide | None = None,
+    in_plate: bool = False,
 ) -> Particles:
     """Run the guide K times and the model against it; see `draw_particles`.
 
@@ -132,18 +133,20 @@ def draw(
         enumerated: sites whose values are enumerated instead of drawn; the first is at the leftmost dimension.
             Their weight is q w, so that a sum over all values is an expectation under q.
         check_guide: refuses what sites ask for and cannot have.
+        in_plate: put a single particle into a plate as well, where a site shows whether earlier draws decide it.
     """
+    in_plate = in_plate or num_particles > 1
     layout = Layout(tuple(batch_plates), max_plate_nesting, len(enumerated))
     once = Run(
         layout,
         num_particles,
-        num_particles > 1,
+        in_plate,
         pathwise=pathwise,
         handlers=[*handlers, *enumerated],
         linear=linear or (num_particles == 1 and not enumerated),
         check_guide=check_guide,
     )
-    if num_particles == 1:
+    if not in_plate:
         return weigh(once.trace(programs))
     if vectorize:
         return weigh(once.trace(programs.under(particle_plate(num_particles, max_plate_nesting))))

@@ -63,7 +63,7 @@ class DoubleCV(Estimator):
         return {"slope": self.slope}
 
     def _estimate(self, programs: Programs) -> Estimate:
-        harden = _Harden(None, 1.0, lambda log_q, _: drawn(log_q))
+        harden = Harden(None, 1.0, lambda log_q, _: drawn(log_q))
         with torch.enable_grad():  # for g, also where the loss alone is wanted
             with harden.reading("DoubleCV"):
                 particles = self._draw(programs.under(harden), self.num_particles)
@@ -128,7 +128,7 @@ class _Part(NamedTuple):
         g = torch.zeros_like(value) if g is None else finite(g)
         q = fn.logits.sigmoid() if isinstance(fn, HardBernoulli) else fn.logits.exp()
         size = 1 if isinstance(fn, HardBernoulli) else fn.logits.shape[-1]
-        x, q, g = (_by_value(score, t, size) for t in (value.detach(), q.expand(value.shape), g))
+        x, q, g = (by_value(score, t, size) for t in (value.detach(), q.expand(value.shape), g))
         return cls(score.log_prob, q, x - q.detach(), leave_one_out_sum(g) / (len(g) - 1))
 
     @property
@@ -164,7 +164,7 @@ class HardBernoulli(SoftBernoulli):
         return self.rsample(sample_shape).detach().requires_grad_()
 
 
-class _Harden(Relax):
+class Harden(Relax):
     """Let discrete sites have values that can be differentiated with respect to."""
 
     categorical, bits = HardCategorical, HardBernoulli
@@ -175,7 +175,7 @@ def compared(f: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
     return finite(f - leave_one_out_sum(f) / (len(f) - 1))
 
 
-def _by_value(score: SiteScore, values: Tensor, size: int) -> Float[Tensor, "K B D V"]:
+def by_value(score: SiteScore, values: Tensor, size: int) -> Float[Tensor, "K B D V"]:
     """Gather values [K, plates, inner, V] of a site by datapoint; those of bits have no dimension V."""
     inner = elementary(score.site["fn"])[1] + (0 if size == 1 else 1)
     return score.layout.by_element(score.site, values, inner).unflatten(-1, (-1, size))

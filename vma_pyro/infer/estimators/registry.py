@@ -27,9 +27,13 @@ from vma_pyro.infer.estimators.measure_valued import MeasureValued
 from vma_pyro.infer.estimators.multi_sample import MultiSampleELBO
 from vma_pyro.infer.estimators.priority import PriorityELBO
 from vma_pyro.infer.estimators.pyro_elbos import EnumeratedELBO, GraphELBO
+from vma_pyro.infer.estimators.rebar import REBAR
+from vma_pyro.infer.estimators.relax import RELAX
 from vma_pyro.infer.estimators.relaxed import RelaxedELBO
+from vma_pyro.infer.estimators.relaxed_control import RelaxedControlELBO
 from vma_pyro.infer.estimators.resampled import ResampledELBO
 from vma_pyro.infer.estimators.rloo import RLOO
+from vma_pyro.infer.estimators.rodeo import RODEO
 from vma_pyro.infer.estimators.stick_breaking import DisARMStickBreaking
 from vma_pyro.infer.estimators.straight_through import (
     GappedStraightThrough,
@@ -75,6 +79,9 @@ _ENTRIES: dict[str, tuple[type[ELBO], dict[str, Any]]] = {
     "rloo": (RLOO, {}),
     "double-cv": (DoubleCV, {}),
     "double-cv+common": (DoubleCV, {"noise": "common"}),
+    "rodeo": (RODEO, {}),
+    "rebar": (REBAR, {}),
+    "relax": (RELAX, {}),
     "unordered-set": (UnorderedSetELBO, {}),
     "sum-and-sample": (SumAndSampleELBO, {}),
     "pyro-graph": (GraphELBO, {"vectorize_particles": True}),
@@ -109,7 +116,7 @@ def _build(
 ) -> ELBO:
     kind, own = _ENTRIES[name]
     options: dict[str, Any] = {"num_particles": k, "max_plate_nesting": nesting, **own}
-    if issubclass(kind, SubsetELBO | RelaxedELBO):
+    if issubclass(kind, SubsetELBO | RelaxedELBO | RelaxedControlELBO | RODEO):
         options["site"] = site
     if issubclass(kind, Estimator):
         options["batch_plates"] = plates

@@ -151,6 +151,17 @@ class SoftBernoulli(TorchDistribution):
         return -F.binary_cross_entropy_with_logits(logits, value, reduction="none")
 
 
+def check_relaxable(msg: Message) -> None:
+    """Refuse a site of a family that has no relaxation here, or that draws in a way of its own."""
+    fn, _ = elementary(msg["fn"])
+    if not isinstance(fn, (*CATEGORICAL, torch.distributions.Bernoulli)) or not is_plain(fn):
+        instead = "; put the mask around it with poutine.mask" if isinstance(fn, MaskedDistribution) else ""
+        raise ValueError(
+            f"site '{msg['name']}': expected a Categorical, OneHotCategorical or Bernoulli to relax, got "
+            f"{type(fn).__name__}{instead}"
+        )
+
+
 class Relax(Messenger):
     """Make discrete sites soft, in the model and in the guide: the named ones, or all."""
 
@@ -166,15 +177,9 @@ class Relax(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         if msg["is_observed"] or not self._is_meant(msg):
             return
+        check_relaxable(msg)
         fn, inner = elementary(msg["fn"])
         soft = self.categorical if isinstance(fn, CATEGORICAL) else self.bits
-        if not isinstance(fn, (*CATEGORICAL, torch.distributions.Bernoulli)) or not is_plain(fn):
-            masked = isinstance(fn, MaskedDistribution)
-            instead = "; put the mask around it with poutine.mask" if masked else ""
-            raise ValueError(
-                f"site '{msg['name']}': expected a Categorical, OneHotCategorical or Bernoulli to relax, got "
-                f"{type(fn).__name__}{instead}"
-            )
         self.met.add(msg["name"])
         if isinstance(fn, torch.distributions.Categorical):
             self.integers.append(msg["name"])
