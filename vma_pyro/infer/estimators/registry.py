@@ -93,6 +93,7 @@ _ENTRIES: dict[str, tuple[type[ELBO], dict[str, Any]]] = {
     "local-disarm": (LocalDisARM, {}),
     "local-arms": (LocalARMS, {}),
     "disarm-tree": (DisARMTree, {}),
+    "disarm-tree+common": (DisARMTree, {"noise": "common"}),
     "disarm-stick": (DisARMStickBreaking, {}),
     "carms": (CARMS, {}),
     # Other objectives.

@@ -31,15 +31,20 @@ class SubsetELBO(Estimator):
 
     most_particles = math.inf
 
-    def __init__(self, num_particles: int = 2, *, site: str = "address", **plates: Unpack[PlateOptions]) -> None:
+    def __init__(
+        self, num_particles: int = 2, *, site: str | Sequence[str] = "address", **plates: Unpack[PlateOptions]
+    ) -> None:
         super().__init__(num_particles, **plates)
+        names = (site,) if isinstance(site, str) else tuple(site)
+        if len(names) != 1 or not isinstance(names[0], str):
+            raise ValueError(f"site: expected one name for {type(self).__name__}, got {site!r}")
         if num_particles > self.most_particles:
             raise ValueError(
                 f"num_particles: expected at most {self.most_particles} values in a set, got {num_particles}"
             )
         if not self.vectorize_particles:
             raise ValueError(f"vectorize_particles: expected True for {type(self).__name__}, got False")
-        self.site = site
+        self.site = names[0]
 
     def _draw_values(
         self,
