@@ -228,3 +228,54 @@ def test_what_a_relaxation_must_be():
         RelaxedELBO(2, relaxation="reinmax")
     with pytest.raises(ValueError, match="^draws: expected"):
         GumbelRao(0)
+
+
+def hard_reads():
+    """What programs might make of a bit, or of one-hot values, that has no gradient."""
+    table = torch.tensor([0.0, 3.0], **FLOAT)
+    return {
+        "long": (dist.Bernoulli, lambda b: table[b.long()]),
+        "bool": (dist.Bernoulli, lambda b: torch.where(b.bool(), 3.0, 0.0)),
+        "eq": (dist.Bernoulli, lambda b: torch.where(b == 1, 3.0, 0.0)),
+        "gt": (dist.Bernoulli, lambda b: 3 * (b > 0.5).to(table)),
+        "round": (dist.Bernoulli, lambda b: 3 * torch.round(b)),
+        "to": (dist.Bernoulli, lambda b: table[b.to(torch.int64)]),
+        "argmax": (dist.OneHotCategorical, lambda w: table[w.argmax(-1)]),
+    }
+
+
+@pytest.mark.parametrize("relaxation", [gumbel_softmax, gumbel_straight_through, reinmax])
+@pytest.mark.parametrize("how", hard_reads())
+def test_a_program_that_rounds_or_compares_is_refused(how, relaxation):
+    """Its gradient would be that of log q alone, and of the wrong sign."""
+    family, read = hard_reads()[how]
+    shape = (2,) if family is dist.Bernoulli else (2, 2)
+    logits = torch.zeros(shape, **FLOAT, requires_grad=True)
+
+    def model():
+        with pyro.plate("data", 2):
+            b = pyro.sample("b", family(logits=torch.zeros(shape, **FLOAT)))
+            pyro.sample("x", dist.Normal(read(b), torch.ones((), **FLOAT)), obs=torch.ones(2, **FLOAT))
+
+    def guide():
+        with pyro.plate("data", 2):
+            pyro.sample("b", family(logits=logits))
+
+    message = rf"^site 'b': expected a program that reads its weights as numbers, .* compares them \({how}\)$"
+    with pytest.raises(ValueError, match=message):
+        RelaxedELBO(2, site="b", relaxation=relaxation).differentiable_loss(model, guide)
+
+
+def test_distributions_may_look_at_weights_themselves():
+    """Their validation compares; it is no reading."""
+    pyro.enable_validation(True)
+    logits = torch.zeros(2, **FLOAT, requires_grad=True)
+
+    def program(observe):
+        with pyro.plate("data", 2):
+            b = pyro.sample("b", dist.Bernoulli(logits=logits if not observe else torch.zeros(2, **FLOAT)))
+            if observe:
+                pyro.sample("x", dist.Bernoulli(probs=b), obs=torch.ones(2, **FLOAT))
+
+    loss = RelaxedELBO(2, site="b").differentiable_loss(lambda: program(True), lambda: program(False))
+    assert torch.autograd.grad(loss, logits)[0].abs().min() > 0

@@ -91,7 +91,7 @@ class WithNoise(Messenger):
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("alpha", "beta"), PARAMETERS)
 def test_a_continuous_latent_beside_it(alpha, beta, shared):
-    """Values are enumerated, and Gauss-Hermite nodes taken for z; with a linear H all is polynomial in its noise."""
+    """Values are enumerated, and Gauss-Hermite nodes taken for z; with a linear H all is polynomial in it."""
     program, K = Mixed(), 2
     root = math.sqrt(6.0)  # four nodes, exact to degree 7
     nodes = torch.tensor([sign * math.sqrt(3 + other * root) for sign in (-1, 1) for other in (-1, 1)], **FLOAT)
@@ -138,51 +138,59 @@ def additive(bits, values):
     return model, guide, p, of_bits, of_values
 
 
-@pytest.mark.parametrize("K", [2, 4])
-@pytest.mark.parametrize(("bits", "values"), [(1, 0), (3, 0), (2, 2)])
-def test_a_draw_of_an_additive_f_has_no_noise(bits, values, K):
-    """With H the step, and alpha = beta = 1 whatever D: the gradient of the enumerated bound, draw by draw."""
+def on_additive(alpha, beta, K, bits, values):
+    """A draw of RODEO at H = the step: its gradient [N, ...] for all logits, f - E f [K, N], and scores."""
     model, guide, start, of_bits, of_values = additive(bits, values)
     elbo = RODEO(K, max_plate_nesting=1)
-    elbo.control.alpha.data.fill_(1.0)
-    elbo.control.beta.data.fill_(1.0)
-    elbo.control.eval()
+    elbo.control.alpha.data.fill_(alpha)
+    elbo.control.beta.data.fill_(beta)
     p = rows(start, 20)
     torch.manual_seed(0)
+    particles, _ = elbo._draw_sites(Programs(model, guide, (p,)))
+    drawn = {name: particles.draws[0].nodes[name]["value"].detach() for name in p}
+    torch.manual_seed(0)
     got = torch.autograd.grad(elbo.differentiable_loss(model, guide, p), list(p.values()))
-    q = {name: v.detach().clone().requires_grad_() for name, v in start.items()}
-    on = q["b"].sigmoid()
-    bound = (on * (of_bits + math.log(0.4) - on.log()) + (1 - on) * (math.log(0.6) - (1 - on).log())).sum()
-    if values:
-        log_q = q["a"].log_softmax(-1)
-        bound = bound + (log_q.exp() * (of_values - math.log(3) - log_q)).sum()
-    for found, want in zip(got, torch.autograd.grad(-bound, list(q.values())), strict=True):
-        torch.testing.assert_close(found, want.expand_as(found), rtol=1e-10, atol=1e-10)
-    plain = RLOO(K, max_plate_nesting=1).differentiable_loss(model, guide, p)
-    assert torch.autograd.grad(plain, p["b"])[0].var(0).min() > 1e-3
+    q = {"b": start["b"].sigmoid()} | ({"a": start["a"].softmax(-1)} if values else {})
+    of = {"b": of_bits + math.log(0.4 / 0.6) - start["b"]} | (
+        {"a": of_values - math.log(3) - q["a"].log()} if values else {}
+    )
+    scores = {name: drawn[name] - q[name] for name in p}
+    centred = sum((of[name] * scores[name]).flatten(2).sum(-1) for name in p)
+    return dict(zip(p, got, strict=True)), centred, scores, q, of
+
+
+@pytest.mark.parametrize("K", [2, 4])
+@pytest.mark.parametrize(("bits", "values"), [(1, 0), (3, 0), (2, 2)])
+def test_alpha_of_one_makes_the_mean_of_an_additive_f_the_baseline(bits, values, K):
+    """Whatever D, draw by draw."""
+    got, centred, scores, *_ = on_additive(1.0, 0.0, K, bits, values)
+    for name, gradient in got.items():
+        spread = centred.reshape(*centred.shape, *[1] * (scores[name].dim() - 2))
+        torch.testing.assert_close(gradient, -(spread * scores[name]).mean(0), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("K", [2, 4])
+def test_one_bit_is_a_critic_whose_expectation_is_summed(K):
+    """alpha = beta = 1: the gradient of E f, and what the other particles' f differ from it."""
+    got, centred, scores, q, of = on_additive(1.0, 1.0, K, 1, 0)
+    exact = q["b"] * (1 - q["b"]) * of["b"]
+    others = (centred.sum(0) - centred) / (K - 1)
+    torch.testing.assert_close(
+        got["b"], -(exact + others[..., None] * scores["b"]).mean(0), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_at_the_start_it_is_leave_one_out():
-    program = Mixed()
-    x = program.x.expand(6).clone()
-    found = []
-    for elbo in (RODEO(3), RODEO(3)):
-        p = rows(program.values, 6)
-        torch.manual_seed(0)
-        loss = elbo.differentiable_loss(program.model, program.guide, p, x)
-        found.append([loss, *torch.autograd.grad(loss, list(p.values()))])
-        values = {"a": None}
-    # The same values and noise in RLOO: what the guide drew, replayed.
+    """On the same bits, of two layers."""
+    program, found = Binary(second=True), []
     torch.manual_seed(0)
-    elbo, p = RODEO(3, max_plate_nesting=1), rows(program.values, 6)
-    particles, sites = elbo._draw_sites(Programs(program.model, program.guide, (p, x)))
-    eps = (particles.draws[0].nodes["z"]["value"] - particles.draws[0].nodes["z"]["fn"].loc).detach()
-    eps = eps / particles.draws[0].nodes["z"]["fn"].scale.detach()
-    values = {"a": particles.draws[0].nodes["a"]["value"].argmax(-1)}
-    p = rows(program.values, 6)
-    guide = WithNoise(eps)(Fixed(values)(program.guide))
-    loss = RLOO(3, max_plate_nesting=1).differentiable_loss(program.model, guide, p, x)
-    for ours, theirs in zip(found[0], [loss, *torch.autograd.grad(loss, list(p.values()))], strict=True):
+    bits = {"b": torch.randint(2, (3, 6, 2)).double(), "c": torch.randint(2, (3, 6)).double()}
+    for elbo in (RODEO(3, max_plate_nesting=1), RLOO(3, max_plate_nesting=1)):
+        values = {name: value.clone().requires_grad_() for name, value in bits.items()}
+        p = rows(program.values, 6)
+        loss = elbo.differentiable_loss(program.model, Fixed(values)(program.guide), p)
+        found.append([loss, *torch.autograd.grad(loss, list(p.values()))])
+    for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
@@ -264,7 +272,6 @@ def test_what_is_learned_lowers_the_variance(noise, factor):
         p, x = rows(program.values, 20_000), program.x.expand(20_000).clone()
         loss = each.differentiable_loss(program.model, program.guide, p, x)
         found.append(torch.autograd.grad(loss, p["address"])[0].var(0).sum().item())
-    print(found)
     assert found[0] < found[1] / factor
 
 
@@ -320,7 +327,7 @@ class Narrow(nn.Module):
         ),
         (
             lambda: RODEO(2).differentiable_loss(by_integer, any_value),
-            "site 'a': expected a program that reads weights [..., S] in the place of integers, as RODEO needs, got ",
+            "site 'a': expected a program that reads weights [..., S] in the place of integers, as RODEO needs",
         ),
     ],
 )
@@ -336,18 +343,17 @@ def test_masked_datapoints_teach_nothing():
     """H is not 0 there, but its part is."""
     logits = torch.zeros(3, **FLOAT, requires_grad=True)
 
-    def masked(program_logits):
+    def program(logits, x=None):
         with pyro.plate("data", 3), pyro.poutine.mask(mask=torch.tensor([True, False, True])):
-            b = pyro.sample("b", dist.Bernoulli(logits=program_logits))
-            return b
+            b = pyro.sample("b", dist.Bernoulli(logits=logits))
+            if x is not None:
+                pyro.sample("x", dist.Normal(b, 1.0), obs=x)
 
     def model():
-        b = masked(torch.full((3,), 0.4, **FLOAT))
-        with pyro.plate("data", 3), pyro.poutine.mask(mask=torch.tensor([True, False, True])):
-            pyro.sample("x", dist.Normal(b, 1.0), obs=torch.ones(3, **FLOAT))
+        program(torch.full((3,), 0.4, **FLOAT), torch.ones(3, **FLOAT))
 
     torch.manual_seed(1)
-    loss = with_parameters(0.8, 0.9, 3).differentiable_loss(model, lambda: masked(logits))
+    loss = with_parameters(0.8, 0.9, 3).differentiable_loss(model, lambda: program(logits))
     (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient[1] == 0
     assert (gradient[[0, 2]] != 0).all()

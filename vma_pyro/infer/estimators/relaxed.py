@@ -16,6 +16,7 @@ from torch import Tensor
 from vma_pyro.infer.engine.coupled import CATEGORICAL, elementary, is_plain
 from vma_pyro.infer.engine.estimator import Estimate, Estimator, RunOptions
 from vma_pyro.infer.engine.handlers import Message, is_drawn
+from vma_pyro.infer.engine.hard_reads import HardReads
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import log_mean_exp, normalised, weighted
 
@@ -41,8 +42,8 @@ class RelaxedELBO(Estimator):
 
     **Biased, and no bound of log p(x)**: a program that reads softly is another program. An integer value [...]
     becomes a float tensor [..., S], which the program must be able to read, as `Memory.read` is. Those of a
-    `OneHotCategorical` and of a `Bernoulli` keep their shape; a bit must be read as a number, too, and not by
-    `b.long()`.
+    `OneHotCategorical` and of a `Bernoulli` keep their shape; a bit must be read as a number, too: a program
+    that rounds it, or compares it (`b.long()`, `b == 1`), is refused where that is seen.
 
     Args:
         num_particles: K.
@@ -80,7 +81,7 @@ class RelaxedELBO(Estimator):
 
     def _estimate(self, programs: Programs) -> Estimate:
         relax = Relax(self.sites, self.temperature, self.relaxation)
-        with relax.reading("RelaxedELBO"):
+        with relax.reading("RelaxedELBO"), HardReads(relax.weights):
             particles = self._draw(programs.under(relax), self.num_particles)
         for name in self.sites or ():
             if name not in relax.met:
@@ -171,6 +172,7 @@ class Relax(Messenger):
     def __init__(self, sites: Sequence[str] | None, temperature: float, relaxation: Relaxation) -> None:
         self.sites, self.options = sites, (temperature, relaxation)
         self.met: set[str] = set()
+        self.weights: dict[str, Tensor] = {}  # what was drawn
         self.families: dict[str, tuple[str, torch.Size]] = {}  # of the guide, which runs first
         self.integers: list[str] = []  # sites whose integer values are replaced
 
@@ -186,6 +188,10 @@ class Relax(Messenger):
         relaxed = soft(fn.logits, *self.options)
         msg["fn"] = relaxed.to_event(inner) if inner else relaxed
         self._check_same_family(msg["name"], type(fn).__name__, msg["fn"].event_shape)
+
+    def _pyro_post_sample(self, msg: Message) -> None:
+        if isinstance(msg["value"], Tensor) and msg["name"] in self.met:
+            self.weights[msg["name"]] = msg["value"]
 
     @contextmanager
     def reading(self, what: str) -> Iterator[None]:

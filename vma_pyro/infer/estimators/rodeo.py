@@ -96,7 +96,8 @@ class RODEO(Estimator):
         for site in sites:
             gradient = finite(advantage[..., None, None] * site.h + changes.of_scores(self.control, site))
             surrogate = surrogate + (gradient.detach() * site.logits).sum() / K
-            square = square + (gradient.mean(0) if site.shared else gradient / K).square().sum()
+            of_logits = gradient.mean(0) if site.shared else gradient / K
+            square = square + of_logits[..., site.free].square().sum()
         names = {site.name for site in sites}
         for score in particles.scores:
             if score.name not in names:

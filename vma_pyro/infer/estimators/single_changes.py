@@ -50,6 +50,7 @@ class SteinSite:
         name: of the site.
         logits: with the gradient to the guide; of the value off of a bit, 0.
         q, x, g: probabilities, one-hot values, and the gradient of log w with respect to these.
+        free: where the values are that have a logit of their own: of a bit, on.
         shared: whether all particles have the same distribution.
         changes: whether values may be changed with all others held fixed, as q is their distribution then.
     """
@@ -59,6 +60,7 @@ class SteinSite:
     q: Float[Tensor, "K B D V"]
     x: Float[Tensor, "K B D V"]
     g: Float[Tensor, "K B D V"]
+    free: slice
     shared: bool
     changes: bool
 
@@ -77,7 +79,8 @@ class SteinSite:
         q = logits.detach().softmax(-1)
         logits = torch.where(logits > -torch.inf, logits, 0.0)
         name = score.name
-        return cls(name, logits, q, x, g, name not in decisions.differing, name not in decisions.deciding)
+        shared, changes = name not in decisions.differing, name not in decisions.deciding
+        return cls(name, logits, q, x, g, slice(int(bits), None), shared, changes)
 
     @property
     def h(self) -> Float[Tensor, "K B D V"]:

@@ -1,0 +1,67 @@
+"""Programs that round the weights they are given over the values of a site, or compare them: seen, and refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from vma_pyro.infer.engine.checks import is_function_of
+
+ROUNDING = ("round", "floor", "ceil", "trunc", "sign", "argmax")
+CASTS = ("long", "int", "short", "byte", "bool", "to", "type", "type_as")
+COMPARISONS = ("eq", "ne", "gt", "ge", "lt", "le")
+
+
+class HardReads(TorchFunctionMode):
+    """Looks at what is done with weights while it is entered.
+
+    A rounding has no gradient, and what a program makes of rounded weights says nothing of other weights.
+
+    Args:
+        weights: by the name of the site; more may be added on the way.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the function, and look at it."""
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "").strip("_")
+        rounds = name in ROUNDING or (name in CASTS and not _is_floating(result))
+        if (rounds or name in COMPARISONS) and args and isinstance(args[0], Tensor) and args[0].requires_grad:
+            self._check(name, args[0], rounds)
+        return result
+
+    def _check(self, operation: str, read: Tensor, rounds: bool) -> None:
+        """Refuse to round what depends on weights, and to compare them themselves, or a part of them."""
+        for name, weights in self.weights.items():
+            same = read is weights or read._base is weights
+            if (same and not _is_validation()) or (rounds and is_function_of(read, weights)):
+                raise ValueError(
+                    f"site '{name}': expected a program that reads its weights as numbers, with a gradient, got "
+                    f"one that rounds or compares them ({operation})"
+                )
+
+
+def _is_floating(result: Any) -> bool:
+    return isinstance(result, Tensor) and result.is_floating_point()
+
+
+def _is_validation() -> bool:
+    """Tell whether a distribution asks whether its parameters or values are in their support."""
+    frame = sys._getframe(1)
+    for _ in range(6):
+        if frame.f_globals.get("__name__", "").endswith("distributions.constraints"):
+            return True
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+    return False
