@@ -61,7 +61,7 @@ def outcome(name, kind):
 
 def takes_several(name):
     """Whether its `site` may be several."""
-    return name == "exact" or name in RELAXED
+    return name in ("exact", "rebar", "relax", *RELAXED)
 
 
 @pytest.mark.parametrize("kind", KINDS)

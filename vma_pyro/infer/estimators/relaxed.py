@@ -123,7 +123,7 @@ class SoftCategorical(TorchDistribution):
         """
         impossible = self.logits == -torch.inf
         terms = value * torch.where(impossible, 0.0, self.logits)
-        return torch.where(impossible & (value != 0), -torch.inf, terms).sum(-1)
+        return torch.where(impossible & (value.detach() != 0), -torch.inf, terms).sum(-1)
 
 
 class SoftBernoulli(TorchDistribution):
