@@ -39,8 +39,8 @@ if TYPE_CHECKING:  # another `programs` may be on the path of who imports this
     from programs.interface import Field
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("phylogenetics", "phylogenetics:five_taxa", "switching", "global_mixture")
-PROGRAMS += ("air", "semi_supervised", "topics")
+SMALL = ("phylogenetics", "phylogenetics:five_taxa", "switching", "global_mixture")
+PROGRAMS = (*SMALL, "air", "semi_supervised", "topics")
 UNTRAINED = "(untrained)"
 NATS, SHARE = 0.1, 0.01  # a program is learned if its tightest bound is within either of the reference
 ERRORS = (ValueError, RuntimeError, NotImplementedError, IndexError, TypeError)

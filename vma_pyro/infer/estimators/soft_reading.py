@@ -26,7 +26,7 @@ class Soften(Relax):
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__(tuple(weights), 1.0, lambda log_q, _: log_q)  # nothing is drawn
-        self.weights = weights
+        self.weights = dict(weights)
         self.watch = HardReads(weights)
 
     def __enter__(self) -> Any:
