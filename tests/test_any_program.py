@@ -472,3 +472,21 @@ def test_the_first_look_leaves_nothing_behind():
         torch.manual_seed(0)
         found.append((make("vimco", 2).loss(*pair, X.float()), norm.running_mean.item()))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["distinct", "priority"])
+def test_advice_is_given_where_it_helps_alone(name):
+    """A site in an inner plate, after a continuous latent: what the line would name refuses the plate as well."""
+
+    def program(observe):
+        with pyro.plate("data", 2, dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), torch.ones(2, requires_grad=True)))
+            with pyro.plate("words", 3, dim=-2):
+                a = pyro.sample("a", dist.Categorical(logits=z[..., None] * torch.arange(4.0)))
+                if observe:
+                    pyro.sample("x", dist.Normal(1.0 * a, 1.0), obs=torch.zeros(3, 2))
+
+    elbo = make(name, 2, site="a", max_plate_nesting=2)
+    with pytest.raises(ValueError, match=r"^site 'a': expected in the batch plates \['data'\] alone") as error:
+        elbo.differentiable_loss(lambda: program(True), lambda: program(False))
+    assert "\n" not in str(error.value)

@@ -10,10 +10,11 @@ from jaxtyping import Float
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vma_pyro.infer.engine.checks import is_function_of
+from vma_pyro.infer.engine.checks import check_batch_plates_only, is_function_of
 from vma_pyro.infer.engine.distributions import whole_support
 from vma_pyro.infer.engine.estimator import Estimate, PlateOptions
-from vma_pyro.infer.engine.handlers import is_drawn, is_open
+from vma_pyro.infer.engine.handlers import check_finite_support, is_drawn, is_open
+from vma_pyro.infer.engine.plates import Layout
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import normalised, weighted
 from vma_pyro.infer.estimators.subset import DistinctDraw, SubsetELBO, log_q_and_f
@@ -63,7 +64,11 @@ class DistinctELBO(SubsetELBO):
 
     def _estimate(self, programs: Programs) -> Estimate:
         draw = DistinctDraw(self.site, self.num_particles)
-        alone = [DependsOnNothing(self.site, "DistinctELBO")] if torch.is_grad_enabled() else []
+        alone = (
+            [DependsOnNothing(self.site, Layout(self.batch_plates, 0), "DistinctELBO")]
+            if torch.is_grad_enabled()
+            else []
+        )
         particles = self._draw_values(programs, {self.site: draw.top_and_one}, handlers=alone)
         joint = particles.log_weights[:, 0]  # [k, B]
         log_q, _ = log_q_and_f(particles)
@@ -100,13 +105,15 @@ class DistinctELBO(SubsetELBO):
 class DependsOnNothing(Messenger):
     """Refuse a site whose distribution depends on a continuous latent drawn before it."""
 
-    def __init__(self, site: str, what: str) -> None:
-        self.site, self.what = site, what
+    def __init__(self, site: str, layout: Layout, what: str) -> None:
+        self.site, self.layout, self.what = site, layout, what
         self.before: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] != self.site or not is_open(msg) or not self.before:
             return
+        check_batch_plates_only(msg, self.layout)  # which the objectives named below refuse as well
+        check_finite_support(msg, " to choose values from")
         log_probs = msg["fn"].log_prob(whole_support(msg["fn"]))
         for name, value in self.before.items():
             if is_function_of(log_probs, value):

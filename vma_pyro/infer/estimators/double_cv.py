@@ -66,7 +66,8 @@ class DoubleCV(Estimator):
         harden = Harden(None, 1.0, lambda log_q, _: drawn(log_q))
         with torch.enable_grad():  # for g, also where the loss alone is wanted
             with harden.reading("DoubleCV"):
-                particles = self._draw(programs.under(harden), self.num_particles)
+                nesting = self._nesting(programs)
+                particles = self._draw(programs.under(harden), self.num_particles, nesting=nesting)
             log_w = particles.log_weights  # [K, B]
             particles.open_gates(torch.ones_like(log_w))
             parts = [_Part.of(score, log_w) for score in particles.scores]

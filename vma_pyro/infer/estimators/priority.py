@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vma_pyro.infer.engine.estimator import Estimate
+from vma_pyro.infer.engine.plates import Layout
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import finite, normalised, weighted
 from vma_pyro.infer.estimators.distinct import DependsOnNothing
@@ -45,7 +46,11 @@ class PriorityELBO(SubsetELBO):
 
     def _estimate(self, programs: Programs) -> Estimate:
         draw = PriorityDraw(self.site, self.num_particles)
-        alone = [DependsOnNothing(self.site, "PriorityELBO")] if torch.is_grad_enabled() else []
+        alone = (
+            [DependsOnNothing(self.site, Layout(self.batch_plates, 0), "PriorityELBO")]
+            if torch.is_grad_enabled()
+            else []
+        )
         particles = self._draw_values(programs, {self.site: draw.values}, handlers=alone)
         joint = particles.log_weights[:, 0]  # log of q(s) w [k, B]
         log_q, _ = log_q_and_f(particles)

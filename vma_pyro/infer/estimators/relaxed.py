@@ -82,7 +82,9 @@ class RelaxedELBO(Estimator):
     def _estimate(self, programs: Programs) -> Estimate:
         relax = Relax(self.sites, self.temperature, self.relaxation)
         with relax.reading("RelaxedELBO"), HardReads(relax.weights):
-            particles = self._draw(programs.under(relax), self.num_particles)
+            # Plates are counted in the programs as they are: those under a handler are new each time.
+            nesting = self._nesting(programs)
+            particles = self._draw(programs.under(relax), self.num_particles, nesting=nesting)
         for name in self.sites or ():
             if name not in relax.met:
                 raise ValueError(f"site '{name}': expected a categorical site in the guide, found none")
