@@ -17,7 +17,6 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +26,8 @@ import pyro
 import torch
 
 from common import folder, kept, results
+from common.evidence_page import UNTRAINED, EvidencePage
 from vma_pyro import cli
-from vma_pyro._system.markdown import table
 from vma_pyro.evaluation import Mean
 from vma_pyro.infer import ESTIMATORS, evaluations_of, log_weights, make, matched
 from vma_pyro.infer.comparison.subject import find_parameters
@@ -41,19 +40,7 @@ if TYPE_CHECKING:  # another `programs` may be on the path of who imports this
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("phylogenetics", "phylogenetics:five_taxa", "switching", "global_mixture")
 PROGRAMS = (*SMALL, "air", "semi_supervised", "topics")
-UNTRAINED = "(untrained)"
-NATS, SHARE = 0.1, 0.01  # a program is learned if its tightest bound is within either of the reference
 ERRORS = (ValueError, RuntimeError, NotImplementedError, IndexError, TypeError)
-
-# Why the guide may fall short under an objective, whatever the noise of its gradient.
-WHY = {
-    "exact": "q of the summed sites is not in this objective and stays as it began",
-    "distinct": "q of the site is in this bound only through the choice of values, and learns little from it",
-    "relaxed": "biased: what it trains is a program that reads weights in the place of values",
-    "wake-sleep": "follows another divergence, not the bound",
-    "tvo": "follows a bound of its own",
-}
-NOT_YET = "unbiased or nearly, and not there after so many runs of the model"
 
 
 @dataclass(frozen=True)
@@ -204,77 +191,6 @@ def try_out(item: tuple[str, str], field: Field, config: FieldsConfig) -> dict[s
         return {"estimator": name, "refused": kind + str(error).splitlines()[0]}
 
 
-def gap_of(row: dict[str, Any], bound: str, evidence: dict[str, float]) -> Mean:
-    """How far a bound is below the reference; its error is that of both."""
-    found = Mean.read(row[bound])
-    return Mean(evidence["mean"] - found.mean, math.hypot(found.se, evidence["se"]), found.n)
-
-
-def is_learned(row: dict[str, Any], evidence: dict[str, float]) -> bool:
-    """Tell whether the tightest bound is near enough."""
-    return gap_of(row, "bound", evidence).mean <= max(NATS, SHARE * abs(evidence["mean"]))
-
-
-def shown(gap: Mean) -> str:
-    """A gap in nats; a guide that hardly ever draws some value may be any number of nats off there."""
-    return str(gap) if abs(gap.mean) < 1000 else f"{gap.mean:.1e} ± {gap.se:.1e}"
-
-
-def summary(programs: Sequence[dict[str, Any]], config: FieldsConfig) -> str:
-    """One line for each program."""
-    lines = []
-    for program in programs:
-        evidence, (untrained, *rows) = program["evidence"], program["rows"]
-        ran = [row for row in rows if "refused" not in row]
-        near = [row for row in ran if gap_of(row, "bound", evidence).mean <= NATS]
-        before = shown(gap_of(untrained, "bound", evidence))
-        lines.append(
-            [program["program"], f"{evidence['mean']:.4f}", before, len(near), len(ran), len(rows) - len(ran)]
-        )
-    head = ["program", "log p(data)", f"untrained gap of {config.samples:,}", f"within {NATS:g}", "of", "refuse"]
-    return table(head, lines)
-
-
-def section(program: dict[str, Any], config: FieldsConfig) -> list[str]:
-    """The part of the page about one program."""
-    evidence = program["evidence"]
-    ran = [row for row in program["rows"] if "refused" not in row]
-    trained = sorted(
-        (row for row in ran if row["estimator"] != UNTRAINED),
-        key=lambda row: gap_of(row, "few", evidence).mean,
-    )
-    lines = []
-    for row in [*(row for row in ran if row["estimator"] == UNTRAINED), *trained]:
-        cost = [f"{row[key]:.4g}" if key in row else "" for key in ("evaluations", "updates", "seconds")]
-        gaps = [gap_of(row, key, evidence) for key in ("elbo", "few", "bound")]
-        within = "yes" if gaps[-1].mean <= NATS else "1 %" if is_learned(row, evidence) else "no"
-        lines.append(
-            [row["estimator"], row.get("objective", ""), *cost, Mean.read(row["bound"]), *map(shown, gaps), within]
-        )
-    head = ["estimator", "objective", "runs an update", "updates", "seconds", f"bound of {config.samples:,}"]
-    head += ["gap of the ELBO", f"of {config.few}", f"of {config.samples:,}", f"within {NATS:g}"]
-    near = [row for row in trained if gap_of(row, "bound", evidence).mean <= NATS]
-    error = f" ± {evidence['se']:.4f}" if evidence["se"] else " (exact)"
-    about = (
-        f"{program['about']} log p(data) = {evidence['mean']:.4f}{error} nats: {program['how']}. "
-        f"{len(near)} of {len(trained)} estimators that run bring the bound of {config.samples:,} samples within "
-        f"{NATS:g} nat of it."
-    )
-    return [f"## {program['program']}", about, table(head, lines), *shortfalls(trained, program)]
-
-
-def shortfalls(trained: Sequence[dict[str, Any]], program: dict[str, Any]) -> list[str]:
-    """Who is not near, and why; and who refuses, with the line in which it does."""
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for row in trained:
-        if gap_of(row, "bound", program["evidence"]).mean > NATS:
-            reasons[WHY.get(row["objective"], NOT_YET)].append(row["estimator"])
-    for row in program["rows"]:
-        if "refused" in row:
-            reasons[f"refused: {row['refused']}"].append(row["estimator"])
-    return [f"{', '.join(names)}: {reason}." for reason, names in reasons.items()]
-
-
 def main(config: FieldsConfig) -> None:
     """Train all, judge all, and write."""
     config = config.resolved()
@@ -297,11 +213,12 @@ def main(config: FieldsConfig) -> None:
         "draws. A gap is the reference minus the bound; that of the ELBO shows the guide's family as well. Rows "
         f"go by the gap of {config.few} samples. Seconds are of the updates alone, by the clock."
     )
-    parts = [about, summary(programs, config)]
+    page = EvidencePage(config.few, config.samples)
+    parts = [about, page.summary(programs)]
     parts += [
         f"So many samples may make up for an untrained guide of a small program: there the gap of {config.few} "
         "samples and that of the ELBO tell estimators apart.",
-        *(part for program in programs for part in section(program, config)),
+        *(part for program in programs for part in page.section(program)),
     ]
     results.write(config.out, {**head, "programs": programs}, "Programs of other fields", parts)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scripts import is_estimate, module, refusal, run
 
+from common.evidence_page import NOT_YET, WHY, EvidencePage
 from experiments.programs import global_mixture
 from experiments.programs.interface import Field
 
@@ -126,7 +127,9 @@ def test_a_loss_that_is_no_number_ends_in_a_line(script, config):
     assert row == {"estimator": "vimco", "refused": "the loss is nan at update 2"}
 
 
-def test_the_page_sorts_and_says_who_is_near(script, config):
+def test_the_page_sorts_and_says_who_is_near():
+    page = EvidencePage(few=5, samples=100)
+
     def row(name, objective, elbo, few, bound, se=0.01):
         figures = {"elbo": elbo, "few": few, "bound": bound}
         facts = {"estimator": name, "objective": objective, "evaluations": 4.0, "updates": 9, "seconds": 1.0}
@@ -141,18 +144,18 @@ def test_the_page_sorts_and_says_who_is_near(script, config):
     evidence = {"mean": -20.0, "se": 0.03}
     program = {"program": "p", "about": "What it is.", "how": "by hand", "evidence": evidence, "rows": rows}
     untrained = row("(untrained)", "", -3000.0, -26.0, -22.0)
-    cells = script.summary([program | {"rows": [untrained, *rows]}], config).splitlines()[-1]
+    cells = page.summary([program | {"rows": [untrained, *rows]}]).splitlines()[-1]
     assert cells == "| p | -20.0000 | 2.00 ± 0.03 | 1 | 3 | 1 |"
-    with_untrained = script.section(program | {"rows": [untrained, *rows]}, config)[2].splitlines()
+    with_untrained = page.section(program | {"rows": [untrained, *rows]})[2].splitlines()
     assert "| 3.0e+03 ± 3.2e-02 |" in with_untrained[2]
-    heading, about, shown, *reasons = script.section(program, config)
+    heading, about, shown, *reasons = page.section(program)
     assert heading == "## p"
     assert "log p(data) = -20.0000 ± 0.0300 nats: by hand. 1 of 3 estimators" in about
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines()[2:]]
     assert [(line[0], line[-1]) for line in lines] == [("near", "yes"), ("per cent", "1 %"), ("far", "no")]
     assert lines[0][5:9] == ["-20.05 ± 0.01", "2.00 ± 0.03", "0.50 ± 0.03", "0.05 ± 0.03"]
     assert reasons == [
-        f"per cent: {script.WHY['exact']}.",
-        f"far: {script.NOT_YET}.",
+        f"per cent: {WHY['exact']}.",
+        f"far: {NOT_YET}.",
         "none: refused: site 'a': expected bits.",
     ]
