@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from discrete_vae.findings import Group, Line, Run, grouped, ranks, shown, verdict
 from discrete_vae.images import Images
 from discrete_vae.programs import ARCHITECTURES
-from discrete_vae.published import CLAIMS, OVERFITTING, TABLES, Table
+from discrete_vae.published import CLAIMS, OVERFITTING, TABLES, Claim, Table
 from vma_pyro._system.markdown import table
+from vma_pyro.evaluation import Mean
 
 REFERENCE = ("rloo", 2)  # differences are to it
 
@@ -36,7 +37,8 @@ def page(runs: Sequence[Run], variances: Sequence[dict[str, Any]]) -> list[str]:
     parts = [PROTOCOL]
     if any(ARCHITECTURES[group.model].values > 2 for group in groups):
         parts.append(CATEGORICAL)
-    parts += ["## What the papers claim", claims(groups), "## Published tables beside ours"]
+    parts += ["## What the papers claim", claims(groups), *why_not(groups, variances)]
+    parts.append("## Published tables beside ours")
     parts += [part for found in TABLES for part in beside(found, groups)] + [OVERFITTING]
     for group in groups:
         parts += [f"## {group.data}, {group.model}"]
@@ -51,23 +53,76 @@ def page(runs: Sequence[Run], variances: Sequence[dict[str, Any]]) -> list[str]:
     return parts
 
 
-def claims(groups: Sequence[Group]) -> str:
-    """Which ranking of the papers holds in which of our comparisons."""
+class Compared(NamedTuple):
+    """A claim in one of our comparisons."""
+
+    claim: Claim
+    group: Group
+    updates: int
+    difference: Mean | None  # None: no seed in both
+
+    @property
+    def where(self) -> str:
+        """Name data, model and length."""
+        return f"{self.group.data}, {self.group.model}, {self.updates:,} updates"
+
+
+def compared(groups: Sequence[Group]) -> list[Compared]:
+    """Find all claims that can be looked at in our runs."""
     rows = []
     for claim in CLAIMS:
         column = "train_bound" if claim.bound else "train_elbo"
         for group in groups:
             for updates in group.lengths():
-                found = [group.find(entry, updates) for entry in (claim.better, claim.worse)]
-                if found[0] is None or found[1] is None:
-                    continue
-                difference = found[0].minus(found[1], column, updates)
-                names = [f"{name}, K = {k}" for name, k in (claim.better, claim.worse)]
-                where = f"{group.data}, {group.model}, {updates:,} updates"
-                rows.append([claim.source, *names, where, shown(difference), verdict(difference)])
+                better, worse = (group.find(entry, updates) for entry in (claim.better, claim.worse))
+                if better is not None and worse is not None:
+                    rows.append(Compared(claim, group, updates, better.minus(worse, column, updates)))
+    return rows
+
+
+def claims(groups: Sequence[Group]) -> str:
+    """Which ranking of the papers holds in which of our comparisons."""
+    rows = [
+        [row.claim.source, *map(_label, row.claim[1:3]), row.where, shown(row.difference), verdict(row.difference)]
+        for row in compared(groups)
+    ]
     if not rows:
         return "None of these comparisons has been run yet."
     return table(["source", "better", "than", "here", "by, nats in training", "ranking"], rows)
+
+
+def why_not(groups: Sequence[Group], variances: Sequence[dict[str, Any]]) -> list[str]:
+    """What the variances along a trajectory say of rankings that are not agreed."""
+    lines = []
+    for row in compared(groups):
+        if not verdict(row.difference).startswith("not agreed"):
+            continue
+        for found in variances:
+            ratios = _ratios(found, row)
+            if ratios:
+                better, worse = _label(row.claim.better), _label(row.claim.worse)
+                lines.append(
+                    f"Not agreed, {row.where}: along the trajectory below the gradient of the guide by {better} has "
+                    f"{', '.join(ratios)} times the variance of that by {worse}."
+                )
+    return lines
+
+
+def _ratios(found: dict[str, Any], row: Compared) -> list[str]:
+    """How many times the variance of the one that should be worse the better one has, at each point."""
+    if (found["data"], found["model"]) != (row.group.data, row.group.model):
+        return []
+    at = {(r["estimator"], r["num_particles"], r["update"]): r["guide"]["variance"] for r in found["rows"]}
+    ratios = []
+    for update in sorted({r["update"] for r in found["rows"]}):
+        pair = [at.get((*entry, update)) for entry in (row.claim.better, row.claim.worse)]
+        if pair[0] is not None and pair[1]:
+            ratios.append(f"at update {update:,} {pair[0] / pair[1]:.2g}")
+    return ratios
+
+
+def _label(entry: tuple[str, int]) -> str:
+    return f"{entry[0]}, K = {entry[1]}"
 
 
 def beside(published: Table, groups: Sequence[Group]) -> list[str]:
