@@ -102,8 +102,8 @@ def why_not(groups: Sequence[Group], variances: Sequence[dict[str, Any]]) -> lis
             if ratios:
                 better, worse = _label(row.claim.better), _label(row.claim.worse)
                 lines.append(
-                    f"Not agreed, {row.where}: along the trajectory below the gradient of the guide by {better} has "
-                    f"{', '.join(ratios)} times the variance of that by {worse}."
+                    f"Not agreed, {row.where}: along the trajectory below the gradient of the guide by {better} "
+                    f"has {', '.join(ratios)} times the variance of that by {worse}."
                 )
     return lines
 
