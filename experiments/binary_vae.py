@@ -36,8 +36,8 @@ class BinaryVAEConfig:
     data_dir: Path | None = None
     """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder."""
     model: Literal["linear", "nonlinear", "two-layers", "8x4", "4x24", "8x16", "64x8", "10x30"] = "linear"
-    """200 bits with a linear map each way, with two hidden layers, two layers of bits; or so many latents of so
-    many values."""
+    """200 bits with a linear map each way, with two hidden layers, two layers of bits; or so many values
+    in each of so many latents."""
     estimator: tuple[str, ...] = ("disarm",)
     """Names of estimators in vma_pyro.infer.ESTIMATORS."""
     num_particles: tuple[int, ...] = (2,)

@@ -100,7 +100,7 @@ def test_sizes_of_the_papers():
     assert sizes.pop("nonlinear") == (200, 2, (200, 200), 1)
     assert sizes.pop("two-layers") == (200, 2, (), 2)
     for name, (latents, values, hidden, layers) in sizes.items():
-        assert (name, hidden, layers) == (f"{latents}x{values}", (256, 512), 1)
+        assert (name, hidden, layers) == (f"{values}x{latents}", (256, 512), 1)
 
 
 def gradients(names, values, steps, *, wait):
@@ -249,3 +249,10 @@ def test_all_kinds_of_estimators_train_all_models(data_folder, tmp_path):
         for one, other in zip(before.loss_fn.parameters(), after.loss_fn.parameters(), strict=True):
             assert not torch.equal(one, other)
     assert set(ESTIMATORS) >= {"arms", "vimco", "reinmax", "rloo"}
+
+
+def test_categorical_models_are_named_by_values_and_latents():
+    """The 4x24 of the papers has 48 bits of information, the 64x8 as many."""
+    for name, bits in (("8x4", 12), ("4x24", 48), ("8x16", 48), ("64x8", 48)):
+        architecture = programs.ARCHITECTURES[name]
+        assert architecture.values**architecture.latents == 2**bits

@@ -52,8 +52,8 @@ class Architecture:
     prior_rate: float = 1e-2
 
 
-def categorical(latents: int, values: int, optimizer: str, rate: float) -> Architecture:
-    """The networks of the straight-through papers."""
+def categorical(values: int, latents: int, optimizer: str, rate: float) -> Architecture:
+    """The networks of the straight-through papers, which name them by values and latents: 4x24 has 48 bits."""
     return Architecture(latents, values, (256, 512), slope=0.0, batch=100, rate=rate, optimizer=optimizer)
 
 
