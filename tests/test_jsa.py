@@ -107,7 +107,7 @@ def test_values_are_kept_by_position_and_in_the_state():
                 torch.testing.assert_close(elbo.chains.values["z"][batches[0]], before)
             elbo.loss_and_grads(*mixture(rows_, x[rows_], size, logits=logits))
             before = elbo.chains.values["z"][batches[0]].clone()
-    assert elbo.chains.met.all()
+    assert all(met.all() for met in elbo.chains.met.values())
     assert set(elbo.chains.values) == {"a", "z"}
 
     net = torch.nn.ModuleDict()
@@ -164,7 +164,7 @@ def test_two_batch_plates_and_a_vector():
     for _ in range(3):
         elbo.loss_and_grads(lambda: program(torch.zeros(2, 3)), lambda: program(None))
     assert elbo.chains.values["b"].shape == (20, 2, 3)
-    met = elbo.chains.met.nonzero().flatten().tolist()
+    met = elbo.chains.met["b"].nonzero().flatten().tolist()
     assert met == sorted(5 * o + i for o in outer.tolist() for i in inner.tolist())
 
 
@@ -249,4 +249,109 @@ def test_it_is_not_recorded():
 
     with pytest.raises(RuntimeError, match="^JSA: expected an update that is run"):
         make_fx(update)(x)
-    assert elbo.chains.met is None
+    assert elbo.chains.met == {}
+
+
+def three(positions, *, mask=None, factor=False, x=None, size=4):
+    """One of three values, whose posterior is the last one for x = 6."""
+    x = torch.full((len(positions),), 6.0) if x is None else x
+    logits = torch.zeros(3, requires_grad=True)
+
+    def program(observe):
+        with pyro.plate("data", size, subsample=positions), pyro.poutine.mask(mask=True if mask is None else mask):
+            z = pyro.sample("z", dist.Categorical(logits=logits.expand(len(positions), 3)))
+            if observe and factor:
+                pyro.factor("x", dist.Normal(3.0 * z, 0.5).log_prob(x))
+            elif observe:
+                pyro.sample("x", dist.Normal(3.0 * z, 0.5), obs=x)
+
+    return (lambda *_: program(True)), (lambda *_: program(False))
+
+
+def test_padding_leaves_the_chain_of_its_position_alone():
+    """A row that is masked entirely names a datapoint: in the same batch, and in the next."""
+    torch.manual_seed(0)
+    elbo = JSA(1)
+    for _ in range(40):
+        elbo.loss_and_grads(*three(torch.tensor([0, 1])))
+    for batch in ([0, 0], [2, 0], [0, 3]):
+        mask = torch.tensor([batch[0] == 0 and batch[1] != 3, False])
+        for _ in range(20):
+            elbo.loss_and_grads(*three(torch.tensor(batch), mask=mask))
+            assert elbo.chains.values["z"][0] == 2
+    assert not elbo.chains.met["z"][2:].any()
+
+
+@pytest.mark.parametrize("factor", [False, True])
+def test_other_data_are_seen_in_arguments_as_well(factor):
+    """A likelihood by `pyro.factor` observes nothing; and after a checkpoint, too."""
+    positions = torch.arange(4)
+
+    def without_positions(x):
+        def program(observe):
+            with pyro.plate("data", 4):
+                z = pyro.sample("z", dist.Categorical(logits=torch.zeros(3, requires_grad=True)))
+                if observe:
+                    fn = dist.Normal(3.0 * z, 0.5)
+                    pyro.factor("f", fn.log_prob(x)) if factor else pyro.sample("x", fn, obs=x)
+
+        return (lambda x: program(True)), (lambda x: program(False))
+
+    zeros, sixes = torch.zeros(4), torch.full((4,), 6.0)
+    elbo = JSA(2)
+    elbo.loss_and_grads(*without_positions(zeros), zeros)
+    elbo.loss_and_grads(*without_positions(zeros), zeros)
+    again = JSA(2)
+    again.chains.load_state_dict(elbo.chains.state_dict())
+    for one in (elbo, again):
+        with pytest.raises(ValueError, match="expected the same data in every draw"):
+            one.loss_and_grads(*without_positions(sixes), sixes)
+    again.chains.load_state_dict(elbo.chains.state_dict())
+    again.loss_and_grads(*without_positions(zeros), zeros)
+    elbo.loss_and_grads(*three(positions, x=zeros, factor=factor))  # positions say which is which
+    elbo.loss_and_grads(*three(positions, x=sixes, factor=factor))
+
+
+def test_a_deterministic_value_is_no_data():
+    elbo = JSA(2)
+
+    def program(observe):
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.Categorical(logits=torch.zeros(3, requires_grad=True)))
+            pyro.deterministic("twice", 2 * z)
+            if observe:
+                pyro.sample("x", dist.Normal(3.0 * z, 0.5), obs=torch.zeros(4))
+
+    for _ in range(5):
+        elbo.loss_and_grads(lambda: program(True), lambda: program(False))
+
+
+def test_a_site_that_a_datapoint_has_not_met_is_drawn():
+    """Sequences of two steps, then of four, of latents that cannot be zero."""
+    pyro.enable_validation(True)
+    elbo = JSA(2)
+
+    def program(positions, steps, observe):
+        with pyro.plate("data", 4, subsample=positions):
+            for t in range(steps):
+                rate = torch.ones(len(positions), requires_grad=True)
+                h = pyro.sample(f"h_{t}", dist.Gamma(2.0 * rate, 1.0))
+                if observe:
+                    pyro.sample(f"x_{t}", dist.Normal(h, 1.0), obs=torch.ones(len(positions)))
+
+    for positions, steps in (([0, 1], 2), ([2, 3], 4), ([0, 3], 4)):
+        index = torch.tensor(positions)
+        loss = elbo.loss_and_grads(
+            lambda i=index, s=steps: program(i, s, True), lambda i=index, s=steps: program(i, s, False)
+        )
+        assert math.isfinite(loss)
+    assert elbo.chains.met["h_3"].tolist() == [True, False, True, True]
+
+
+def test_positions_that_cannot_be():
+    with pytest.raises(ValueError, match="^plate 'data': expected positions below its size 4, got 7$"):
+        JSA(2).loss_and_grads(*three(torch.tensor([0, 7])))
+    elbo = JSA(2, batch_plates=())
+    elbo.loss_and_grads(*three(torch.arange(4)))
+    with pytest.raises(ValueError, match="^plate 'data': expected its elements in order"):
+        elbo.loss_and_grads(*three(torch.tensor([3, 2, 1, 0])))

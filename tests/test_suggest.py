@@ -67,6 +67,21 @@ def test_programs_and_random_stream_are_left_as_they_were():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_programs_that_fail_in_their_own_way_are_left_out():
+    """An assertion on the type of a value is no error of ours, and no end of the advice."""
+
+    def particular(x):
+        means = pyro.param("means", torch.tensor([-1.0, 0.3, 1.2]))
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Categorical(logits=torch.zeros(3)))
+            assert a.dtype == torch.long
+            pyro.sample("x", dist.Normal(means[a], 0.7), obs=x)
+
+    found = suggest(particular, assignment, X, estimators=("reinmax", "rloo"), draws=2)
+    assert [row.estimator for row in found.ranked()] == ["rloo"]
+    assert found.left_out["reinmax"].startswith("AssertionError: ")
+
+
 def gaussian(x):
     loc = pyro.param("loc", torch.zeros(8))
     with pyro.plate("data", len(x)):
@@ -78,6 +93,7 @@ def gaussian(x):
     [
         ((gaussian, gaussian), {}, "^guide: expected a discrete site, found none; without one all gradients are"),
         ((points, assignment), {"estimators": ("disarm",)}, "^estimators: expected one that fits the program"),
+        ((points, assignment), {"estimators": "rloo"}, "^estimators: expected a sequence of names, got 'rloo'$"),
         ((points, assignment), {"draws": 1}, "^draws: expected at least 2, got 1$"),
         ((points, assignment), {"estimators": ("vimcoo",)}, "^estimators: expected names among .* got 'vimcoo'$"),
     ],

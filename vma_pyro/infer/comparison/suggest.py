@@ -103,6 +103,8 @@ def suggest(
         ValueError: a guide without discrete sites, or without parameters in their probabilities; unknown names; no
             estimator that runs, with the reasons.
     """
+    if isinstance(estimators, str):
+        raise ValueError(f"estimators: expected a sequence of names, got {estimators!r}")
     for name in estimators:
         if name not in ESTIMATORS:
             raise ValueError(f"estimators: expected names among {', '.join(ESTIMATORS)}, got {name!r}")
@@ -164,8 +166,9 @@ def applicable(
             # Whatever a program does not support shows in one draw.
             evaluations_of(copy.deepcopy(build(name, max(2, evaluations))), model, guide, args, kwargs)
             found |= matched([name], build, evaluations, model, guide, args, kwargs)
-        except PROGRAM_ERRORS as error:
-            left_out[name] = first_line(error)
+        except Exception as error:  # whatever programs may raise where values are read otherwise
+            told = first_line(error)
+            left_out[name] = told if isinstance(error, PROGRAM_ERRORS) else f"{type(error).__name__}: {told}"
     if not found:
         raise ValueError(f"estimators: expected one that fits the program, none does: {left_out}")
     return found, left_out

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from vma_pyro.infer.engine.plates import PARTICLES, Layout
 
 
 class Chains(nn.Module):
-    """The values [N, rest, event] of each site at N datapoints, and which datapoints have been met.
+    """The values [N, rest, event] of each site at N datapoints, and which datapoints have met it.
 
     They are in `state_dict`, and so in checkpoints; before the first draw there are none.
     """
@@ -24,30 +25,30 @@ class Chains(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.values: dict[str, Tensor] = {}
-        self.met: Tensor | None = None  # [N]
-        self.data: dict[str, Tensor] = {}  # observed values of the last draw, where they are the whole data
+        self.met: dict[str, Tensor] = {}  # [N]
+        self.data: dict[str, Tensor] = {}  # of the last draw, where it is the whole data
+        self.digests: dict[str, Tensor] = {}  # of such data before a checkpoint
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        if self.met is not None:
-            destination[f"{prefix}met"] = self.met
-            destination.update({f"{prefix}values.{name}": value for name, value in self.values.items()})
+        digests = self.digests | {name: _digest(value) for name, value in self.data.items()}
+        for kind, tensors in (("values", self.values), ("met", self.met), ("digests", digests)):
+            destination.update({f"{prefix}{kind}.{name}": value for name, value in tensors.items()})
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
-        start = f"{prefix}values."
-        self.met = state_dict[f"{prefix}met"].clone() if f"{prefix}met" in state_dict else None
-        self.values = {
-            key.removeprefix(start): value.clone() for key, value in state_dict.items() if key.startswith(start)
-        }
+        self.data = {}
+        for kind in ("values", "met", "digests"):
+            start = f"{prefix}{kind}."
+            found = {k.removeprefix(start): v.clone() for k, v in state_dict.items() if k.startswith(start)}
+            setattr(self, kind, found)
 
     def write(self, rows: Int64[Tensor, " B"], size: int, values: Mapping[str, Tensor]) -> None:
         """Keep values [B, rest, event] of the datapoints at these rows."""
-        if self.met is None:
-            self.met = torch.zeros(size, dtype=torch.bool, device=rows.device)
         for name, value in values.items():
             if name not in self.values:
                 self.values[name] = value.new_zeros(size, *value.shape[1:])
+                self.met[name] = torch.zeros(size, dtype=torch.bool, device=rows.device)
             self.values[name][rows] = value
-        self.met[rows] = True
+            self.met[name][rows] = True
 
     def check_same_data(self, data: Mapping[str, Tensor], plates: tuple[str, ...]) -> None:
         """Refuse data that change though the plates say that they are all there is.
@@ -55,10 +56,13 @@ class Chains(nn.Module):
         Which datapoint is which is then unknown, and a value that was kept for one would go on at another.
         """
         for name, value in data.items():
-            before = self.data.get(name)
-            if before is not None and not (before.shape == value.shape and torch.equal(before, value)):
+            before, digest = self.data.get(name), self.digests.get(name)
+            same = before is None or (before.shape == value.shape and torch.equal(before, value))
+            if before is None and digest is not None:
+                same = torch.equal(digest.cpu(), _digest(value))
+            if not same:
                 raise ValueError(
-                    f"site '{name}': expected the same data in every draw, or their positions in the whole data "
+                    f"{name}: expected the same data in every draw, or their positions in the whole data "
                     f"set, as pyro.plate({', '.join(map(repr, plates)) or repr('data')}, N, subsample=positions), "
                     "got other data; values are kept for each datapoint"
                 )
@@ -70,12 +74,12 @@ class Chains(nn.Module):
         Raises:
             ValueError: another data set, or other values, than those that are kept.
         """
-        if self.met is None or name not in self.values:
+        if name not in self.values:
             return like, torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        self.met, kept = self.met.to(rows.device), self.values[name].to(like.device)
-        if len(self.met) != size:
+        met, kept = self.met[name].to(rows.device), self.values[name].to(like.device)
+        if len(met) != size:
             raise ValueError(
-                f"batch_plates: expected plates of {len(self.met)} datapoints in all, as the values that are kept "
+                f"batch_plates: expected plates of {len(met)} datapoints in all, as the values that are kept "
                 f"from earlier draws, got {size}"
             )
         if kept.shape[1:] != like.shape[1:] or kept.dtype != like.dtype:
@@ -83,8 +87,27 @@ class Chains(nn.Module):
                 f"site '{name}': expected values {list(kept.shape[1:])} of {kept.dtype} for a datapoint, as those "
                 f"that are kept from earlier draws, got {list(like.shape[1:])} of {like.dtype}"
             )
-        self.values[name] = kept
-        return kept[rows], self.met[rows]
+        self.met[name], self.values[name] = met, kept
+        return kept[rows], met[rows]
+
+
+def _digest(value: Tensor) -> Tensor:
+    """Digest data into a few numbers, for a checkpoint."""
+    plain = value.detach().cpu().contiguous()
+    told = f"{plain.dtype} {list(plain.shape)}".encode() + plain.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return torch.frombuffer(bytearray(hashlib.sha256(told).digest()), dtype=torch.int64).clone()
+
+
+def tensors_in(tree: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    """Find all tensors among arguments, with a name for each."""
+    if isinstance(tree, Tensor):
+        yield path, tree.detach()
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from tensors_in(value, f"{path} {key!r}")
+    elif isinstance(tree, tuple | list):
+        for position, value in enumerate(tree):
+            yield from tensors_in(value, f"{path} {position}")
 
 
 class Keep(DetachValues):
@@ -104,7 +127,7 @@ class Keep(DetachValues):
         self.are_named = False  # whether the program itself says which datapoints these are
 
     def _pyro_sample(self, msg: Message) -> None:
-        if type(msg["fn"]).__name__ == "_Subsample":
+        if type(msg["fn"]).__name__ == "_Subsample" and msg["name"] in self.layout.batch_plates:
             chosen = msg["value"] is not None or msg["fn"].subsample_size not in (None, msg["fn"].size)
             self.are_named = self.are_named or chosen
         was_open = is_open(msg)
@@ -124,8 +147,19 @@ class Keep(DetachValues):
         msg["value"] = layout.in_place(msg, self.drawn[msg["name"]].reshape(moved.shape))
 
     def _pyro_post_sample(self, msg: Message) -> None:
-        if type(msg["fn"]).__name__ == "_Subsample":
-            self.positions[msg["name"]] = torch.as_tensor(msg["value"])
+        if type(msg["fn"]).__name__ != "_Subsample":
+            return
+        name, positions = msg["name"], torch.as_tensor(msg["value"])
+        if name not in self.layout.batch_plates and positions.tolist() != list(range(len(positions))):
+            raise ValueError(
+                f"plate '{name}': expected its elements in order, as their values are kept by place within the "
+                "datapoint, got others; name it in batch_plates, or give it no subsample"
+            )
+        if len(positions) and not -msg["fn"].size <= positions.min() <= positions.max() < msg["fn"].size:
+            raise ValueError(
+                f"plate '{name}': expected positions below its size {msg['fn'].size}, got {positions.max().item()}"
+            )
+        self.positions[name] = positions % msg["fn"].size
 
     def _find_rows(self, msg: Message, layout: Layout) -> None:
         """Number the datapoints of this draw among all."""
@@ -149,5 +183,6 @@ class Observed(Messenger):
     def _pyro_post_sample(self, msg: Message) -> None:
         if msg["type"] != "sample" or not msg["is_observed"] or isinstance(msg["fn"], Unit):
             return
-        if isinstance(msg["value"], Tensor) and type(msg["fn"]).__name__ != "_Subsample":
-            self.values[msg["name"]] = msg["value"].detach()
+        is_data = not msg["infer"].get("_deterministic") and type(msg["fn"]).__name__ != "_Subsample"
+        if is_data and isinstance(msg["value"], Tensor):
+            self.values[f"site '{msg['name']}'"] = msg["value"].detach()

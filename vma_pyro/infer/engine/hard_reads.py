@@ -11,9 +11,9 @@ from torch.overrides import TorchFunctionMode
 
 from vma_pyro.infer.engine.checks import is_function_of
 
-ROUNDING = ("round", "floor", "ceil", "trunc", "sign", "argmax")
+ROUNDING = ("round", "floor", "ceil", "trunc", "sign", "sgn", "argmax", "argsort", "topk", "logical_not")
 CASTS = ("long", "int", "short", "byte", "bool", "to", "type", "type_as")
-COMPARISONS = ("eq", "ne", "gt", "ge", "lt", "le")
+COMPARISONS = ("eq", "ne", "gt", "ge", "lt", "le", "isclose", "logical_and", "logical_or")
 
 
 class HardReads(TorchFunctionMode):
@@ -35,16 +35,22 @@ class HardReads(TorchFunctionMode):
         """Run the function, and look at it."""
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").strip("_")
-        rounds = name in ROUNDING or (name in CASTS and not _is_floating(result))
-        if (rounds or name in COMPARISONS) and args and isinstance(args[0], Tensor) and args[0].requires_grad:
-            self._check(name, args[0], rounds)
+        rounds = name in ROUNDING or (name in CASTS and isinstance(result, Tensor) and not _is_floating(result))
+        rounds = rounds or (name == "max" and isinstance(result, tuple))  # with the position of the largest
+        if rounds or name in COMPARISONS:
+            for read in (*args, *(kwargs or {}).values()):
+                if isinstance(read, Tensor):
+                    self._check(name, read, rounds)
         return result
 
     def _check(self, operation: str, read: Tensor, rounds: bool) -> None:
         """Refuse to round what depends on weights, and to compare them themselves, or a part of them."""
         for name, weights in self.weights.items():
-            same = read is weights or read._base is weights
-            if (same and not _is_validation()) or (rounds and is_function_of(read, weights)):
+            base = read._base
+            same = read is weights or (base is not None and (base is weights or base is weights._base))
+            if (same and not _is_validation()) or (
+                rounds and read.requires_grad and is_function_of(read, weights)
+            ):
                 raise ValueError(
                     f"site '{name}': expected a program that reads its weights as numbers, with a gradient, got "
                     f"one that rounds or compares them ({operation})"

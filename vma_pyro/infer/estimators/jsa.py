@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vma_pyro.infer.engine.chains import Chains, Keep, Observed
+from vma_pyro.infer.engine.chains import Chains, Keep, Observed, tensors_in
 from vma_pyro.infer.engine.estimator import Estimate, Estimator, PlateOptions
 from vma_pyro.infer.engine.first_look import is_recorded
 from vma_pyro.infer.engine.handlers import DetachValues
@@ -34,7 +34,8 @@ class JSA(Estimator):
 
     The last values of each datapoint are kept by its position in the data set, that of the batch plates:
     `pyro.plate("data", N, subsample=positions)`. They are in `elbo(model, guide).state_dict()`. They move when
-    `loss_and_grads` or the module is called in training mode; `loss` does not use them.
+    `loss_and_grads` or the module is called in training mode; `loss` does not use them. One objective is for one
+    pair of programs.
 
     Args:
         num_particles: K steps, each with a proposal of its own; K + 1 runs of the model.
@@ -72,13 +73,16 @@ class JSA(Estimator):
         keep, observed = Keep(self.chains, Layout(self.batch_plates, nesting)), Observed()
         watched = replace(programs, model=observed(programs.model))
         particles = self._draw(watched, self.num_particles + 1, handlers=[keep], nesting=nesting)
-        if not keep.are_named:
-            self.chains.check_same_data(observed.values, self.batch_plates)
+        if not keep.are_named and self.chains.training:
+            arguments = dict(tensors_in(programs.as_given, "arguments"))
+            self.chains.check_same_data(observed.values | arguments, self.batch_plates)
         log_w = particles.log_weights.detach()  # [K + 1, B]
         share, last = walk(log_w, self.uniform(log_w[1:]))
         if self.chains.training:
-            rows = torch.arange(log_w.shape[1], device=log_w.device)
-            self.chains.write(keep.rows, keep.size, {n: v[last, rows] for n, v in keep.drawn.items()})
+            # A datapoint that is masked entirely, such as padding, has learned nothing.
+            rows = particles.live.any(0).nonzero().flatten()
+            kept = {name: value[last[rows], rows] for name, value in keep.drawn.items()}
+            self.chains.write(keep.rows.to(rows.device)[rows], keep.size, kept)
         surrogate = weighted(share, finite(particles.log_p) + finite(particles.log_q)).sum()
         return Estimate(log_mean_exp(log_w[1:]), surrogate, particles.scale)
 

@@ -57,8 +57,10 @@ class MeasureValued(Estimator):
         particles = self._draw(programs, changes.particles, handlers=[changes], nesting=nesting)
         log_w, K = particles.log_weights, self.num_particles
         scores = {score.name: score for score in particles.scores}
-        for name in sorted(set(scores) - {site.name for site in changes.sites}):
-            raise ValueError(f"site '{name}': expected a finite support to change values in, got none")
+        for name in sorted(set(scores) ^ {site.name for site in changes.sites}):
+            raise ValueError(
+                f"site '{name}': expected in every run of the guide, as values are changed in it, found in some"
+            )
         f, live = (t.unflatten(0, (-1, K)) for t in (log_w.detach(), particles.live))  # [R, K, B]
         live = live[0]
         weights, surrogate = torch.zeros_like(f), torch.zeros_like(f[0, 0, 0])

@@ -81,7 +81,8 @@ class RelaxedELBO(Estimator):
 
     def _estimate(self, programs: Programs) -> Estimate:
         relax = Relax(self.sites, self.temperature, self.relaxation)
-        with relax.reading("RelaxedELBO"), HardReads(relax.weights):
+        # With a gradient, also where the loss alone is wanted: it shows what depends on weights.
+        with relax.reading("RelaxedELBO"), HardReads(relax.weights), torch.enable_grad():
             # Plates are counted in the programs as they are: those under a handler are new each time.
             nesting = self._nesting(programs)
             particles = self._draw(programs.under(relax), self.num_particles, nesting=nesting)
