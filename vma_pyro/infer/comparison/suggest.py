@@ -19,7 +19,7 @@ from vma_pyro.infer.engine.first_look import PlateNesting
 from vma_pyro.infer.engine.plates import PyroProgram
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.running import PROGRAM_ERRORS
-from vma_pyro.infer.estimators.registry import ESTIMATORS, make
+from vma_pyro.infer.estimators.registry import ESTIMATORS, SOFT, make
 
 GROUPS = ("discrete guide", "shared")  # where estimators differ most; the first that there is
 BEST = 5
@@ -151,13 +151,19 @@ def applicable(
         ValueError: none that runs.
     """
     nesting = PlateNesting()(programs)
-    finite = [s.name for s in find_sites(programs, batch_plates).discrete if s.size is not None]
-    chosen = site or (finite[0] if finite else "")
+    discrete = find_sites(programs, batch_plates).discrete
+    finite = [s.name for s in discrete if s.size is not None]
+    every = [s.name for s in discrete]
+    chosen = site or (finite or every or [""])[0]
     model, guide, args, kwargs = programs.model, programs.guide, programs.args, dict(programs.kwargs)
     found: dict[str, ELBO] = {}
     left_out: dict[str, str] = {}
     for name in names:
-        of: str | Sequence[str] = tuple(finite) if name == "exact" and len(finite) > 1 else chosen
+        of: str | Sequence[str] = chosen
+        if name == "exact" and len(finite) > 1:
+            of = tuple(finite)
+        elif name in SOFT and site is None and every:
+            of = tuple(every)  # bits and vectors as well
 
         def build(name: str, k: int, of: str | Sequence[str] = of) -> Any:
             return make(name, k, site=of, max_plate_nesting=nesting, batch_plates=batch_plates)

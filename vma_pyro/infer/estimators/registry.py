@@ -133,6 +133,12 @@ ESTIMATORS: dict[str, Build] = {name: functools.partial(_build, name) for name i
 # Names of those for binary values alone, which refuse a categorical site such as an address.
 BINARY = frozenset(name for name, (kind, _) in _ENTRIES.items() if getattr(kind, "values", "any") == "binary")
 
+# Names of those that show programs weights in the place of values, or differentiate with respect to values; they
+# take any number of sites.
+SOFT = frozenset(
+    name for name, (kind, _) in _ENTRIES.items() if issubclass(kind, RelaxedELBO | RelaxedControlELBO | RODEO)
+)
+
 
 def make(
     name: str,
