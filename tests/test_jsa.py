@@ -355,3 +355,28 @@ def test_positions_that_cannot_be():
     elbo.loss_and_grads(*three(torch.arange(4)))
     with pytest.raises(ValueError, match="^plate 'data': expected its elements in order"):
         elbo.loss_and_grads(*three(torch.tensor([3, 2, 1, 0])))
+
+
+def test_parameters_and_missing_values_among_the_arguments():
+    """Trained parameters, an annealed number, and data of which some are missing are no other data."""
+    x = torch.tensor([0.0, math.nan, 3.0])
+    logits = torch.zeros(3, 3, requires_grad=True)
+    live = ~x.isnan()
+
+    def model(logits, x, beta):
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Categorical(logits=torch.zeros(3)))
+            fn = dist.Normal(3.0 * z, 1.0 / beta).mask(live)
+            pyro.sample("x", fn, obs=torch.where(live, x, 0.0))
+
+    def guide(logits, x, beta):
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Categorical(logits=logits))
+
+    elbo = JSA(2)
+    for step in range(1, 4):
+        elbo.loss_and_grads(model, guide, logits, x, torch.tensor(step / 4))
+        with torch.no_grad():
+            logits += 0.1
+    with pytest.raises(ValueError, match="^(arguments 0 1|site 'x'): expected the same data"):
+        elbo.loss_and_grads(model, guide, logits, x + 1, torch.tensor(1.0))

@@ -57,7 +57,7 @@ class Chains(nn.Module):
         """
         for name, value in data.items():
             before, digest = self.data.get(name), self.digests.get(name)
-            same = before is None or (before.shape == value.shape and torch.equal(before, value))
+            same = before is None or _is_same(before, value)
             if before is None and digest is not None:
                 same = torch.equal(digest.cpu(), _digest(value))
             if not same:
@@ -91,6 +91,11 @@ class Chains(nn.Module):
         return kept[rows], met[rows]
 
 
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Compare data, of which some may be missing (NaN)."""
+    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
+
+
 def _digest(value: Tensor) -> Tensor:
     """Digest data into a few numbers, for a checkpoint."""
     plain = value.detach().cpu().contiguous()
@@ -99,9 +104,10 @@ def _digest(value: Tensor) -> Tensor:
 
 
 def tensors_in(tree: Any, path: str) -> Iterator[tuple[str, Tensor]]:
-    """Find all tensors among arguments, with a name for each."""
+    """Find what may be data among arguments, with a name for each: neither parameters nor single numbers."""
     if isinstance(tree, Tensor):
-        yield path, tree.detach()
+        if tree.dim() and not tree.requires_grad:
+            yield path, tree
     elif isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from tensors_in(value, f"{path} {key!r}")
