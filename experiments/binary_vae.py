@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from common.train import Stopped
 from discrete_vae.images import load
+from discrete_vae.programs import ModelName
 from discrete_vae.runs import Job, Schedule, train
 from vma_pyro import cli
 from vma_pyro._system import lock
@@ -35,9 +36,10 @@ class BinaryVAEConfig:
     """Images, binary already."""
     data_dir: Path | None = None
     """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder."""
-    model: Literal["linear", "nonlinear", "two-layers", "8x4", "4x24", "8x16", "64x8", "10x30"] = "linear"
-    """200 bits with a linear map each way, with two hidden layers, two layers of bits; or so many values
-    in each of so many latents."""
+    model: ModelName = "linear"
+    """200 bits with a linear map each way, with two hidden layers, with these as the authors of RODEO train them
+    (batches of 100, Adam at 1e-3, a fixed prior, images not centred), two layers of bits; or so many values in
+    each of so many latents."""
     estimator: tuple[str, ...] = ("disarm",)
     """Names of estimators in vma_pyro.infer.ESTIMATORS."""
     num_particles: tuple[int, ...] = (2,)

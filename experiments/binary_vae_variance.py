@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from common import results
 from discrete_vae.images import Batches, Images, load
+from discrete_vae.programs import ModelName
 from discrete_vae.runs import Job, Schedule, Training, make_elbo, train
 from discrete_vae.variance import measure
 from vma_pyro import cli
@@ -40,7 +41,7 @@ class VarianceConfig:
     """Images, binary already."""
     data_dir: Path | None = None
     """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder."""
-    model: Literal["linear", "nonlinear", "two-layers", "8x4", "4x24", "8x16", "64x8", "10x30"] = "linear"
+    model: ModelName = "linear"
     """As in `binary_vae.py`."""
     trajectory: str = "disarm"
     """The estimator that trains, with 2 particles."""

@@ -97,10 +97,24 @@ def test_a_categorical_program_reads_integers_as_one_hot_values():
 def test_sizes_of_the_papers():
     sizes = {name: (a.latents, a.values, a.hidden, a.layers) for name, a in programs.ARCHITECTURES.items()}
     assert sizes.pop("linear") == (200, 2, (), 1)
-    assert sizes.pop("nonlinear") == (200, 2, (200, 200), 1)
+    assert sizes.pop("nonlinear") == sizes.pop("nonlinear-rodeo") == (200, 2, (200, 200), 1)
     assert sizes.pop("two-layers") == (200, 2, (), 2)
     for name, (latents, values, hidden, layers) in sizes.items():
         assert (name, hidden, layers) == (f"{values}x{latents}", (256, 512), 1)
+
+
+def test_the_protocol_of_the_authors_of_rodeo(data_folder):
+    """Images are not centred, and the prior stays uniform."""
+    found = images.load("mnist", data_folder)
+    training = runs.Training(runs.Job("mnist", "nonlinear-rodeo", "rodeo", 2, 0), found)
+    for _ in range(2):
+        training.step()
+    model, guide, _ = training.programs
+    assert training.batches.size == 100
+    assert not model.prior.any()
+    assert not guide.mean.any()
+    assert {group["lr"] for optimizer in training.optimizers for group in optimizer.param_groups} == {1e-3}
+    assert runs.Training(runs.Job("mnist", "nonlinear", "rloo", 2, 0), found).programs.guide.mean.any()
 
 
 def gradients(names, values, steps, *, wait):

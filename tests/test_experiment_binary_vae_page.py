@@ -78,7 +78,7 @@ def test_verdicts(values, expected):
 
 def test_published_figures_stand_beside_ours_and_say_what_is_recalled():
     runs = [
-        made(name, s, [v - s], model="nonlinear")
+        made(name, s, [v - s], model="nonlinear-rodeo")
         for name, v in (("disarm", -99.0), ("double-cv", -101.0))
         for s in (0, 1)
     ]

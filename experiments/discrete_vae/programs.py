@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 BITS = 200
+ModelName = Literal["linear", "nonlinear", "nonlinear-rodeo", "two-layers", "8x4", "4x24", "8x16", "64x8", "10x30"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Architecture:
         batch: images per update.
         rate: of the optimizer.
         optimizer: class in `torch.optim`.
-        prior_rate: of plain gradient descent on the prior's logits.
+        prior_rate: of plain gradient descent on the prior's logits; 0 leaves them at 0.
+        centred: whether the encoder sees images minus their mean.
     """
 
     latents: int = BITS
@@ -50,6 +52,7 @@ class Architecture:
     rate: float = 1e-4
     optimizer: str = "Adam"
     prior_rate: float = 1e-2
+    centred: bool = True
 
 
 def categorical(values: int, latents: int, optimizer: str, rate: float) -> Architecture:
@@ -57,9 +60,10 @@ def categorical(values: int, latents: int, optimizer: str, rate: float) -> Archi
     return Architecture(latents, values, (256, 512), slope=0.0, batch=100, rate=rate, optimizer=optimizer)
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[ModelName, Architecture] = {
     "linear": Architecture(),
     "nonlinear": Architecture(hidden=(200, 200)),
+    "nonlinear-rodeo": Architecture(hidden=(200, 200), batch=100, rate=1e-3, prior_rate=0.0, centred=False),
     "two-layers": Architecture(layers=2),
     "8x4": categorical(8, 4, "Adam", 5e-4),
     "4x24": categorical(4, 24, "RAdam", 5e-4),
@@ -94,6 +98,7 @@ def build(architecture: Architecture, mean: Float[Tensor, " P"]) -> Programs:
         last: nn.Linear = list(up.modules())[-1]  # type: ignore[assignment]
         last.bias.copy_(mean.clamp(1e-3, 1 - 1e-3).logit())
     down = network([pixels, *a.hidden[::-1], a.latents], a.slope)
+    mean = mean if a.centred else torch.zeros_like(mean)
     if a.layers == 1:
         return Programs(BinaryModel(up, a.latents), BinaryGuide(down, mean), ("b",))
     between = [network([a.latents, *a.hidden, a.latents], a.slope) for _ in range(2)]

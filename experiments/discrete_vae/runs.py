@@ -166,7 +166,7 @@ def make_optimizers(loss_fn: nn.Module, programs: Programs, model: str) -> list[
     kind = getattr(torch.optim, architecture.optimizer)
     fused = {"fused": True} if kind is torch.optim.Adam else {}
     found = [kind(networks, architecture.rate, **fused)]
-    if prior is not None:
+    if prior is not None and architecture.prior_rate:
         found.append(torch.optim.SGD([prior], architecture.prior_rate))
     if learned:
         found.append(torch.optim.Adam(learned, LEARNED_RATE, fused=True))

@@ -162,7 +162,8 @@ class HardBernoulli(SoftBernoulli):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw bits, the start of a graph."""
-        return self.rsample(sample_shape).detach().requires_grad_()
+        on = self.logits.detach().sigmoid().expand(*sample_shape, *self.logits.shape)
+        return (torch.rand_like(on) < on).to(on).requires_grad_()
 
 
 class Harden(Relax):

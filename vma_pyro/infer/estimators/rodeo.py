@@ -97,7 +97,7 @@ class RODEO(Estimator):
             gradient = finite(advantage[..., None, None] * site.h + changes.of_scores(self.control, site))
             surrogate = surrogate + (gradient.detach() * site.logits).sum() / K
             of_logits = gradient.mean(0) if site.shared else gradient / K
-            square = square + of_logits[..., site.free].square().sum()
+            square = square + of_logits.square().sum()
         names = {site.name for site in sites}
         for score in particles.scores:
             if score.name not in names:

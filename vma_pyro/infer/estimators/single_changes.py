@@ -44,23 +44,25 @@ class Decisions(Messenger):
 
 @dataclass(frozen=True)
 class SteinSite:
-    """A site of D elements and V values; a bit has two, off and on.
+    """A site of D elements, which are bits (V = 1, the value on), or have one of V values.
+
+    A move of an element is to another value: of a bit, to the only one (M = 1); else to any of all (M = V).
 
     Attributes:
         name: of the site.
-        logits: with the gradient to the guide; of the value off of a bit, 0.
+        bits: whether the elements are bits.
+        logits: with the gradient to the guide.
         q, x, g: probabilities, one-hot values, and the gradient of log w with respect to these.
-        free: where the values are that have a logit of their own: of a bit, on.
         shared: whether all particles have the same distribution.
         changes: whether values may be changed with all others held fixed, as q is their distribution then.
     """
 
     name: str
+    bits: bool
     logits: Float[Tensor, "K B D V"]
     q: Float[Tensor, "K B D V"]
     x: Float[Tensor, "K B D V"]
     g: Float[Tensor, "K B D V"]
-    free: slice
     shared: bool
     changes: bool
 
@@ -73,19 +75,34 @@ class SteinSite:
         bits = isinstance(fn, HardBernoulli)
         size = 1 if bits else fn.logits.shape[-1]
         logits, x, g = (by_value(score, t, size) for t in (fn.logits, value.detach(), g))
-        if bits:
-            zeros = torch.zeros_like(g)
-            logits, x, g = torch.cat([zeros, logits], -1), torch.cat([1 - x, x], -1), torch.cat([zeros, g], -1)
-        q = logits.detach().softmax(-1)
-        logits = torch.where(logits > -torch.inf, logits, 0.0)
+        q = logits.detach().sigmoid() if bits else logits.detach().softmax(-1)
+        logits = logits if bits else torch.where(logits > -torch.inf, logits, 0.0)
         name = score.name
         shared, changes = name not in decisions.differing, name not in decisions.deciding
-        return cls(name, logits, q, x, g, slice(int(bits), None), shared, changes)
+        return cls(name, bits, logits, q, x, g, shared, changes)
 
     @property
     def h(self) -> Float[Tensor, "K B D V"]:
         """The gradient of log q(x) in the logits."""
         return self.x - self.q
+
+    def steps(self, g: Float[Tensor, "K L B D V"]) -> Float[Tensor, "K L B D M"]:
+        """Compute g . (y - x) for each move."""
+        x = self.x[:, None]
+        return g * (1 - 2 * x) if self.bits else g - (g * x).sum(-1, keepdim=True)
+
+    def expected(
+        self, there: Float[Tensor, "K B D M H"], here: Float[Tensor, "K B H"]
+    ) -> Float[Tensor, "K B D H"]:
+        """Compute the mean over the values of each element, all others held fixed."""
+        if not self.bits:
+            return (self.q[..., None] * there).sum(-2)
+        chance = torch.where(self.x > 0, 1 - self.q, self.q)
+        return torch.lerp(here[:, :, None], there.squeeze(-2), chance)
+
+    def at_values(self, there: Float[Tensor, "K B D M"], here: Float[Tensor, "K B"]) -> Float[Tensor, "K B D V"]:
+        """Compute what holds where each element has each value."""
+        return torch.where(self.x > 0, here[..., None, None], there) if self.bits else there
 
 
 class SteinControl(nn.Module):
@@ -142,10 +159,9 @@ class Changes:
         of_u: (A u_k)(a_k), [K, B].
     """
 
-    def __init__(self, here: Tensor, there: dict[str, Tensor], sites: list[SteinSite]) -> None:
-        self.there = there  # by site, U at each change [K, B, D, V]
-        changed = [site for site in sites if site.changes]
-        self.expected = {s.name: (s.q[..., None] * there[s.name]).sum(-2) for s in changed}  # [K, B, D, 2]
+    def __init__(self, here: Float[Tensor, "K B H"], there: dict[str, Tensor], sites: list[SteinSite]) -> None:
+        self.here, self.there = here, there  # there: by site, at each move [K, B, D, M, H]
+        self.expected = {s.name: s.expected(there[s.name], here) for s in sites if s.changes}  # [K, B, D, H]
         total = torch.zeros_like(here)
         for expected in self.expected.values():
             total = total + (expected - here[:, :, None]).sum(2)
@@ -169,9 +185,7 @@ class Changes:
         there = {}
         for site in sites:
             if site.changes:
-                g = site.g[others]
-                change = g - (g * site.x[:, None]).sum(-1, keepdim=True)  # [K, K-1, B, D, V]
-                moved = step[..., None, None] + change
+                moved = step[..., None, None] + site.steps(site.g[others])  # [K, K-1, B, D, M]
                 guessed = control(f_l[..., None, None].expand_as(moved), moved).mean(1)
                 there[site.name] = torch.where(live[..., None, None, None], guessed, 0.0)
         return cls(here, there, sites)
@@ -182,5 +196,5 @@ class Changes:
         if not site.changes:
             return control.beta.to(total) * total * site.h
         expected = self.expected[site.name][..., 1, None]  # [K, B, D, 1]
-        own = site.q * (self.there[site.name][..., 1] - expected)
+        own = site.q * (site.at_values(self.there[site.name][..., 1], self.here[..., 1]) - expected)
         return control.beta.to(total) * (site.h * (total - expected) + own)
