@@ -60,7 +60,7 @@ def categorical(values: int, latents: int, optimizer: str, rate: float) -> Archi
     return Architecture(latents, values, (256, 512), slope=0.0, batch=100, rate=rate, optimizer=optimizer)
 
 
-ARCHITECTURES: dict[ModelName, Architecture] = {
+ARCHITECTURES = {
     "linear": Architecture(),
     "nonlinear": Architecture(hidden=(200, 200)),
     "nonlinear-rodeo": Architecture(hidden=(200, 200), batch=100, rate=1e-3, prior_rate=0.0, centred=False),
