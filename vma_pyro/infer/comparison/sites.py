@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.util import prune_subsample_sites
 
 from vma_pyro.infer.engine.checks import is_reparameterised
-from vma_pyro.infer.engine.distributions import whole_support
+from vma_pyro.infer.engine.distributions import is_finite, too_many, whole_support
 from vma_pyro.infer.engine.plates import is_random_subsample, sample_sites
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.running import run
@@ -70,13 +70,15 @@ def find_sites(programs: Programs, batch_plates: Sequence[str] = ("data",)) -> G
 
 def _size(site: Any, batch_plates: Sequence[str]) -> tuple[int | None, str]:
     """Measure a site's support; None and the reason, if it cannot be enumerated."""
-    if not getattr(site["fn"], "has_enumerate_support", False):
-        return None, f"has no finite support ({type(site['fn']).__name__})"
+    fn = site["fn"]
+    if not is_finite(fn):
+        return None, f"has no finite support ({type(fn).__name__})"
     # In a plate of its own a site has many values per datapoint, which are not enumerated.
     others = [f.name for f in site["cond_indep_stack"] if f.vectorized and f.name not in batch_plates]
     if others:
         return None, f"has many values per datapoint, in plate '{others[0]}'"
     try:
-        return len(whole_support(site["fn"])), ""
+        many = too_many(fn)
     except NotImplementedError:  # such as a Binomial with a total count for each datapoint
         return None, "has a support that differs between datapoints"
+    return (None, f"has {many} joint values, too many to list") if many else (len(whole_support(fn)), "")

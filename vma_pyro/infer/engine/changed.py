@@ -12,8 +12,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from vma_pyro.infer.engine import handlers
-from vma_pyro.infer.engine.coupled import elementary
-from vma_pyro.infer.engine.distributions import is_point, whole_support
+from vma_pyro.infer.engine.distributions import elementary, is_point, whole_support
 from vma_pyro.infer.engine.first_look import undisturbed
 from vma_pyro.infer.engine.handlers import Message, check_finite_support, decide, is_open
 from vma_pyro.infer.engine.particles import SiteScore
@@ -124,13 +123,7 @@ def _names(trace: poutine.Trace) -> list[str]:
 def _number_of_values(site: Site) -> int:
     fn, _ = elementary(site["fn"])
     check_finite_support({"name": site["name"], "fn": fn}, " to change values in")
-    try:
-        return len(whole_support(fn))
-    except NotImplementedError as error:  # a Binomial with total counts that differ
-        raise ValueError(
-            f"site '{site['name']}': expected a finite support, the same for all elements, got "
-            f"{type(fn).__name__} whose support cannot be enumerated"
-        ) from error
+    return len(whole_support(fn))
 
 
 def _first(fn: Any, number: int) -> Any:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from vma_pyro.infer.engine.distributions import elementary
 from vma_pyro.infer.engine.handlers import Message, decide, is_drawn, is_open
 from vma_pyro.infer.engine.particles import SiteScore
 
@@ -97,15 +98,6 @@ class Watch(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         if is_drawn(msg) and len(msg["fn"].batch_shape) <= self.nesting:
             self.shared.add(msg["name"])
-
-
-def elementary(fn: Any) -> tuple[Any, int]:
-    """Unwrap the distribution of single elements; returns also how many dimensions of an event they fill."""
-    inner = 0
-    while isinstance(fn, torch.distributions.Independent):
-        inner += fn.reinterpreted_batch_ndims
-        fn = fn.base_dist
-    return fn, inner
 
 
 def is_plain(fn: Any) -> bool:

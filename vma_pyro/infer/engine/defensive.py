@@ -11,6 +11,7 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from vma_pyro.infer.engine.distributions import whole_support
 from vma_pyro.infer.engine.handlers import Message, check_finite_support, is_open
 
 
@@ -23,13 +24,13 @@ class Defended(TorchDistribution):
     def __init__(self, guide: Any, share: float) -> None:
         self.guide, self.share = guide, share
         # A value without any probability, such as padding of a memory, is not proposed.
-        self.allowed = guide.log_prob(guide.enumerate_support(expand=False)).detach() > -math.inf  # [S, *batch]
+        self.allowed = guide.log_prob(whole_support(guide)).detach() > -math.inf  # [S, *batch]
         self.number = self.allowed.sum(0)
         super().__init__(guide.batch_shape, guide.event_shape, validate_args=False)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw from q, or from the uniform distribution."""
-        values = self.guide.enumerate_support(expand=False)
+        values = whole_support(self.guide)
         pick = torch.randint(len(values), self.batch_shape, device=values.device)
         u = torch.rand(self.batch_shape, device=values.device)
         lucky = u < self.share

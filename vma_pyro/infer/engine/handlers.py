@@ -14,7 +14,15 @@ from pyro.distributions import Delta, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vma_pyro.infer.engine.distributions import LOCATION_SCALE, innermost, is_location_scale
+from vma_pyro.infer.engine.distributions import (
+    LOCATION_SCALE,
+    MOST_JOINT_VALUES,
+    elementary,
+    innermost,
+    is_finite,
+    is_location_scale,
+    too_many,
+)
 
 Message = Any  # what Pyro passes to handlers at a site
 
@@ -41,14 +49,27 @@ def decide(msg: Message, value: Tensor) -> None:
 
 def check_finite_support(msg: Message, purpose: str = "") -> None:
     """Refuse a site whose values cannot be listed, or whose probabilities a mask of its own hides."""
-    if not getattr(msg["fn"], "has_enumerate_support", False):
+    name, fn = msg["name"], msg["fn"]
+    if not is_finite(fn):
         raise ValueError(
-            f"site '{msg['name']}': expected a finite support{purpose}, got {type(msg['fn']).__name__}"
+            f"site '{name}': expected a finite support{purpose}, got {innermost(fn).__class__.__name__}"
         )
-    if isinstance(msg["fn"], MaskedDistribution):  # log_prob is not the probability of drawing
+    if isinstance(elementary(fn)[0], MaskedDistribution):  # log_prob is not the probability of drawing
         raise ValueError(
-            f"site '{msg['name']}': expected its mask from poutine.mask, as its values are chosen, "
+            f"site '{name}': expected its mask from poutine.mask, as its values are chosen, "
             "got a masked distribution"
+        )
+    try:
+        number = too_many(fn)
+    except NotImplementedError as error:  # a Binomial with a total count for each datapoint
+        raise ValueError(
+            f"site '{name}': expected a finite support, the same for all datapoints, got "
+            f"{elementary(fn)[0].__class__.__name__} whose support cannot be enumerated"
+        ) from error
+    if number:
+        raise ValueError(
+            f"site '{name}': expected at most {MOST_JOINT_VALUES} joint values of its elements{purpose}, "
+            f"got {number}"
         )
 
 
@@ -203,13 +224,7 @@ class EnumerateValues(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         if msg["name"] == self.site and is_open(msg):
             check_finite_support(msg, " to choose values from")
-            try:
-                value = self.values(msg["fn"])
-            except NotImplementedError as error:  # a Binomial with a total count for each datapoint
-                raise ValueError(
-                    f"site '{self.site}': expected a finite support, the same for all datapoints, got "
-                    f"{type(msg['fn']).__name__} whose support cannot be enumerated"
-                ) from error
+            value = self.values(msg["fn"])
             shape = value.shape[: value.dim() - msg["fn"].event_dim]
             event = value.shape[len(shape) :]
             padding = (1,) * (self.dims + 1 - len(shape))

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vma_pyro.infer.engine.coupled import Drawn, by_element, elementary, uniform
+from vma_pyro.infer.engine.coupled import Drawn, by_element, uniform
+from vma_pyro.infer.engine.distributions import elementary
 from vma_pyro.infer.engine.particles import SiteScore
 from vma_pyro.infer.estimators.pairs import AntitheticPairs, CoupledELBO
 

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vma_pyro.infer.engine.coupled import CATEGORICAL, Drawn, as_values, by_element, elementary, positions
+from vma_pyro.infer.engine.coupled import CATEGORICAL, Drawn, as_values, by_element, positions
+from vma_pyro.infer.engine.distributions import elementary
 from vma_pyro.infer.engine.particles import SiteScore
 from vma_pyro.infer.estimators.arms import copula
 from vma_pyro.infer.estimators.pairs import CoupledELBO, PairCoupling

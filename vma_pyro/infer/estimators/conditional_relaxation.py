@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vma_pyro.infer.engine.coupled import elementary, positions
+from vma_pyro.infer.engine.coupled import positions
+from vma_pyro.infer.engine.distributions import elementary
 from vma_pyro.infer.engine.particles import Particles, SiteScore
 from vma_pyro.infer.estimators.straight_through import moved
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vma_pyro.infer.engine.coupled import elementary
+from vma_pyro.infer.engine.distributions import elementary
 from vma_pyro.infer.engine.estimator import Estimate, Estimator
 from vma_pyro.infer.engine.particles import SiteScore
 from vma_pyro.infer.engine.programs import Programs

@@ -21,7 +21,8 @@ class ExactELBO(SubsetELBO):
 
     (stratified importance weighting over a, Morningstar et al. 2021.) It takes |support| runs of the model for
     each particle, and is unbiased without any score. q(a|x) is not in it and learns nothing from it, unless a is
-    masked or scaled: pair it with another estimator of the guide's gradient, or use it to judge one.
+    masked or scaled: pair it with another estimator of the guide's gradient, or use it to judge one. A site of
+    several elements (`to_event`) has all their joint values, up to 4,096.
 
     Args:
         num_particles: K, draws of the reparameterised sites for each value.

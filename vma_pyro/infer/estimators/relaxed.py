@@ -13,7 +13,8 @@ from pyro.distributions import MaskedDistribution, TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vma_pyro.infer.engine.coupled import CATEGORICAL, elementary, is_plain
+from vma_pyro.infer.engine.coupled import CATEGORICAL, is_plain
+from vma_pyro.infer.engine.distributions import elementary
 from vma_pyro.infer.engine.estimator import Estimate, Estimator, RunOptions
 from vma_pyro.infer.engine.handlers import Message, is_drawn
 from vma_pyro.infer.engine.hard_reads import HardReads

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from vma_pyro.infer.engine.coupled import elementary
+from vma_pyro.infer.engine.distributions import elementary
 from vma_pyro.infer.engine.handlers import Message, is_drawn
 from vma_pyro.infer.engine.particles import SiteScore
 from vma_pyro.infer.engine.weights import finite

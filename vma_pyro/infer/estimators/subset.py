@@ -21,7 +21,8 @@ class SubsetELBO(Estimator):
     """An objective that takes all or some values of one discrete site, instead of drawing them one by one.
 
     All other sites of the guide must be reparameterised. The site's values stand in a dimension of their own, left
-    of the particles: everything that depends on them gets it, as under Pyro's parallel enumeration.
+    of the particles: everything that depends on them gets it, as under Pyro's parallel enumeration. A site of
+    several elements (`to_event`) has all their joint values, up to 4,096.
 
     Args:
         num_particles: K, or the number of values.
