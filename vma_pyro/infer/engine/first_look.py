@@ -64,8 +64,8 @@ class FirstLook:
         """Run both once, leave no trace behind, and refuse a dimension that no plate declares."""
         if is_recorded():  # what is recorded is run as well, and looked at then
             return
-        owner, how = _owner(programs.model)
-        guide_owner, guide_how = _owner(programs.guide)
+        owner, how = owner_of(programs.model)
+        guide_owner, guide_how = owner_of(programs.guide)
         known: set[Any] = set()
         key: Any = None
         with suppress(TypeError):  # a callable without weak references is looked at each time
@@ -89,7 +89,7 @@ def is_recorded() -> bool:
     return module is not None and module.get_proxy_mode() is not None
 
 
-def _owner(program: PyroProgram) -> tuple[Any, tuple[Any, ...]]:
+def owner_of(program: PyroProgram) -> tuple[Any, tuple[Any, ...]]:
     """Find what lives as long as a program, and what is around it: methods and handlers are new each time."""
     if isinstance(program, types.MethodType):
         return program.__self__, (program.__func__.__qualname__,)
@@ -97,7 +97,7 @@ def _owner(program: PyroProgram) -> tuple[Any, tuple[Any, ...]]:
     around = tuple(part for handler in handlers for part in (type(handler).__name__, _shapes(vars(handler))))
     if inner is program:
         return program, around
-    owner, how = _owner(inner)
+    owner, how = owner_of(inner)
     return owner, (*around, *how)
 
 

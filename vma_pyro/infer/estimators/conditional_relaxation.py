@@ -38,6 +38,7 @@ class RelaxedSite:
         score: of the site.
         logits: of what it was drawn from, [K, *elements] or [K, *elements, S]; differentiable in the guide.
         phi: the same numbers, the start of a graph.
+        x: the drawn bits, or one-hot values.
         h: the gradient of log q(x) in them, x - q.
         z: perturbed logits, a function of phi.
         z_given: perturbed logits given x, with other noise; a function of phi.
@@ -47,6 +48,7 @@ class RelaxedSite:
     score: SiteScore
     logits: Tensor
     phi: Tensor
+    x: Tensor
     h: Tensor
     z: Tensor
     z_given: Tensor
@@ -62,7 +64,7 @@ class RelaxedSite:
         value = score.site["value"].detach()
         x = value if is_bits(fn) else one_hot(positions(fn, value), phi)
         h, z, z_given = of_kind(phi, x, *log_exponential(phi, 2 * (1 + is_bits(fn))))
-        return cls(score, torch.where(possible, fn.logits, 0.0), phi, h, z, z_given, possible)
+        return cls(score, torch.where(possible, fn.logits, 0.0), phi, x, h, z, z_given, possible)
 
     def weights(self, temperature: Float[Tensor, ""]) -> Tensor:
         """Compute softmax(z / tau), and behind it that of z given x, [2K, *elements]."""
@@ -71,16 +73,27 @@ class RelaxedSite:
             return both.sigmoid()
         return torch.where(torch.cat([self.possible] * 2), both, -math.inf).softmax(-1)
 
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Find weights at the drawn value, and at another possible one of each element, [K, *elements]."""
+        with torch.no_grad():
+            x = self.x
+            if is_bits(elementary(self.score.site["fn"])[0]):
+                return x, torch.where(self.phi.isfinite(), 1 - x, x)
+            others = torch.where(self.possible & (x == 0), torch.rand_like(x), -1.0)
+            other = one_hot(others.argmax(-1), x)
+            return x, torch.where((others > -1).any(-1, keepdim=True), other, x)
+
     def features(self) -> tuple[Float[Tensor, "K B F"], Float[Tensor, "K B F"]]:
         """Gather z, and z given x, by datapoint."""
-        return self._by_datapoint(self.z), self._by_datapoint(self.z_given)
+        return self.by_datapoint(self.z), self.by_datapoint(self.z_given)
 
     def spread(self, values: Float[Tensor, "K B"], particles: Particles) -> Tensor:
         """Bring what belongs to datapoints to the dimensions of phi."""
         of_site = self.score.layout.spread(self.score.site, values.reshape(-1, *particles.batch_shape))
         return of_site.reshape(of_site.shape + (1,) * (self.phi.dim() - of_site.dim()))
 
-    def _by_datapoint(self, values: Tensor) -> Float[Tensor, "K B F"]:
+    def by_datapoint(self, values: Tensor) -> Float[Tensor, "K B F"]:
+        """Gather what belongs to its elements, and to their values, by datapoint."""
         fn, inner = elementary(self.score.site["fn"])
         return self.score.layout.by_element(self.score.site, values, inner + (not is_bits(fn)))
 

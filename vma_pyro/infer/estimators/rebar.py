@@ -37,7 +37,8 @@ class REBAR(RelaxedControlELBO):
         batch_plates, max_plate_nesting, retain_graph: see `Estimator`.
 
     Raises:
-        ValueError: temperature not above 0; a program that cannot read weights; and see `RelaxedControlELBO`.
+        ValueError: temperature not above 0; a program that cannot read weights, or whose gradient in them is not
+            the derivative of f (see `own_derivative`); and see `RelaxedControlELBO`.
     """
 
     def __init__(

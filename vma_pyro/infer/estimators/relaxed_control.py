@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import finite
 from vma_pyro.infer.estimators.conditional_relaxation import RelaxedSite
+from vma_pyro.infer.estimators.own_derivative import Line, look_along
 from vma_pyro.infer.estimators.relaxed import check_relaxable
 from vma_pyro.infer.estimators.soft_reading import Soften
 from vma_pyro.infer.estimators.squared_gradient import ascent_of_minus, learned
@@ -109,13 +110,26 @@ class RelaxedControlELBO(Estimator):
         """Compute eta f(softmax(z / tau)) for z, and for z given x, in one run of the programs."""
         log_w = drawn.particles.log_weights
         temperature = control.log_temperature.exp().to(log_w)
-        soften = Soften({site.score.name: site.weights(temperature) for site in drawn.sites})
+        look_along.check(
+            programs,
+            lambda: {site.score.name: Line(*site.ends(), site.by_datapoint) for site in drawn.sites},
+            lambda weights: self._softly(programs, drawn, weights, self.num_particles),
+            type(self).__name__,
+        )
+        weights = {site.score.name: site.weights(temperature) for site in drawn.sites}
+        log_w_of_both = self._softly(programs, drawn, weights, 2 * self.num_particles)
+        c, c_given = (control.eta.to(log_w) * finite(log_w_of_both)).chunk(2)
+        return c, c_given
+
+    def _softly(
+        self, programs: Programs, drawn: RelaxedDraw, weights: Mapping[str, Tensor], num_particles: int
+    ) -> Float[Tensor, "N B"]:
+        """Run the programs on weights, with the noise of the draw."""
+        soften = Soften(weights)
         softly = programs.with_subsamples(drawn.particles.subsamples).under(soften)
         options: dict[str, Any] = {"nesting": self._nesting(programs), "pathwise": None}
         with soften.reading(type(self).__name__):
-            soft = self._draw(softly, 2 * self.num_particles, handlers=[drawn.noise], **options)
-        c, c_given = (control.eta.to(log_w) * finite(soft.log_weights)).chunk(2)
-        return c, c_given
+            return self._draw(softly, num_particles, handlers=[drawn.noise], **options).log_weights
 
 
 def slopes_of(values: Tensor, phis: list[Tensor], *, again: bool) -> list[Tensor]:
