@@ -48,6 +48,8 @@ def test_tiny(script, tmp_path):
         assert 0 <= max(row["difference"].values()) < 5e-5
         ours, own = (row["speedup"][f"ours, float32{more}"]["counted"] for more in ("", ", a memory per query"))
         assert ours > own > 1
+    if script == "estimators":
+        assert {row["estimator"] for row in content["rows"]} == {"vimco", "rloo", "distinct", "measure-valued"}
     if script == "binary_step":
         assert [row["estimator"] for row in content["rows"]] == ["rloo", "disarm"]
         assert all(0 <= row["difference"] < 5e-5 for row in content["rows"])
@@ -56,6 +58,18 @@ def test_tiny(script, tmp_path):
         assert 0 < content["runs"]["help"]["peak_gib"] < 0.1  # and not that of this process
     if script == "evaluation":
         assert content["difference_nats"] < 1e-3
+
+
+def test_named_estimators_take_turns_and_others_are_refused(tmp_path):
+    done = run("estimators", "--tiny", "--output=out", "--estimators", "rodeo", "exact", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "out" / "estimators.json").read_text())
+    assert {row["estimator"] for row in content["rows"]} == {"vimco", "rodeo", "exact"}
+    done = run("estimators", "--tiny", "--output=out", "--estimators", "arm", cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: --estimators: expected names among reinforce, nvil, ")
+    assert line.endswith("got 'arm'")
 
 
 def test_one_line_where_there_is_no_gpu(tmp_path):

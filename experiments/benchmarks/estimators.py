@@ -24,6 +24,8 @@ from vma_pyro.training.loss import Loss
 JUDGE = "vimco"
 # Bits have no place in an address, and values cannot be kept for datapoints that an episode draws anew.
 LEFT_OUT = BINARY | {"jsa"}
+FITTING = tuple(name for name in ESTIMATORS if name not in LEFT_OUT)
+A_FEW = ("rloo", "distinct", "measure-valued")
 ONE_DRAW = {"measure-valued", "measure-valued+common"}  # which takes all values of the address already
 
 
@@ -41,6 +43,19 @@ class EstimatorsConfig(BenchmarkConfig):
     """Updates of each."""
     accelerator: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
+    estimators: tuple[str, ...] = ()
+    """Names, beside VIMCO; default: all that fit an address. With `tiny` three."""
+
+    def __post_init__(self) -> None:
+        """Refuse names that are none, or do not fit an address."""
+        for name in self.estimators:
+            if name not in FITTING:
+                raise ValueError(f"estimators: expected names among {', '.join(FITTING)}, got {name!r}")
+
+    def names(self) -> list[str]:
+        """List the estimators that take turns."""
+        chosen = self.estimators or (A_FEW if self.tiny else FITTING)
+        return list(dict.fromkeys((JUDGE, *chosen)))
 
 
 def build_update(name: str, config: EstimatorsConfig, rounds: list[Episode]) -> tuple[Callable[[], None], float]:
@@ -60,7 +75,7 @@ def main(config: EstimatorsConfig) -> None:
         config = replace(config, width=0.1, queries=2, repetitions=1)
     device = device_of_name(config.accelerator)
     rounds = episodes(32, config.queries, device)
-    made = {name: build_update(name, config, rounds) for name in ESTIMATORS if name not in LEFT_OUT}
+    made = {name: build_update(name, config, rounds) for name in config.names()}
     turns = {name: update for name, (update, _) in made.items()}
     seconds = take_turns(turns, repetitions=config.repetitions, warm_up=2, device=device, label="estimators")
     rows: list[dict[str, Any]] = [
