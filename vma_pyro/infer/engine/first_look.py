@@ -49,6 +49,22 @@ class PlateNesting:
         return nesting
 
 
+class Known:
+    """Which pairs of programs have been looked at, as long as they live."""
+
+    def __init__(self) -> None:
+        self._of_model: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
+
+    def find(self, programs: Programs, *more: Any) -> tuple[set[Any], Any]:
+        """Find the set that knows a pair, and under which key; one without weak references is new each time."""
+        owner, how = owner_of(programs.model)
+        guide_owner, guide_how = owner_of(programs.guide)
+        with suppress(TypeError):
+            key = (how, weakref.ref(guide_owner), guide_how, *more)
+            return self._of_model.setdefault(owner, set()), key
+        return set(), None
+
+
 class FirstLook:
     """Refuses programs with undeclared dimensions, once for each pair of programs and shapes of their arguments.
 
@@ -57,20 +73,14 @@ class FirstLook:
     """
 
     def __init__(self) -> None:
-        self._known: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
+        self._known = Known()
 
     @not_compiled
     def check(self, programs: Programs, nesting: int) -> None:
         """Run both once, leave no trace behind, and refuse a dimension that no plate declares."""
         if is_recorded():  # what is recorded is run as well, and looked at then
             return
-        owner, how = owner_of(programs.model)
-        guide_owner, guide_how = owner_of(programs.guide)
-        known: set[Any] = set()
-        key: Any = None
-        with suppress(TypeError):  # a callable without weak references is looked at each time
-            key = (how, weakref.ref(guide_owner), guide_how, nesting, _shapes(programs.as_given))
-            known = self._known.setdefault(owner, known)
+        known, key = self._known.find(programs, nesting, _shapes(programs.as_given))
         if key in known:
             return
         guide_sites, model_sites = _sites(programs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,8 +17,30 @@ CASTS = ("long", "int", "short", "byte", "bool", "to", "type", "type_as")
 COMPARISONS = ("eq", "ne", "gt", "ge", "lt", "le", "isclose", "logical_and", "logical_or")
 
 
-class HardReads(TorchFunctionMode):
-    """Looks at what is done with weights while it is entered.
+class Reads(TorchFunctionMode):
+    """Meets all that is rounded or compared while it is entered, but for what distributions ask about support."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the function, and look at it."""
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "").strip("_")
+        rounds = name in ROUNDING or (name in CASTS and isinstance(result, Tensor) and not _is_floating(result))
+        rounds = rounds or (name == "max" and isinstance(result, tuple))  # with the position of the largest
+        if (rounds or name in COMPARISONS) and not _is_validation():
+            for read in (*args, *(kwargs or {}).values()):
+                if isinstance(read, Tensor):
+                    self.met(name, read, rounds=rounds)
+        return result
+
+    @abstractmethod
+    def met(self, operation: str, read: Tensor, *, rounds: bool) -> None:
+        """Look at a tensor that is rounded or compared."""
+
+
+class HardReads(Reads):
+    """Refuses to round what depends on weights, and to compare them themselves, or a part of them.
 
     A rounding has no gradient, and what a program makes of rounded weights says nothing of other weights.
 
@@ -29,28 +52,12 @@ class HardReads(TorchFunctionMode):
         super().__init__()
         self.weights = weights
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Run the function, and look at it."""
-        result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "").strip("_")
-        rounds = name in ROUNDING or (name in CASTS and isinstance(result, Tensor) and not _is_floating(result))
-        rounds = rounds or (name == "max" and isinstance(result, tuple))  # with the position of the largest
-        if rounds or name in COMPARISONS:
-            for read in (*args, *(kwargs or {}).values()):
-                if isinstance(read, Tensor):
-                    self._check(name, read, rounds)
-        return result
-
-    def _check(self, operation: str, read: Tensor, rounds: bool) -> None:
-        """Refuse to round what depends on weights, and to compare them themselves, or a part of them."""
+    def met(self, operation: str, read: Tensor, *, rounds: bool) -> None:
+        """Refuse it if it is made of weights."""
         for name, weights in self.weights.items():
             base = read._base
             same = read is weights or (base is not None and (base is weights or base is weights._base))
-            if (same and not _is_validation()) or (
-                rounds and read.requires_grad and is_function_of(read, weights)
-            ):
+            if same or (rounds and read.requires_grad and is_function_of(read, weights)):
                 raise ValueError(
                     f"site '{name}': expected a program that reads its weights as numbers, with a gradient, got "
                     f"one that rounds or compares them ({operation})"

@@ -85,15 +85,18 @@ class RelaxedSite:
 
     def features(self) -> tuple[Float[Tensor, "K B F"], Float[Tensor, "K B F"]]:
         """Gather z, and z given x, by datapoint."""
-        return self.by_datapoint(self.z), self.by_datapoint(self.z_given)
+        return self._by_datapoint(self.z), self._by_datapoint(self.z_given)
 
     def spread(self, values: Float[Tensor, "K B"], particles: Particles) -> Tensor:
         """Bring what belongs to datapoints to the dimensions of phi."""
         of_site = self.score.layout.spread(self.score.site, values.reshape(-1, *particles.batch_shape))
         return of_site.reshape(of_site.shape + (1,) * (self.phi.dim() - of_site.dim()))
 
-    def by_datapoint(self, values: Tensor) -> Float[Tensor, "K B F"]:
-        """Gather what belongs to its elements, and to their values, by datapoint."""
+    def summed(self, values: Tensor) -> Float[Tensor, "K B"]:
+        """Sum what belongs to its elements, and to their values, by datapoint."""
+        return self._by_datapoint(values).sum(-1)
+
+    def _by_datapoint(self, values: Tensor) -> Float[Tensor, "K B F"]:
         fn, inner = elementary(self.score.site["fn"])
         return self.score.layout.by_element(self.score.site, values, inner + (not is_bits(fn)))
 

@@ -49,6 +49,7 @@ class JSA(Estimator):
     objective = "wake-sleep"
     unbiased = False
     _couples = False  # no gradient passes through the noise
+    _differentiates_draws = False
 
     def __init__(self, num_particles: int = 2, **plates: Unpack[PlateOptions]) -> None:
         super().__init__(num_particles, **plates)

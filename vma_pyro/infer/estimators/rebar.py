@@ -38,7 +38,7 @@ class REBAR(RelaxedControlELBO):
 
     Raises:
         ValueError: temperature not above 0; a program that cannot read weights, or whose gradient in them is not
-            the derivative of f (see `own_derivative`); and see `RelaxedControlELBO`.
+            the derivative of f; and see `RelaxedControlELBO`.
     """
 
     def __init__(

@@ -12,17 +12,20 @@ from jaxtyping import Float
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from vma_pyro._system.compiling import not_compiled
 from vma_pyro.infer.engine.estimator import Estimate, Estimator
+from vma_pyro.infer.engine.first_look import Known, is_recorded, undisturbed
 from vma_pyro.infer.engine.handlers import Message, RepeatedNoise, is_drawn
+from vma_pyro.infer.engine.own_derivative import Line, find_gap
 from vma_pyro.infer.engine.particles import Particles
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.weights import finite
 from vma_pyro.infer.estimators.conditional_relaxation import RelaxedSite
-from vma_pyro.infer.estimators.own_derivative import Line, look_along
 from vma_pyro.infer.estimators.relaxed import check_relaxable
 from vma_pyro.infer.estimators.soft_reading import Soften
 from vma_pyro.infer.estimators.squared_gradient import ascent_of_minus, learned
 
+LOOKED_AT = Known()  # whether their gradient is the derivative of their value
 Pair = tuple[Float[Tensor, "K B"], Float[Tensor, "K B"]]  # c(z) and c(z given x)
 
 
@@ -110,16 +113,29 @@ class RelaxedControlELBO(Estimator):
         """Compute eta f(softmax(z / tau)) for z, and for z given x, in one run of the programs."""
         log_w = drawn.particles.log_weights
         temperature = control.log_temperature.exp().to(log_w)
-        look_along.check(
-            programs,
-            lambda: {site.score.name: Line(*site.ends(), site.by_datapoint) for site in drawn.sites},
-            lambda weights: self._softly(programs, drawn, weights, self.num_particles),
-            type(self).__name__,
-        )
+        self._look_along(programs, drawn)
         weights = {site.score.name: site.weights(temperature) for site in drawn.sites}
         log_w_of_both = self._softly(programs, drawn, weights, 2 * self.num_particles)
         c, c_given = (control.eta.to(log_w) * finite(log_w_of_both)).chunk(2)
         return c, c_given
+
+    @not_compiled
+    def _look_along(self, programs: Programs, drawn: RelaxedDraw) -> None:
+        """Refuse a pair of programs, once, whose gradient in weights is not the derivative of log w."""
+        known, key = LOOKED_AT.find(programs)
+        if key in known or is_recorded():  # what is recorded is run as well, and looked at then
+            return
+        with undisturbed(programs.model, programs.guide):
+            lines = {site.score.name: Line(*site.ends(), site.summed) for site in drawn.sites}
+            gap = find_gap(lines, lambda weights: self._softly(programs, drawn, weights, self.num_particles))
+        if gap is not None:
+            raise ValueError(
+                f"site '{next(iter(lines))}': expected log w with its own derivative in the weights, as "
+                f"{type(self).__name__} needs, got {gap.moved:.3g} nats on the way to another value where the "
+                f"gradient says {gap.expected:.3g}: the program compares, rounds or detaches what it makes of "
+                "them; use RLOO, or RELAX(reads_softly=False)"
+            )
+        known.add(key)
 
     def _softly(
         self, programs: Programs, drawn: RelaxedDraw, weights: Mapping[str, Tensor], num_particles: int

@@ -39,6 +39,7 @@ class ThermodynamicELBO(Estimator):
     unbiased = False
     min_particles = 2
     _couples = False  # no gradient passes through the noise
+    _differentiates_draws = False
 
     def __init__(
         self, num_particles: int = 4, *, betas: Sequence[float] = (0.0, 0.1, 0.3), **options: Unpack[RunOptions]

@@ -54,6 +54,7 @@ class WakeWake(Estimator):
     unbiased = False
     min_particles = 2
     _couples = False  # no gradient passes through the noise
+    _differentiates_draws = False
 
     def __init__(
         self,
