@@ -10,6 +10,7 @@ a kink) pass, and those that do neither are run once.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -45,13 +46,12 @@ def check_paths(programs: Programs) -> None:
     known, key = LOOKED_AT.find(programs)
     if key in known or is_recorded():  # what is recorded is run as well, and looked at then
         return
-    try:
-        with undisturbed(programs.model, programs.guide), poutine.block():
-            draws, reads = _look(programs)
-            gap = _follow(programs, draws) if reads.found else None
-    except Exception:  # whatever programs may raise; the estimate itself says why
-        return
-    if reads.found and gap is not None:
+    reads, gap = None, None
+    # Whatever programs may raise here, the estimate itself says why.
+    with suppress(Exception), undisturbed(programs.model, programs.guide), poutine.block():
+        draws, reads = _look(programs)
+        gap = _follow(programs, draws) if reads.found else None
+    if reads is not None and reads.found and gap is not None:
         name, operation = reads.found
         raise ValueError(
             f"site '{name}': expected log w with its own derivative in its value, as gradients through draws "
