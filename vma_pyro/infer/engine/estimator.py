@@ -18,7 +18,7 @@ from vma_pyro.infer.engine.handlers import CommonNoise
 from vma_pyro.infer.engine.log_weights import draw
 from vma_pyro.infer.engine.options import check_site_options
 from vma_pyro.infer.engine.particles import Particles
-from vma_pyro.infer.engine.paths import check_paths
+from vma_pyro.infer.engine.paths import watched
 from vma_pyro.infer.engine.plates import PyroProgram
 from vma_pyro.infer.engine.programs import Handler, Programs
 from vma_pyro.infer.engine.svi import check_svi_trains
@@ -181,9 +181,9 @@ class Estimator(Objective):
         """Refuse what could not be told from several particles, then estimate."""
         if self.vectorize_particles and self._all_particles() > 1:
             look.check(programs, self._nesting(programs))
-        if self._differentiates_draws and torch.is_grad_enabled():
-            check_paths(programs)
-        return self._estimate(programs)
+        if not self._differentiates_draws:
+            return self._estimate(programs)
+        return watched(programs, lambda: self._estimate(programs))
 
     def _all_particles(self) -> int:
         """Count all particles of one estimate, those that only compare others among them."""

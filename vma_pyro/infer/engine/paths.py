@@ -2,16 +2,17 @@
 
 A program that compares a draw z with a number (`torch.where(t < z, ...)`, a change of regime) has a log w that
 jumps where the comparison turns. Its mean over z moves with the guide, but no draw's gradient says so: what
-estimators that differentiate through draws find is the gradient of something else. Programs that compare or round
-what they make of a draw are followed from one draw to others, see `own_derivative`; continuous ones (a unit with
-a kink) pass, and those that do neither are run once.
+estimators that differentiate through draws find is the gradient of something else. The first estimate of a pair of
+programs is watched; those that compare or round what they make of a draw are followed from one draw to others, see
+`own_derivative`. Continuous ones (a unit with a kink) pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from pyro import poutine
@@ -20,46 +21,106 @@ from torch import Tensor
 
 from vma_pyro._system.compiling import not_compiled
 from vma_pyro.infer.engine import handlers
-from vma_pyro.infer.engine.checks import is_function_of
 from vma_pyro.infer.engine.distributions import is_point
 from vma_pyro.infer.engine.first_look import Known, is_recorded, undisturbed
-from vma_pyro.infer.engine.handlers import Message, decide, is_open
+from vma_pyro.infer.engine.handlers import Message, decide, is_drawn, is_open
 from vma_pyro.infer.engine.hard_reads import Reads
 from vma_pyro.infer.engine.own_derivative import Gap, Line, find_gap
 from vma_pyro.infer.engine.programs import Programs
-from vma_pyro.infer.engine.running import run_both
+from vma_pyro.infer.engine.running import WATCHES, run_both
 
+T = TypeVar("T")
 LINES = 4  # one may miss the jump
 LOOKED_AT = Known()
 
 
-@not_compiled
-def check_paths(programs: Programs) -> None:
-    """Refuse a pair of programs, once, that jump in a draw through which gradients pass.
+def watched(programs: Programs, estimate: Callable[[], T]) -> T:
+    """Estimate; refuse a pair of programs, the first time, that jump in a draw through which gradients pass.
 
     Args:
         programs: with arguments that the guide has prepared.
+        estimate: makes their first runs.
 
     Raises:
         ValueError: log w moves otherwise than its gradient says.
     """
+    # What is recorded or compiled is run as it is as well, and watched then.
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or is_recorded():
+        return estimate()
     known, key = LOOKED_AT.find(programs)
-    if key in known or is_recorded():  # what is recorded is run as well, and looked at then
-        return
-    reads, gap = None, None
-    # Whatever programs may raise here, the estimate itself says why.
+    if key in known:
+        return estimate()
+    watch = PathWatch()
+    WATCHES.append(watch)
+    try:
+        result = estimate()
+    finally:
+        WATCHES.remove(watch)
+    if watch.found is not None:
+        _refuse_jumps(programs, *watch.found)
+    known.add(key)
+    return result
+
+
+@not_compiled
+def _refuse_jumps(programs: Programs, name: str, operation: str) -> None:
+    gap = None
+    # Whatever programs may raise without particles, nothing can be said then.
     with suppress(Exception), undisturbed(programs.model, programs.guide), poutine.block():
-        draws, reads = _look(programs)
-        gap = _follow(programs, draws) if reads.found else None
-    if reads is not None and reads.found and gap is not None:
-        name, operation = reads.found
+        gap = _follow(programs)
+    if gap is not None:
         raise ValueError(
             f"site '{name}': expected log w with its own derivative in its value, as gradients through draws "
             f"need, got {gap.moved:.3g} nats on the way to another draw where the gradient says "
             f"{gap.expected:.3g}: the program compares or rounds what it makes of it ({operation}); draw it as "
             "fn.has_rsample_(False), which has a score"
         )
-    known.add(key)
+
+
+class PathWatch(Messenger):
+    """Notes the first comparison or rounding of something made of a draw through which gradients pass.
+
+    Attributes:
+        found: the site of the draw, and what was done; None: nothing.
+    """
+
+    def __init__(self) -> None:
+        self.found: tuple[str, str] | None = None
+        self.nodes: dict[Any, str] = {}  # of the graph, where the draws are
+        self.reads = _Comparisons(self)
+
+    def __enter__(self) -> Any:
+        self.reads.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.reads.__exit__(*error)
+
+    def _pyro_post_sample(self, msg: Message) -> None:
+        if is_drawn(msg) and _passes(msg["fn"], msg["value"]):
+            self.nodes[msg["value"].view_as(msg["value"]).grad_fn.next_functions[0][0]] = msg["name"]
+
+
+class _Comparisons(Reads):
+    def __init__(self, watch: PathWatch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def met(self, operation: str, read: Tensor, *, rounds: bool) -> None:
+        """Look in autograd's graph for a draw behind what is read."""
+        if self.watch.found or not self.watch.nodes or not read.requires_grad:
+            return
+        waiting = [read.view_as(read).grad_fn]
+        seen = set()
+        while waiting:
+            node = waiting.pop()
+            if node in self.watch.nodes:
+                self.watch.found = (self.watch.nodes[node], operation)
+                return
+            if node is not None and node not in seen:
+                seen.add(node)
+                waiting += [following for following, _ in node.next_functions]
 
 
 class Draws(Messenger):
@@ -77,57 +138,32 @@ class Draws(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         if not is_open(msg):
             return None
-        name, fn = msg["name"], msg["fn"]
+        name = msg["name"]
         if name in self.given:
             return decide(msg, self.given[name])
         value = handlers.draw(msg)
-        passes = fn.has_rsample and value.requires_grad and not is_point(fn)
+        passes = _passes(msg["fn"], value)
         if passes:
             value = value.detach().requires_grad_()
         (self.paths if passes else self.others)[name] = value
         return decide(msg, value)
 
 
-class Comparisons(Reads):
-    """Notes the first comparison or rounding of something made of a draw."""
-
-    def __init__(self, draws: Draws) -> None:
-        super().__init__()
-        self.draws = draws
-        self.found: tuple[str, str] | None = None  # the draw, and what was done
-
-    def met(self, operation: str, read: Tensor, *, rounds: bool) -> None:
-        """Look for a draw behind what is read."""
-        if self.found or not read.requires_grad or not read.is_floating_point():
-            return
-        for name, value in self.draws.paths.items():
-            if read is value or is_function_of(read, value):
-                self.found = (name, operation)
-                return
+def _passes(fn: Any, value: Tensor) -> bool:
+    return bool(fn.has_rsample and value.requires_grad and not is_point(fn))
 
 
-def _look(programs: Programs) -> tuple[Draws, Comparisons]:
-    """Run both programs once, without particles."""
-    draws = Draws({})
-    reads = Comparisons(draws)
-    with torch.enable_grad(), reads:
-        _run(programs, draws)
-    return draws, reads
-
-
-def _follow(programs: Programs, draws: Draws) -> Gap | None:
-    """Follow log w, summed over the datapoints, from these draws to others; all that is no path stays."""
+def _follow(programs: Programs) -> Gap | None:
+    """Follow log w, summed over the datapoints, from some draws to others; all that is no path stays."""
+    draws = _draw(programs, {})
 
     def log_w(at: Mapping[str, Tensor]) -> Tensor:
         guide, model = _run(programs, Draws({**draws.others, **at}))
         return torch.as_tensor(model.log_prob_sum() - guide.log_prob_sum())[None, None]
 
-    paths = draws.paths.items()
     for _ in range(LINES):
-        others = Draws(draws.others)
-        with torch.enable_grad():
-            _run(programs, others)
-        lines = {name: Line(value.detach(), others.paths[name].detach(), _total) for name, value in paths}
+        others = _draw(programs, draws.others).paths
+        lines = {name: Line(value.detach(), others[name].detach(), _total) for name, value in draws.paths.items()}
         gap = find_gap(lines, log_w)
         if gap is not None:
             return gap
@@ -136,6 +172,13 @@ def _follow(programs: Programs, draws: Draws) -> Gap | None:
 
 def _total(of_values: Tensor) -> Tensor:
     return of_values.sum()[None, None]
+
+
+def _draw(programs: Programs, given: Mapping[str, Tensor]) -> Draws:
+    draws = Draws(given)
+    with torch.enable_grad():
+        _run(programs, draws)
+    return draws
 
 
 def _run(programs: Programs, draws: Draws) -> tuple[poutine.Trace, poutine.Trace]:

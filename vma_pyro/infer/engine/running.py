@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 
 from vma_pyro.infer.engine.plates import PARTICLES, PyroProgram, drawn_by
 from vma_pyro.infer.engine.programs import Programs
 
 PROGRAM_ERRORS = (ValueError, RuntimeError, IndexError, TypeError, NotImplementedError)
+WATCHES: list[Messenger] = []  # of which the last stands inside all handlers of every run
 SINGLE_VALUE = ("converted to Scalar", "Boolean value of Tensor with more than one value is ambiguous")
 
 
@@ -24,8 +26,9 @@ def run(
 
     The values of `enumerated` sites stand in new dimensions on the left, which an error may be about.
     """
+    watched: Any = WATCHES[-1](program) if WATCHES else program
     try:
-        return poutine.trace(program).get_trace(*args, **kwargs)
+        return poutine.trace(watched).get_trace(*args, **kwargs)
     except PROGRAM_ERRORS as error:
         cause = error.__cause__
         own = cause if type(cause) is type(error) and str(error).startswith(str(cause)) else error

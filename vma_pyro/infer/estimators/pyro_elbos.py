@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vma_pyro.infer.engine.estimator import Objective, Scalar
 from vma_pyro.infer.engine.first_look import look
-from vma_pyro.infer.engine.paths import check_paths
+from vma_pyro.infer.engine.paths import watched
 from vma_pyro.infer.engine.plates import PyroProgram, Site, is_given, sample_sites
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.running import one_line
@@ -42,7 +42,8 @@ class PyroELBO(Objective):
 
     def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Scalar:
         """Compute minus the bound in nats, summed over datapoints; its gradient is that of `loss_and_grads`."""
-        return self._loss(self._prepare(Programs(model, guide, args, kwargs)))
+        programs = self._prepare(Programs(model, guide, args, kwargs))
+        return watched(programs, lambda: self._loss(programs))
 
     @torch.no_grad()
     def loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
@@ -56,8 +57,6 @@ class PyroELBO(Objective):
         programs = programs.prepared()
         nesting = self.max_plate_nesting - (self.vectorize_particles and self.num_particles > 1)
         look.check(programs, int(min(nesting, UNKNOWN_NESTING)))
-        if torch.is_grad_enabled():
-            check_paths(programs)
         return programs
 
     def _get_traces(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Iterator[TracePair]:
