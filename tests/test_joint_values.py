@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from programs import FLOAT
-from vma_pyro.infer import DistinctELBO, ExactELBO, SumAndSampleELBO, UnorderedSetELBO, compare, make
+from vma_pyro.infer import DistinctELBO, ExactELBO, SumAndSampleELBO, UnorderedSetELBO, WakeWake, compare, make
 from vma_pyro.infer.engine.distributions import too_many, whole_support
 
 X = torch.tensor([0.3, -0.8], **FLOAT)
@@ -156,3 +156,30 @@ def test_a_mask_inside_the_event_is_refused():
     for name in ("exact", "sum-and-sample"):
         with pytest.raises(ValueError, match="site 'b': expected its mask from poutine.mask"):
             make(name, 2, site="b").loss_and_grads(model, guide, X)
+
+
+def test_a_mask_outside_the_event_is_refused_as_one():
+    model, _, logits, _ = bits()
+
+    def guide(x):
+        with pyro.plate("data", 2):
+            pyro.sample("b", dist.Bernoulli(logits=logits).to_event(1).mask(torch.tensor([True, False])))
+
+    with pytest.raises(ValueError, match="site 'b': expected its mask from poutine.mask"):
+        make("exact", 1, site="b").loss_and_grads(model, guide, X)
+
+
+@pytest.mark.parametrize(
+    "fn", [lambda q: dist.Bernoulli(logits=q[0]).to_event(1), lambda q: dist.Categorical(logits=q[0])]
+)
+def test_a_defensive_proposal_without_plates_particle_by_particle(fn):
+    q = torch.zeros(2, 3, **FLOAT, requires_grad=True)
+
+    def program(guide=False):
+        b = pyro.sample("b", fn(q if guide else torch.zeros_like(q)))
+        if not guide:
+            pyro.sample("x", dist.Normal(b.to(q.dtype).sum(), 1.0), obs=X[0])
+
+    elbo = WakeWake(4, defensive=0.1, vectorize_particles=False, max_plate_nesting=0, batch_plates=())
+    elbo.loss_and_grads(program, lambda: program(guide=True))
+    assert q.grad.isfinite().all()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 
 @contextmanager
@@ -19,4 +20,23 @@ def at_rest(*programs: Any) -> Iterator[None]:
         yield
     finally:
         for module in training:
+            module.training = True
+
+
+@contextmanager
+def met_at_rest() -> Iterator[None]:
+    """Have the modules that run in evaluation mode, whatever holds them: a function may, and name it to Pyro."""
+    met: list[nn.Module] = []
+
+    def rest(module: nn.Module, _: Any) -> None:
+        if module.training:
+            met.append(module)
+            module.training = False
+
+    hook = register_module_forward_pre_hook(rest)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for module in met:
             module.training = True

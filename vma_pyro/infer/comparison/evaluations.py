@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vma_pyro.infer.engine.plates import PARTICLES
 from vma_pyro.infer.engine.programs import Programs
+from vma_pyro.infer.engine.running import LOOKS
 
 
 def count_evaluations(elbo: Any, programs: Programs) -> float:
@@ -51,6 +52,8 @@ class _Counter(Messenger):
             self._share = 1.0
 
     def _pyro_post_sample(self, msg: Any) -> None:
+        if LOOKS:
+            return
         if msg["type"] == "sample" and msg["is_observed"] and not msg["infer"].get("_deterministic"):
             share = self._share if torch.is_grad_enabled() else 1 / 3
             size = math.prod(msg["fn"].batch_shape)

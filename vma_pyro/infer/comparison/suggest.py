@@ -15,6 +15,7 @@ from vma_pyro.infer.comparison.compare import compare, evaluations_of, matched
 from vma_pyro.infer.comparison.judges import first_line
 from vma_pyro.infer.comparison.sites import DiscreteSite, GuideSites, find_sites
 from vma_pyro.infer.comparison.table import Comparison, Row
+from vma_pyro.infer.engine.distributions import MOST_JOINT_VALUES
 from vma_pyro.infer.engine.first_look import PlateNesting
 from vma_pyro.infer.engine.plates import PyroProgram
 from vma_pyro.infer.engine.programs import Programs
@@ -160,7 +161,7 @@ def applicable(
     left_out: dict[str, str] = {}
     for name in names:
         of: str | Sequence[str] = chosen
-        if name == "exact" and len(finite) > 1:
+        if name == "exact" and len(finite) > 1 and math.prod(s.size or 1 for s in discrete) <= MOST_JOINT_VALUES:
             of = tuple(finite)
         elif name in SOFT and site is None and every:
             of = tuple(every)  # bits and vectors as well

@@ -40,8 +40,8 @@ class Defended(TorchDistribution):
         allowed = self.allowed.expand(-1, *self.batch_shape)
         order = allowed.int().argsort(dim=0, descending=True, stable=True)
         pick = torch.where(allowed.gather(0, pick[None])[0], pick, order.gather(0, rank[None])[0])
-        uniform = values.flatten(1, len(self.batch_shape))[:, 0][pick]  # [*batch, *event]
-        lucky = lucky.reshape(*lucky.shape, *(1 for _ in self.event_shape))
+        uniform = values.reshape(len(values), *self.event_shape)[pick]  # [*batch, *event]
+        lucky = lucky.reshape(lucky.shape + (1,) * len(self.event_shape))
         return torch.where(lucky, uniform, self.guide.sample())
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from vma_pyro._system.at_rest import at_rest
+from vma_pyro._system.at_rest import at_rest, met_at_rest
 from vma_pyro._system.compiling import not_compiled
 from vma_pyro.infer.engine.checks import check_dimensions
 from vma_pyro.infer.engine.plates import Layout, PyroProgram, Site, sample_sites
@@ -50,19 +50,25 @@ class PlateNesting:
 
 
 class Known:
-    """Which pairs of programs have been looked at, as long as they live."""
+    """Which pairs of programs have been looked at, as long as they live, and what was noted of them."""
 
     def __init__(self) -> None:
-        self._of_model: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
+        self._of_model: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
-    def find(self, programs: Programs, *more: Any) -> tuple[set[Any], Any]:
-        """Find the set that knows a pair, and under which key; one without weak references is new each time."""
+    def find(self, programs: Programs, *more: Any) -> tuple[dict[Any, Any], Any]:
+        """Find the notes of a model, and the key of a pair; those without weak references are new each time."""
         owner, how = owner_of(programs.model)
         guide_owner, guide_how = owner_of(programs.guide)
         with suppress(TypeError):
             key = (how, weakref.ref(guide_owner), guide_how, *more)
-            return self._of_model.setdefault(owner, set()), key
-        return set(), None
+            return self._of_model.setdefault(owner, {}), key
+        return {}, None
+
+    def is_due(self, programs: Programs) -> bool:
+        """Count the calls of a pair; what weights hide at first is looked for again after 10, 100, ... of them."""
+        known, key = self.find(programs)
+        calls = known[key] = known.get(key, 0) + 1
+        return calls == 10 ** (len(str(calls)) - 1)
 
 
 class FirstLook:
@@ -87,7 +93,7 @@ class FirstLook:
         if not any(_is_decided(site) for site in guide_sites):
             for site in (*guide_sites, *model_sites):
                 check_dimensions(site, Layout((), nesting), 1, {})
-        known.add(key)
+        known[key] = True
 
 
 look = FirstLook()
@@ -143,5 +149,5 @@ def _sites(programs: Programs) -> tuple[list[Site], list[Site]]:
 @contextmanager
 def undisturbed(*programs: PyroProgram) -> Iterator[None]:
     """Take no gradient, no number of the random stream, and no statistics that a training mode would gather."""
-    with torch.random.fork_rng(), torch.no_grad(), at_rest(*programs):
+    with torch.random.fork_rng(), torch.no_grad(), at_rest(*programs), met_at_rest():
         yield

@@ -50,11 +50,13 @@ def decide(msg: Message, value: Tensor) -> None:
 def check_finite_support(msg: Message, purpose: str = "") -> None:
     """Refuse a site whose values cannot be listed, or whose probabilities a mask of its own hides."""
     name, fn = msg["name"], msg["fn"]
-    if not is_finite(fn):
+    inner = elementary(fn)[0]
+    masked = isinstance(inner, MaskedDistribution)
+    if not is_finite(inner.base_dist if masked else fn):
         raise ValueError(
             f"site '{name}': expected a finite support{purpose}, got {innermost(fn).__class__.__name__}"
         )
-    if isinstance(elementary(fn)[0], MaskedDistribution):  # log_prob is not the probability of drawing
+    if masked:  # log_prob is not the probability of drawing
         raise ValueError(
             f"site '{name}': expected its mask from poutine.mask, as its values are chosen, "
             "got a masked distribution"

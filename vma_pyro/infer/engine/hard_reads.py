@@ -9,16 +9,24 @@ from typing import Any
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from vma_pyro.infer.engine.checks import is_function_of
 
-ROUNDING = ("round", "floor", "ceil", "trunc", "sign", "sgn", "argmax", "argsort", "topk", "logical_not")
+ROUNDING = ("round", "floor", "ceil", "trunc", "sign", "sgn", "argmax", "argmin", "argsort", "logical_not")
 CASTS = ("long", "int", "short", "byte", "bool", "to", "type", "type_as")
 COMPARISONS = ("eq", "ne", "gt", "ge", "lt", "le", "isclose", "logical_and", "logical_or")
 
 
 class Reads(TorchFunctionMode):
-    """Meets all that is rounded or compared while it is entered, but for what distributions ask about support."""
+    """Meets all that is rounded or compared while it is entered, but for what distributions ask about support.
+
+    The position of the largest value is a rounding once it is used.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions: dict[Tensor, tuple[str, Tensor]] = {}  # what found them, and in what
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -26,12 +34,18 @@ class Reads(TorchFunctionMode):
         """Run the function, and look at it."""
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").strip("_")
+        reads = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         rounds = name in ROUNDING or (name in CASTS and isinstance(result, Tensor) and not _is_floating(result))
-        rounds = rounds or (name == "max" and isinstance(result, tuple))  # with the position of the largest
         if (rounds or name in COMPARISONS) and not _is_validation():
-            for read in (*args, *(kwargs or {}).values()):
-                if isinstance(read, Tensor):
-                    self.met(name, read, rounds=rounds)
+            for read in reads:
+                self.met(name, read, rounds=rounds)
+        for read in reads:
+            for positions, (operation, of) in self.positions.items():
+                if read is positions and name != "get":  # an attribute
+                    self.met(operation, of, rounds=True)
+        if isinstance(result, tuple) and reads:  # such as the largest values, and where they were
+            found = (r for r in result if isinstance(r, Tensor) and not r.is_floating_point())
+            self.positions |= dict.fromkeys(found, (name, reads[0]))
         return result
 
     @abstractmethod

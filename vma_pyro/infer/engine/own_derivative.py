@@ -6,10 +6,14 @@ shows it. On a straight line from one value x to another it does show:
 
 .. math::
     \int_0^t (x' - x) \cdot \nabla \log w(x + s (x' - x)) \, ds \ne \log w(x + t (x' - x)) - \log w(x)
+
+The step in which the two differ most is halved again and again: what is steep becomes smooth, and a jump stays as
+high as it is.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -17,9 +21,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-STEPS = (32, 256)  # the second where the first is too coarse to tell
-TOLERANCE = 0.02  # of how far log w moves on the way
-ROUNDING = 1e-4  # of the largest log w
+from vma_pyro.infer.engine.running import looking
+
+STEPS = 32  # at first
+MOST_RUNS = 300
+SHORTEST = 2.0**-44
+JUMP = 1e-3  # nats in one step
+OF_THE_WAY = 1e-4  # that log w moves, in one step
+OF_THE_WHOLE_WAY = 0.02
+ROUNDING = 32  # units in the last place of log w
 
 
 class Line(NamedTuple):
@@ -39,10 +49,18 @@ LogW = Callable[[Mapping[str, Tensor]], Float[Tensor, "K B"]]
 
 
 class Gap(NamedTuple):
-    """How far log w moves on the way, and how far its gradient says."""
+    """How far log w moves on a part of the way, and how far its gradient says."""
 
     moved: float
     expected: float
+
+
+class Point(NamedTuple):
+    """log w at a part t of the way, and its slope there."""
+
+    t: float
+    value: Float[Tensor, "K B"]
+    slope: Float[Tensor, "K B"]
 
 
 def find_gap(lines: Lines, log_w: LogW) -> Gap | None:
@@ -52,35 +70,75 @@ def find_gap(lines: Lines, log_w: LogW) -> Gap | None:
         lines: of all sites that move, at the same time.
         log_w: of values, by the name of the site.
     """
-    for steps in STEPS:
-        moved, expected, allowed = _along(lines, log_w, steps)
-        off = (moved - expected).abs() - allowed
-        if not bool((off > 0).any()):
+    with looking():
+        points = [_point(lines, log_w, step / STEPS) for step in range(STEPS + 1)]
+        first = _Way(points)
+        way = first
+        while len(points) < MOST_RUNS:
+            excess = (way.gaps.abs() - way.allowed).flatten(1).amax(1)
+            step = int(excess.argmax())
+            if excess[step] <= 0:
+                break
+            low, high = points[step].t, points[step + 1].t
+            if _is_shortest(lines, low, high):
+                return way.gap(step)
+            insort(points, _point(lines, log_w, (low + high) / 2), key=lambda point: point.t)
+            way = _Way(points)
+        return way.whole_gap(first)
+
+
+class _Way:
+    """What log w and its slope do between points, [steps, K, B]."""
+
+    def __init__(self, points: list[Point]) -> None:
+        value, slope = torch.stack([p.value for p in points]), torch.stack([p.slope for p in points])
+        t = torch.tensor([p.t for p in points], dtype=torch.float64, device=value.device)
+        width = t.diff().to(value)[:, None, None]
+        moved, expected = value.diff(dim=0), (slope[1:] + slope[:-1]) / 2 * width
+        # Where a value is impossible, or infinitely steep, nothing can be said.
+        known = torch.isfinite(moved) & torch.isfinite(expected)
+        self.moved, self.expected = torch.where(known, moved, 0.0), torch.where(known, expected, 0.0)
+        self.gaps = self.moved - self.expected
+        self.length = torch.maximum(self.moved.abs().sum(0), self.expected.abs().sum(0))
+        largest = torch.where(value.isfinite(), value, 0.0).abs().amax(0)
+        self.rounding = ROUNDING * torch.finfo(value.dtype).eps * largest
+        self.allowed = JUMP + OF_THE_WAY * self.length + self.rounding
+
+    def gap(self, step: int) -> Gap:
+        """The widest of one step."""
+        worst = int(self.gaps[step].abs().argmax())
+        return Gap(self.moved[step].flatten()[worst].item(), self.expected[step].flatten()[worst].item())
+
+    def whole_gap(self, first: _Way) -> Gap | None:
+        """What has gathered since the start; steps that are only too wide had gathered more at first."""
+        together, before = (way.gaps.cumsum(0).abs().amax(0) for way in (self, first))
+        off = together - (JUMP + OF_THE_WHOLE_WAY * self.length + self.rounding)
+        off = torch.where(together > before / 2, off, -torch.inf)
+        worst = int(off.argmax())
+        if off.flatten()[worst] <= 0:
             return None
-    worst = int(off.argmax())
-    return Gap(moved.flatten()[worst].item(), expected.flatten()[worst].item())
+        where = int(self.gaps.cumsum(0).flatten(1)[:, worst].abs().argmax())
+        moved, expected = (part.cumsum(0).flatten(1)[where, worst].item() for part in (self.moved, self.expected))
+        return Gap(moved, expected)
 
 
-def _along(lines: Lines, log_w: LogW, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Follow the lines: how far log w has moved [steps, K, B], how far by its gradient, what may lie between."""
-    values, slopes = [], []
-    for step in range(steps + 1):
-        at = {name: line.at(step / steps).requires_grad_() for name, line in lines.items()}
-        # The same noise each time, also of what draws by other means than a site, such as a dropout.
-        with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(0)
-            value = log_w(at)
-            found = torch.autograd.grad(value.sum(), list(at.values()), allow_unused=True)
+def _point(lines: Lines, log_w: LogW, t: float) -> Point:
+    at = {name: line.at(t).requires_grad_() for name, line in lines.items()}
+    # The same noise each time, also of what draws by other means than a site, such as a dropout.
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(0)
+        value = log_w(at)
         slope = torch.zeros_like(value)
-        for line, gradient in zip(lines.values(), found, strict=True):
-            if gradient is not None:
-                slope = slope + line.by_datapoint(gradient * (line.end - line.start))
-        values.append(value.detach())
-        slopes.append(slope)
-    value, slope = torch.stack(values), torch.stack(slopes) / steps
-    moved = value[1:] - value[0]
-    expected = ((slope[1:] + slope[:-1]) / 2).cumsum(0)
-    # Where a value is impossible nothing can be said.
-    expected = torch.where(torch.isfinite(moved - expected), expected, moved)
-    way = torch.maximum(slope.abs().sum(0), value.diff(dim=0).abs().sum(0))
-    return moved, expected, (TOLERANCE * way + ROUNDING * value.abs().amax(0)).nan_to_num(0.0)
+        if value.requires_grad:
+            found = torch.autograd.grad(value.sum(), list(at.values()), allow_unused=True)
+            for line, gradient in zip(lines.values(), found, strict=True):
+                if gradient is not None:
+                    slope = slope + line.by_datapoint(gradient * (line.end - line.start))
+    return Point(t, value.detach(), slope.detach())
+
+
+def _is_shortest(lines: Lines, low: float, high: float) -> bool:
+    """Tell whether there is nothing between two points."""
+    middle = (low + high) / 2
+    same = (all(torch.equal(line.at(middle), line.at(end)) for line in lines.values()) for end in (low, high))
+    return high - low < SHORTEST or any(same)

@@ -31,6 +31,7 @@ from vma_pyro.infer.engine.running import WATCHES, run_both
 
 T = TypeVar("T")
 LINES = 4  # one may miss the jump
+FOUND = Known()  # the first comparison of a draw in programs, if there is one
 LOOKED_AT = Known()
 
 
@@ -47,18 +48,19 @@ def watched(programs: Programs, estimate: Callable[[], T]) -> T:
     # What is recorded or compiled is run as it is as well, and watched then.
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or is_recorded():
         return estimate()
-    known, key = LOOKED_AT.find(programs)
-    if key in known:
-        return estimate()
-    watch = PathWatch()
-    WATCHES.append(watch)
-    try:
+    known, key = FOUND.find(programs)
+    if key not in known:
+        watch = PathWatch()
+        WATCHES.append(watch)
+        try:
+            result = estimate()
+        finally:
+            WATCHES.remove(watch)
+        known[key] = watch.found
+    else:
         result = estimate()
-    finally:
-        WATCHES.remove(watch)
-    if watch.found is not None:
-        _refuse_jumps(programs, *watch.found)
-    known.add(key)
+    if known[key] is not None and LOOKED_AT.is_due(programs):
+        _refuse_jumps(programs, *known[key])
     return result
 
 

@@ -16,6 +16,7 @@ from vma_pyro.infer.engine.programs import Programs
 
 PROGRAM_ERRORS = (ValueError, RuntimeError, IndexError, TypeError, NotImplementedError)
 WATCHES: list[Messenger] = []  # of which the last stands inside all handlers of every run
+LOOKS: list[None] = []  # under way; their runs are no part of an estimate
 SINGLE_VALUE = ("converted to Scalar", "Boolean value of Tensor with more than one value is ambiguous")
 
 
@@ -38,6 +39,16 @@ def run(
         if own is error:
             raise
         raise own from None
+
+
+@contextmanager
+def looking() -> Iterator[None]:
+    """Say that runs are no part of an estimate."""
+    LOOKS.append(None)
+    try:
+        yield
+    finally:
+        LOOKS.pop()
 
 
 def run_both(programs: Programs) -> tuple[poutine.Trace, poutine.Trace]:

@@ -73,15 +73,17 @@ class RelaxedSite:
             return both.sigmoid()
         return torch.where(torch.cat([self.possible] * 2), both, -math.inf).softmax(-1)
 
-    def ends(self) -> tuple[Tensor, Tensor]:
-        """Find weights at the drawn value, and at another possible one of each element, [K, *elements]."""
+    def corners(self) -> list[Tensor]:
+        """Draw the corners of a path of weights [K, *elements]: x, another possible value, and two in between."""
         with torch.no_grad():
             x = self.x
             if is_bits(elementary(self.score.site["fn"])[0]):
-                return x, torch.where(self.phi.isfinite(), 1 - x, x)
+                free = self.phi.isfinite()
+                return [x, *(torch.where(free, w, x) for w in (1 - x, torch.rand_like(x), torch.rand_like(x)))]
             others = torch.where(self.possible & (x == 0), torch.rand_like(x), -1.0)
-            other = one_hot(others.argmax(-1), x)
-            return x, torch.where((others > -1).any(-1, keepdim=True), other, x)
+            other = torch.where((others > -1).any(-1, keepdim=True), one_hot(others.argmax(-1), x), x)
+            inside = (torch.empty_like(x).exponential_() * self.possible for _ in range(2))
+            return [x, other, *(w / w.sum(-1, keepdim=True).clamp_min(1e-30) for w in inside)]
 
     def features(self) -> tuple[Float[Tensor, "K B F"], Float[Tensor, "K B F"]]:
         """Gather z, and z given x, by datapoint."""

@@ -27,10 +27,10 @@ class DistinctELBO(SubsetELBO):
         L = \log \Big[ \sum_{s \in C} w_s q_s + (1 - q_C) \, w_{s'} \Big], \qquad
         w_s q_s = \frac{p(x, z_s, s)}{q(z_s \mid s)}, \qquad s' \sim q \text{ outside } C
 
-    The bracket is an unbiased estimate of p(x), so L is a bound; no run of the model is spent on a repeated
-    value, and at k = |support| it is `ExactELBO`. The score part is that of s' alone, with the bound without s'
-    as baseline. A site whose q(s) depends on a continuous latent is refused: C changes with the latent, which adds
-    a part to the gradient that is not estimated.
+    The bracket is an unbiased estimate of p(x), so L is a bound; no run of the model is spent on a repeated value,
+    and at k = |support| it is `ExactELBO` (if q rules out no value that p allows). The score part is that of s'
+    alone, with the bound without s' as baseline. A site whose q(s) depends on a continuous latent is refused: C
+    changes with the latent, which adds a part to the gradient that is not estimated.
 
     The bound depends on q(s) only through the choice of values, so its gradient trains the guide little. With
     `guide_follows="posterior"` the score part is that of wake-phi (Bornschein & Bengio 2015) on the same runs

@@ -125,8 +125,7 @@ class _Part(NamedTuple):
     def of(cls, score: SiteScore, log_w: Float[Tensor, "K B"]) -> _Part:
         """Differentiate log w with respect to the values of a site."""
         value, (fn, _) = score.site["value"], elementary(score.site["fn"])
-        (g,) = torch.autograd.grad(log_w.sum(), value, retain_graph=True, allow_unused=True)
-        g = torch.zeros_like(value) if g is None else finite(g)
+        g = gradient_at(log_w, value)
         q = fn.logits.sigmoid() if isinstance(fn, HardBernoulli) else fn.logits.exp()
         size = 1 if isinstance(fn, HardBernoulli) else fn.logits.shape[-1]
         x, q, g = (by_value(score, t, size) for t in (value.detach(), q.expand(value.shape), g))
@@ -175,6 +174,14 @@ class Harden(Relax):
 def compared(f: Float[Tensor, "K B"]) -> Float[Tensor, "K B"]:
     """Compare each particle with the mean of the others."""
     return finite(f - leave_one_out_sum(f) / (len(f) - 1))
+
+
+def gradient_at(log_w: Float[Tensor, "K B"], value: Tensor) -> Tensor:
+    """Differentiate log w with respect to values; 0 where it does not depend on them."""
+    g = None
+    if log_w.requires_grad:
+        (g,) = torch.autograd.grad(log_w.sum(), value, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(value) if g is None else finite(g)
 
 
 def by_value(score: SiteScore, values: Tensor, size: int) -> Float[Tensor, "K B D V"]:

@@ -23,7 +23,8 @@ class PriorityELBO(SubsetELBO):
         \qquad C = \text{the } k \text{ largest } q_s / u_s, \quad \tau = \text{the next one}
 
     with u uniform (Duffield et al. 2007; Lievin et al. 2023 for latents). The sum is an unbiased estimate of
-    p(x), so L is a bound. No run of the model is spent on a repeated value; at k = |support| it is `ExactELBO`.
+    p(x), so L is a bound. No run of the model is spent on a repeated value; at k = |support| it is `ExactELBO` (if
+    q rules out no value that p allows).
 
     **The guide's gradient is biased**: C and tau change with q, in a way that no score of finite variance follows.
     The model and q(z|s) ascend L. q(s) follows the posterior, as in `DistinctELBO(guide_follows="posterior")`:

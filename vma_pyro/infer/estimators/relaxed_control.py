@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -121,21 +122,24 @@ class RelaxedControlELBO(Estimator):
 
     @not_compiled
     def _look_along(self, programs: Programs, drawn: RelaxedDraw) -> None:
-        """Refuse a pair of programs, once, whose gradient in weights is not the derivative of log w."""
-        known, key = LOOKED_AT.find(programs)
-        if key in known or is_recorded():  # what is recorded is run as well, and looked at then
+        """Refuse a pair of programs whose gradient in weights is not the derivative of log w."""
+        if is_recorded() or not LOOKED_AT.is_due(programs):  # what is recorded is run as well, and looked at then
             return
         with undisturbed(programs.model, programs.guide):
-            lines = {site.score.name: Line(*site.ends(), site.summed) for site in drawn.sites}
-            gap = find_gap(lines, lambda weights: self._softly(programs, drawn, weights, self.num_particles))
-        if gap is not None:
-            raise ValueError(
-                f"site '{next(iter(lines))}': expected log w with its own derivative in the weights, as "
-                f"{type(self).__name__} needs, got {gap.moved:.3g} nats on the way to another value where the "
-                f"gradient says {gap.expected:.3g}: the program compares, rounds or detaches what it makes of "
-                "them; use RLOO, or RELAX(reads_softly=False)"
-            )
-        known.add(key)
+            turns = [site.corners() for site in drawn.sites]
+            for start, end in pairwise(range(len(turns[0]))):
+                lines = {
+                    site.score.name: Line(corners[start], corners[end], site.summed)
+                    for site, corners in zip(drawn.sites, turns, strict=True)
+                }
+                gap = find_gap(lines, lambda weights: self._softly(programs, drawn, weights, self.num_particles))
+                if gap is not None:
+                    raise ValueError(
+                        f"site '{next(iter(lines))}': expected log w with its own derivative in the weights, as "
+                        f"{type(self).__name__} needs, got {gap.moved:.3g} nats between two of them where the "
+                        f"gradient says {gap.expected:.3g}: the program compares, rounds or detaches what it "
+                        "makes of them; use RLOO, or RELAX(reads_softly=False)"
+                    )
 
     def _softly(
         self, programs: Programs, drawn: RelaxedDraw, weights: Mapping[str, Tensor], num_particles: int

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from vma_pyro.infer.engine.distributions import elementary
 from vma_pyro.infer.engine.handlers import Message, is_drawn
 from vma_pyro.infer.engine.particles import SiteScore
-from vma_pyro.infer.engine.weights import finite
-from vma_pyro.infer.estimators.double_cv import HardBernoulli, by_value
+from vma_pyro.infer.estimators.double_cv import HardBernoulli, by_value, gradient_at
 
 
 class Decisions(Messenger):
@@ -70,8 +69,7 @@ class SteinSite:
     def of(cls, score: SiteScore, log_w: Float[Tensor, "K B"], decisions: Decisions) -> SteinSite:
         """Differentiate log w with respect to the values of a site."""
         value, (fn, _) = score.site["value"], elementary(score.site["fn"])
-        (g,) = torch.autograd.grad(log_w.sum(), value, retain_graph=True, allow_unused=True)
-        g = torch.zeros_like(value) if g is None else finite(g)
+        g = gradient_at(log_w, value)
         bits = isinstance(fn, HardBernoulli)
         size = 1 if bits else fn.logits.shape[-1]
         logits, x, g = (by_value(score, t, size) for t in (fn.logits, value.detach(), g))
