@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vma_pyro.infer.engine.running import looking
 
-STEPS = 32  # at first
+STEPS = 16  # at first
 MOST_RUNS = 300
 SHORTEST = 2.0**-44
 JUMP = 1e-3  # nats in one step
