@@ -83,7 +83,9 @@ def _texts(folder: Path) -> list[str]:
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """Read all results by name, those in folders of their own among them."""
     found = {}
-    for path in sorted([*folder.glob("*.json"), *folder.glob("benchmarks/**/*.json"), *folder.glob("address/*.json")]):
+    for path in sorted(
+        [*folder.glob("*.json"), *folder.glob("benchmarks/**/*.json"), *folder.glob("address/*.json")]
+    ):
         name = path.relative_to(folder).with_suffix("").as_posix()
         try:
             found[name] = json.loads(path.read_text())

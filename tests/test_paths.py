@@ -60,7 +60,7 @@ def test_what_jumps_is_refused(how, operation):
     assert f"({operation})" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["rloo", "exact", "disarm", "loo+dreg", "pyro-graph"])
+@pytest.mark.parametrize("name", ["rloo", "exact", "disarm", "loo+dreg", "vimco+resampled", "pyro-graph"])
 def test_all_that_differentiate_through_draws_refuse_it(name):
     model, guide, _, x = pair(change_point)
     with pytest.raises(ValueError, match="site 'z': expected log w with its own derivative"):

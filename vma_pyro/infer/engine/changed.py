@@ -122,7 +122,7 @@ def _names(trace: poutine.Trace) -> list[str]:
 
 def _number_of_values(site: Site) -> int:
     fn, _ = elementary(site["fn"])
-    check_finite_support({"name": site["name"], "fn": fn}, " to change values in")
+    check_finite_support({"name": site["name"], "fn": fn}, " to change values in", of="elements")
     return len(whole_support(fn))
 
 

@@ -47,7 +47,7 @@ def decide(msg: Message, value: Tensor) -> None:
     msg["value"], msg["done"] = value, True
 
 
-def check_finite_support(msg: Message, purpose: str = "") -> None:
+def check_finite_support(msg: Message, purpose: str = "", *, of: str = "datapoints") -> None:
     """Refuse a site whose values cannot be listed, or whose probabilities a mask of its own hides."""
     name, fn = msg["name"], msg["fn"]
     inner = elementary(fn)[0]
@@ -65,7 +65,7 @@ def check_finite_support(msg: Message, purpose: str = "") -> None:
         number = too_many(fn)
     except NotImplementedError as error:  # a Binomial with a total count for each datapoint
         raise ValueError(
-            f"site '{name}': expected a finite support, the same for all datapoints, got "
+            f"site '{name}': expected a finite support, the same for all {of}, got "
             f"{elementary(fn)[0].__class__.__name__} whose support cannot be enumerated"
         ) from error
     if number:

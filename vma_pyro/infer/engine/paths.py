@@ -100,7 +100,7 @@ class PathWatch(Messenger):
         self.reads.__exit__(*error)
 
     def _pyro_post_sample(self, msg: Message) -> None:
-        if is_drawn(msg) and _passes(msg["fn"], msg["value"]):
+        if is_drawn(msg) and _passes(msg["fn"], msg["value"]) and torch.is_grad_enabled():
             self.nodes[msg["value"].view_as(msg["value"]).grad_fn.next_functions[0][0]] = msg["name"]
 
 
@@ -111,7 +111,7 @@ class _Comparisons(Reads):
 
     def met(self, operation: str, read: Tensor, *, rounds: bool) -> None:
         """Look in autograd's graph for a draw behind what is read."""
-        if self.watch.found or not self.watch.nodes or not read.requires_grad:
+        if self.watch.found or not self.watch.nodes or not read.requires_grad or not torch.is_grad_enabled():
             return
         waiting = [read.view_as(read).grad_fn]
         seen = set()
