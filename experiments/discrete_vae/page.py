@@ -23,7 +23,8 @@ PROTOCOL = (
     "itself known badly. "
     "Runs of the model are per image and update; equal ones are the fair comparison. ELBOs of the training and of "
     "the validation set are of the same images in all runs, one sample each, and bounds of fewer images, 100 "
-    "samples each (sizes: the options' defaults); test images are scored once, at the end."
+    "samples each (sizes: the options' defaults); test images are scored once, at the end. Milliseconds are of "
+    "the runs as they were, beside whatever else the machine did; `binary_step` compares costs."
 )
 CATEGORICAL = (
     "Categorical models are trained with the plain sampled bound, also where the papers put the KL in closed "
