@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from torch import nn
 
 from programs import FLOAT
@@ -45,6 +47,9 @@ JUMPS = {
     "a rounding": (lambda z: (4 * z).round() * T, "round"),
     "a table": (lambda z: T[(2 * z + 4).clamp(0, 8).long()] + 0 * T, "long"),
     "a sign": (lambda z: z.sign() * T, "sign"),
+    "a comparison of a copy": (lambda z: torch.where(z.detach() > 0, 1.0, -1.0) * T, "gt"),
+    "a bin": (lambda z: torch.bucketize(z.clone(), T).to(z) + 0 * T, "bucketize"),
+    "a remainder": (lambda z: (z % 0.5) * 3 * T, "remainder"),
 }
 
 
@@ -80,6 +85,13 @@ def test_without_gradients_or_without_parameters_behind_it_a_jump_is_no_harm():
     make("vimco", 2, site="b").loss_and_grads(model, guide, x)
 
 
+def _between(z):
+    """Values between the squares of T, on straight lines."""
+    right = torch.searchsorted(T, z.clamp(-1.9, 1.9).contiguous())
+    part = (z.clamp(-1.9, 1.9) - T[right - 1]) / (T[right] - T[right - 1])
+    return torch.lerp(T[right - 1] ** 2, T[right] ** 2, part)
+
+
 SMOOTH = {
     "a unit by hand": lambda z: torch.where(z > 0.1, z - 0.1, 0.3 * (z - 0.1)) * T,
     "a clamp by comparison": lambda z: torch.where(z > 1, torch.ones_like(z), z) * T,
@@ -87,6 +99,8 @@ SMOOTH = {
         [z.expand(z.shape[:-1] + T.shape), T.expand(z.shape[:-1] + T.shape)], -1
     ).max(-1)[0],
     "a steep unit": lambda z: torch.tanh(20 * (z - T)),
+    "a logarithm of at least so much": lambda z: torch.where(z > 1e-6, z.clamp(min=1e-6), 1e-6).log() * T / 20,
+    "between the points of a table": lambda z: _between(z) * T,
     "a comparison of other things": lambda z: z * (T > 0.5),
 }
 
@@ -150,3 +164,65 @@ def test_a_pair_is_looked_at_once_and_the_noise_stays():
     assert elbo.differentiable_loss(model, guide, x).item() == first
     make("rloo", 3, max_plate_nesting=1).differentiable_loss(model, guide, x)
     assert len(calls) == 2
+
+
+def by_autoguide(how, guide_of):
+    def model(x):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2, **FLOAT), 1.0).to_event(1))
+        v = pyro.sample("v", dist.Normal(w.sum(), 1.0))
+        pyro.sample("x", dist.Normal(how(w).sum() + v, 1.0), obs=x)
+
+    return model, guide_of(model)
+
+
+AUTOGUIDES = [
+    lambda model: AutoDiagonalNormal(model, init_scale=1.0),
+    lambda model: AutoNormal(model, init_scale=1.0),
+    lambda model: AutoMultivariateNormal(model, init_scale=1.0),
+]
+
+
+@pytest.mark.parametrize("guide_of", AUTOGUIDES)
+def test_latents_that_are_functions_of_other_draws(guide_of):
+    torch.manual_seed(0)
+    model, guide = by_autoguide(lambda w: torch.where(w > 0, w, 0.1 * w), guide_of)
+    make("rloo", 2, batch_plates=()).loss_and_grads(model, guide, torch.tensor(1.0, **FLOAT))
+    model, guide = by_autoguide(lambda w: torch.where(w > 0, 1.0, -1.0), guide_of)
+    with pytest.raises(ValueError, match="expected log w with its own derivative"):
+        make("rloo", 2, batch_plates=()).loss_and_grads(model, guide, torch.tensor(1.0, **FLOAT))
+
+
+LATER = {
+    "a draw": lambda z: dist.Normal(torch.where(z > 0, 1.0, -1.0), 1.0),
+    "a law": lambda z: dist.Bernoulli(torch.where(z > 0, 0.9, 0.1)),
+}
+
+
+@pytest.mark.parametrize("later", LATER.values(), ids=LATER)
+def test_a_draw_that_jumps_with_the_one_before_it(later):
+    """A guide that proposes from the model's own transition: log w is smooth in all draws, and they jump."""
+    loc = torch.zeros(2, **FLOAT, requires_grad=True)
+
+    def program(x, guide=False):
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", dist.Normal(loc if guide else torch.zeros(2, **FLOAT), 1.0))
+            y = pyro.sample("y", later(z))
+            if not guide:
+                pyro.sample("x", dist.Normal(y, 0.5), obs=x)
+
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="site 'z': expected log w with its own derivative"):
+        make("vimco", 2).loss_and_grads(program, lambda x: program(x, guide=True), torch.full((2,), 2.0, **FLOAT))
+
+
+def test_programs_with_noise_or_a_state_of_their_own_are_left_alone():
+    """Nothing can be said of them, and they are not run for long."""
+    random, calls = np.random.default_rng(0), []
+
+    def how(z):
+        calls.append(1)
+        return torch.where(z > 0, z, 0.1 * z) * T + float(random.normal())
+
+    model, guide, _, x = pair(how)
+    make("vimco", 2, site="b").loss_and_grads(model, guide, x)
+    assert len(calls) < 100

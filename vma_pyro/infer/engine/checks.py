@@ -82,10 +82,16 @@ def _check_auxiliary(names: Sequence[str], shared: set[str], guide_trace: poutin
                 f"site '{name}': expected in the model as in the guide, even as an auxiliary one, as it is "
                 f"discrete: p/q is no weight without a reverse model r({name} | latents) in the model"
             )
-        later: list[Site] = [guide_trace.nodes[n] for n in order[order.index(name) :]]
-        functions = [s for s in later if s["name"] in shared and is_point(s["fn"])]
+        later = order[order.index(name) :]
+        auxiliary = [n for n in later if n in sites]
+        points = [n for n in later if n in shared and is_point(guide_trace.nodes[n]["fn"])]
+        # Those before the next auxiliary site, where they are enough (one for each latent), else all.
+        own = points if len(auxiliary) == 1 else [n for n in points if n in later[: later.index(auxiliary[1])]]
+        if _numbers(guide_trace, own) >= _numbers(guide_trace, [name]):
+            points, auxiliary = own, [name]
+        functions: list[Site] = [guide_trace.nodes[n] for n in points]
         # A simplex has one value more than is drawn.
-        if sum(s["value"].numel() for s in sites.values()) > sum(s["value"].numel() for s in functions):
+        if _numbers(guide_trace, auxiliary) > _numbers(guide_trace, points):
             raise ValueError(
                 f"site '{name}': expected latents that are a function of all of this auxiliary site (Delta "
                 f"sites), found too few: p/q is no weight without a reverse model r({name} | latents) in the model"
@@ -96,6 +102,11 @@ def _check_auxiliary(names: Sequence[str], shared: set[str], guide_trace: poutin
                     f"site '{name}': expected the mask and scale of '{other['name']}', which is a function of "
                     "it, got others: p/q is no weight; put the same handlers around both"
                 )
+
+
+def _numbers(trace: poutine.Trace, names: Sequence[str]) -> int:
+    sites: list[Site] = [trace.nodes[name] for name in names]
+    return sum(site["value"].numel() for site in sites)
 
 
 def check_nesting(trace: poutine.Trace, nesting: int) -> None:

@@ -61,7 +61,10 @@ class Known:
         guide_owner, guide_how = owner_of(programs.guide)
         with suppress(TypeError):
             key = (how, weakref.ref(guide_owner), guide_how, *more)
-            return self._of_model.setdefault(owner, {}), key
+            known = self._of_model.setdefault(owner, {})
+            for gone in [other for other in known if other[1]() is None]:
+                del known[gone]
+            return known, key
         return {}, None
 
     def is_due(self, programs: Programs) -> bool:

@@ -13,9 +13,17 @@ from torch.utils._pytree import tree_leaves
 
 from vma_pyro.infer.engine.checks import is_function_of
 
-ROUNDING = ("round", "floor", "ceil", "trunc", "sign", "sgn", "argmax", "argmin", "argsort", "logical_not")
+ROUNDING = (
+    *("round", "floor", "ceil", "trunc", "frac", "remainder", "fmod", "sign", "sgn", "signbit"),
+    *("argmax", "argmin", "argsort", "logical_not", "bucketize", "searchsorted", "histc"),
+)
+DATA: Any = Tensor.data.__get__  # type: ignore[attr-defined]
+NUMBERS = ("item", "tolist", "float", "int", "bool", "index")  # of Python
 CASTS = ("long", "int", "short", "byte", "bool", "to", "type", "type_as")
-COMPARISONS = ("eq", "ne", "gt", "ge", "lt", "le", "isclose", "logical_and", "logical_or")
+COMPARISONS = (
+    *("eq", "ne", "gt", "ge", "lt", "le", "isclose", "logical_and", "logical_or"),
+    *("threshold", "hardshrink"),
+)
 
 
 class Reads(TorchFunctionMode):
@@ -27,6 +35,7 @@ class Reads(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.positions: dict[Tensor, tuple[str, Tensor]] = {}  # what found them, and in what
+        self.copies: dict[Tensor, Tensor] = {}  # without a gradient, and of what
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -35,16 +44,20 @@ class Reads(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").strip("_")
         reads = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        rounds = name in ROUNDING or (name in CASTS and isinstance(result, Tensor) and not _is_floating(result))
+        if func in (Tensor.detach, DATA):
+            self.copies[result] = reads[0]
+        is_tensor = isinstance(result, Tensor)
+        rounds = name in ROUNDING or (name in CASTS and is_tensor and not _is_floating(result))
+        rounds = rounds or (name in NUMBERS and not is_tensor)
         if (rounds or name in COMPARISONS) and not _is_validation():
             for read in reads:
-                self.met(name, read, rounds=rounds)
+                self.met(name, self.copies.get(read, read), rounds=rounds)
         for read in reads:
             for positions, (operation, of) in self.positions.items():
                 if read is positions and name != "get":  # an attribute
                     self.met(operation, of, rounds=True)
         if isinstance(result, tuple) and reads:  # such as the largest values, and where they were
-            found = (r for r in result if isinstance(r, Tensor) and not r.is_floating_point())
+            found = (r for r in result if isinstance(r, Tensor) and not _is_floating(r))
             self.positions |= dict.fromkeys(found, (name, reads[0]))
         return result
 
@@ -79,7 +92,7 @@ class HardReads(Reads):
 
 
 def _is_floating(result: Any) -> bool:
-    return isinstance(result, Tensor) and result.is_floating_point()
+    return isinstance(result, Tensor) and (result.is_floating_point() or result.is_complex())
 
 
 def _is_validation() -> bool:

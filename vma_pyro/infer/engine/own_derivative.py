@@ -24,7 +24,7 @@ from torch import Tensor
 from vma_pyro.infer.engine.running import looking
 
 STEPS = 16  # at first
-MOST_RUNS = 300
+MOST_RUNS = 200
 SHORTEST = 2.0**-44
 JUMP = 1e-3  # nats in one step
 OF_THE_WAY = 1e-4  # that log w moves, in one step
@@ -41,7 +41,7 @@ class Line(NamedTuple):
 
     def at(self, t: float) -> Tensor:
         """Values after a part t of the way."""
-        return torch.lerp(self.start, self.end, t)
+        return self.start * (1 - t) + self.end * t  # exact near both ends, as lerp is not
 
 
 Lines = Mapping[str, Line]  # by the name of the site
@@ -71,17 +71,29 @@ def find_gap(lines: Lines, log_w: LogW) -> Gap | None:
         log_w: of values, by the name of the site.
     """
     with looking():
-        points = [_point(lines, log_w, step / STEPS) for step in range(STEPS + 1)]
-        first = _Way(points)
-        way = first
+        start, again = (_point(lines, log_w, 0.0) for _ in range(2))
+        rounding = ROUNDING * torch.finfo(start.value.dtype).eps
+        if not torch.allclose(start.value, again.value, rounding, 0.0, equal_nan=True):
+            return None  # noise of its own, or a state: nothing can be said
+        points = [start, *(_point(lines, log_w, step / STEPS) for step in range(1, STEPS + 1))]
+        first = way = _Way(points)
+        smooth: set[float] = set()  # where the steps begin that are as steep as they are said to be
         while len(points) < MOST_RUNS:
             excess = (way.gaps.abs() - way.allowed).flatten(1).amax(1)
+            excess[[i for i, point in enumerate(points[:-1]) if point.t in smooth]] = -torch.inf
             step = int(excess.argmax())
             if excess[step] <= 0:
-                break
+                if way.whole_gap(first) is None:
+                    return None
+                step = way.widest()
             low, high = points[step].t, points[step + 1].t
             if _is_shortest(lines, low, high):
-                return way.gap(step)
+                if excess[step] <= 0:
+                    break
+                if not way.is_between_slopes(step):
+                    return way.gap(step)
+                smooth.add(low)
+                continue
             insort(points, _point(lines, log_w, (low + high) / 2), key=lambda point: point.t)
             way = _Way(points)
         return way.whole_gap(first)
@@ -99,6 +111,7 @@ class _Way:
         known = torch.isfinite(moved) & torch.isfinite(expected)
         self.moved, self.expected = torch.where(known, moved, 0.0), torch.where(known, expected, 0.0)
         self.gaps = self.moved - self.expected
+        self.by_slopes = torch.stack([slope[:-1] * width, slope[1:] * width])
         self.length = torch.maximum(self.moved.abs().sum(0), self.expected.abs().sum(0))
         largest = torch.where(value.isfinite(), value, 0.0).abs().amax(0)
         self.rounding = ROUNDING * torch.finfo(value.dtype).eps * largest
@@ -108,6 +121,16 @@ class _Way:
         """The widest of one step."""
         worst = int(self.gaps[step].abs().argmax())
         return Gap(self.moved[step].flatten()[worst].item(), self.expected[step].flatten()[worst].item())
+
+    def widest(self) -> int:
+        """The step with the widest gap."""
+        return int(self.gaps.abs().flatten(1).amax(1).argmax())
+
+    def is_between_slopes(self, step: int) -> bool:
+        """Tell whether log w moves as far as a slope between those at the ends of a step says."""
+        low, high = self.by_slopes[:, step].amin(0), self.by_slopes[:, step].amax(0)
+        moved = self.moved[step]
+        return bool(((moved >= low - self.allowed) & (moved <= high + self.allowed)).all())
 
     def whole_gap(self, first: _Way) -> Gap | None:
         """What has gathered since the start; steps that are only too wide had gathered more at first."""

@@ -9,7 +9,7 @@ programs is watched; those that compare or round what they make of a draw are fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from vma_pyro._system.compiling import not_compiled
 from vma_pyro.infer.engine import handlers
-from vma_pyro.infer.engine.distributions import is_point
+from vma_pyro.infer.engine.distributions import elementary, is_location_scale, is_point
 from vma_pyro.infer.engine.first_look import Known, is_recorded, undisturbed
 from vma_pyro.infer.engine.handlers import Message, decide, is_drawn, is_open
 from vma_pyro.infer.engine.hard_reads import Reads
-from vma_pyro.infer.engine.own_derivative import Gap, Line, find_gap
+from vma_pyro.infer.engine.own_derivative import Gap, Line, Lines, LogW, find_gap
 from vma_pyro.infer.engine.programs import Programs
 from vma_pyro.infer.engine.running import WATCHES, run_both
 
@@ -69,7 +69,7 @@ def _refuse_jumps(programs: Programs, name: str, operation: str) -> None:
     gap = None
     # Whatever programs may raise without particles, nothing can be said then.
     with suppress(Exception), undisturbed(programs.model, programs.guide), poutine.block():
-        gap = _follow(programs)
+        gap = _follow(programs, name)
     if gap is not None:
         raise ValueError(
             f"site '{name}': expected log w with its own derivative in its value, as gradients through draws "
@@ -128,6 +128,8 @@ class _Comparisons(Reads):
 class Draws(Messenger):
     """Keeps what a guide draws; what gradients pass through becomes the start of a graph.
 
+    What is a function of other draws (`Delta`) is made anew from them.
+
     Args:
         given: values by name, which are taken in the place of draws.
     """
@@ -136,40 +138,83 @@ class Draws(Messenger):
         self.given = given
         self.paths: dict[str, Tensor] = {}  # through which gradients pass to parameters
         self.others: dict[str, Tensor] = {}
+        self.continuous: dict[str, Any] = {}  # distributions, in order
 
     def _pyro_sample(self, msg: Message) -> None:
-        if not is_open(msg):
+        name, fn = msg["name"], msg["fn"]
+        if not is_open(msg) or is_point(fn):
             return None
-        name = msg["name"]
         if name in self.given:
             return decide(msg, self.given[name])
         value = handlers.draw(msg)
-        passes = _passes(msg["fn"], value)
-        if passes:
-            value = value.detach().requires_grad_()
-        (self.paths if passes else self.others)[name] = value
+        if fn.has_rsample:
+            self.continuous[name] = fn
+        if _passes(fn, value):
+            self.paths[name] = value.detach().requires_grad_()
+            return decide(msg, self.paths[name])
+        self.others[name] = value
         return decide(msg, value)
+
+
+class _Redraw(Draws):
+    """Draws what is not given from the same noise each time, as a function of what is given."""
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if is_open(msg) and msg["name"] in self.given:
+            decide(msg, self.given[msg["name"]])
 
 
 def _passes(fn: Any, value: Tensor) -> bool:
     return bool(fn.has_rsample and value.requires_grad and not is_point(fn))
 
 
-def _follow(programs: Programs) -> Gap | None:
-    """Follow log w, summed over the datapoints, from some draws to others; all that is no path stays."""
+def _follow(programs: Programs, found: str) -> Gap | None:
+    """Follow log w, summed over the datapoints, from some draws to others.
+
+    All draws move, each by itself, and log w and the log q of values that have a score are followed; then the draw
+    that is compared moves, and later ones move with it, as functions of it and of noise that stays.
+    """
     draws = _draw(programs, {})
-
-    def log_w(at: Mapping[str, Tensor]) -> Tensor:
-        guide, model = _run(programs, Draws({**draws.others, **at}))
-        return torch.as_tensor(model.log_prob_sum() - guide.log_prob_sum())[None, None]
-
+    scores = [name for name in draws.others if name not in draws.continuous]
+    with_it = _after(draws, found)
+    fixed = {n: v.detach() for n, v in {**draws.others, **draws.paths}.items() if n not in with_it}
     for _ in range(LINES):
         others = _draw(programs, draws.others).paths
-        lines = {name: Line(value.detach(), others[name].detach(), _total) for name, value in draws.paths.items()}
-        gap = find_gap(lines, log_w)
-        if gap is not None:
-            return gap
+        ends = {n: (v.detach(), others[n].detach()) for n, v in draws.paths.items() if n in others}
+        lines = {name: Line(*both, _total) for name, both in ends.items()}
+        turns: list[tuple[Lines, LogW]] = []
+        if lines:
+            turns.append((lines, _log_w(programs, Draws, draws.others)))
+            if scores:
+                turns.append((lines, _log_w(programs, Draws, draws.others, of=scores)))
+        if with_it and found in lines:
+            turns.append(({found: lines[found]}, _log_w(programs, _Redraw, fixed)))
+        for turn in turns:
+            gap = find_gap(*turn)
+            if gap is not None:
+                return gap
     return None
+
+
+def _after(draws: Draws, found: str) -> set[str]:
+    """Name the draws after one, where they are functions of it and of noise without parameters."""
+    names = list(draws.continuous)
+    later = names[names.index(found) + 1 :] if found in names else []
+    return {name for name in later if is_location_scale(elementary(draws.continuous[name])[0])}
+
+
+def _log_w(programs: Programs, kind: type[Draws], given: Mapping[str, Tensor], *, of: Sequence[str] = ()) -> LogW:
+    """Make log w a function of some draws, or log q of the named sites."""
+
+    def log_w(at: Mapping[str, Tensor]) -> Tensor:
+        guide, model = _run(programs, kind({**given, **at}))
+        if not of:
+            return torch.as_tensor(model.log_prob_sum() - guide.log_prob_sum())[None, None]
+        guide.compute_log_prob()
+        sites: list[Any] = [guide.nodes[name] for name in of if name in guide.nodes]
+        return torch.as_tensor(sum(site["log_prob_sum"] for site in sites))[None, None]
+
+    return log_w
 
 
 def _total(of_values: Tensor) -> Tensor:
