@@ -48,6 +48,7 @@ JUMPS = {
     "a table": (lambda z: T[(2 * z + 4).clamp(0, 8).long()] + 0 * T, "long"),
     "a sign": (lambda z: z.sign() * T, "sign"),
     "a comparison of a copy": (lambda z: torch.where(z.detach() > 0, 1.0, -1.0) * T, "gt"),
+    "a comparison of data": (lambda z: (z.data > 0).double() * T, "gt"),
     "a bin": (lambda z: torch.bucketize(z.clone(), T).to(z) + 0 * T, "bucketize"),
     "a remainder": (lambda z: (z % 0.5) * 3 * T, "remainder"),
 }

@@ -17,7 +17,6 @@ ROUNDING = (
     *("round", "floor", "ceil", "trunc", "frac", "remainder", "fmod", "sign", "sgn", "signbit"),
     *("argmax", "argmin", "argsort", "logical_not", "bucketize", "searchsorted", "histc"),
 )
-DATA: Any = Tensor.data.__get__  # type: ignore[attr-defined]
 NUMBERS = ("item", "tolist", "float", "int", "bool", "index")  # of Python
 CASTS = ("long", "int", "short", "byte", "bool", "to", "type", "type_as")
 COMPARISONS = (
@@ -32,6 +31,8 @@ class Reads(TorchFunctionMode):
     The position of the largest value is a rounding once it is used.
     """
 
+    through_copies = False  # whether a copy without a gradient is looked at as what it is a copy of
+
     def __init__(self) -> None:
         super().__init__()
         self.positions: dict[Tensor, tuple[str, Tensor]] = {}  # what found them, and in what
@@ -44,14 +45,14 @@ class Reads(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").strip("_")
         reads = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if func in (Tensor.detach, DATA):
+        if name == "detach" or getattr(func, "__self__", None) is Tensor.data:
             self.copies[result] = reads[0]
         is_tensor = isinstance(result, Tensor)
         rounds = name in ROUNDING or (name in CASTS and is_tensor and not _is_floating(result))
         rounds = rounds or (name in NUMBERS and not is_tensor)
         if (rounds or name in COMPARISONS) and not _is_validation():
             for read in reads:
-                self.met(name, self.copies.get(read, read), rounds=rounds)
+                self.met(name, self.copies.get(read, read) if self.through_copies else read, rounds=rounds)
         for read in reads:
             for positions, (operation, of) in self.positions.items():
                 if read is positions and name != "get":  # an attribute

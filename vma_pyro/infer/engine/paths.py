@@ -105,6 +105,8 @@ class PathWatch(Messenger):
 
 
 class _Comparisons(Reads):
+    through_copies = True
+
     def __init__(self, watch: PathWatch) -> None:
         super().__init__()
         self.watch = watch
