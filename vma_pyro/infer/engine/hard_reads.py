@@ -1,4 +1,4 @@
-"""Programs that round the weights they are given over the values of a site, or compare them: seen, and refused."""
+"""What programs round or compare: seen, and of weights over the values of a site refused; `paths` sees draws."""
 
 from __future__ import annotations
 

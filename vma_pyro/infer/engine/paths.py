@@ -45,7 +45,7 @@ def watched(programs: Programs, estimate: Callable[[], T]) -> T:
     Raises:
         ValueError: log w moves otherwise than its gradient says.
     """
-    # What is recorded or compiled is run as it is as well, and watched then.
+    # What is recorded is run as it is as well, and watched then; a loss that only runs compiled is not.
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or is_recorded():
         return estimate()
     known, key = FOUND.find(programs)
