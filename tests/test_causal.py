@@ -36,10 +36,12 @@ KINDS = {
     "causal": lambda: CausalBernoulli(radius=1, hidden=5, layers=1),
     "wide": lambda: CausalBernoulli(radius=3, hidden=4, layers=2),
     "two levels": lambda: DiscretizedLogistics(2, levels=2),
+    "passes": lambda: CausalBernoulli(radius=1, hidden=4, layers=1, steps=(1, 2)),
     "causal, two levels": lambda: CausalLogistics(2, levels=2, radius=2, hidden=4, layers=0),
     "three levels": lambda: DiscretizedLogistics(3, levels=3),
     "colours": lambda: DiscretizedLogistics(2, levels=2),
     "causal colours": lambda: CausalLogistics(2, levels=2, colours=3, radius=1, hidden=4, layers=1),
+    "passes, causal colours": lambda: CausalLogistics(1, levels=2, colours=3, radius=1, hidden=3, steps=[1]),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -81,7 +83,9 @@ def all_images(kind, height, width):
 @every_kind
 def test_the_probabilities_of_all_images_sum_to_one(kind):
     """512 images of 3x3; three levels and colours have fewer pixels."""
-    height, width = {"three levels": (2, 3), "colours": (1, 3), "causal colours": (2, 2)}.get(kind, (3, 3))
+    height, width = (
+        (2, 2) if "causal colours" in kind else {"three levels": (2, 3), "colours": (1, 3)}.get(kind, (3, 3))
+    )
     total = distribution(kind, height, width).log_prob(all_images(kind, height, width)).exp().sum(0)
     torch.testing.assert_close(total, torch.ones(2, dtype=torch.float64))
 
@@ -128,10 +132,28 @@ def test_the_neighbourhood_of_one_pixel_is_that_of_all_at_once():
     likelihood = stirred(CausalBernoulli(radius=2, hidden=4))
     near, x = likelihood.neighbourhood, (torch.rand(3, 1, 4, 5) > 0.5).double()
     maps = torch.randn(3, 4, 4, 5, dtype=torch.float64)
-    canvas = near.canvas_for(3, (1, 4, 5), maps)
-    canvas[:, :, 2:, 2:7] = x
-    one = [near.at(i, j, canvas, maps[:, :, i, j]) for i in range(4) for j in range(5)]
+    drawing, one = near.drawing(3, (1, 4, 5), maps), []
+    for i, j in itertools.product(range(4), range(5)):
+        one.append(drawing.numbers(i, j, maps[:, :, i, j]))
+        drawing.draw(i, j, x[:, :, i, j])
     torch.testing.assert_close(torch.stack(one, -1).reshape(3, 1, 4, 5), near(x, maps))
+    assert torch.equal(drawing.images, x)
+
+
+def test_steps_pass_on_what_pixels_know_and_nothing_of_what_is_drawn_later():
+    """Row by row: each pair passes on what is known at most `step` rows above and columns beside it."""
+    likelihood = stirred(CausalBernoulli(radius=1, hidden=4, steps=(1, 3)))
+    near, height, width = likelihood.neighbourhood, 6, 11
+    x = torch.rand(1, 1, height, width, dtype=torch.float64, requires_grad=True)
+    maps = torch.randn(1, near.hidden, height, width, dtype=torch.float64) + 3.0
+    numbers, furthest = near(x, maps), 0
+    for i, j in itertools.product(range(height), range(width)):
+        (slope,) = torch.autograd.grad(numbers[0, :, i, j].sum(), x, retain_graph=True)
+        seen = {(r, c) for r, c in torch.nonzero(slope[0, 0]).tolist()}
+        assert all(r < i or (r == i and c < j) for r, c in seen)
+        assert all(i - r <= 5 and abs(j - c) <= 5 for r, c in seen)
+        furthest = max([furthest, *(i - r for r, _ in seen)])
+    assert furthest == 5
 
 
 @every_kind
@@ -232,7 +254,7 @@ def test_predictive_replay_and_records():
 
 
 def test_saved_and_made_again(tmp_path):
-    model, guide = pair(likelihood=CausalBernoulli(radius=2, hidden=6, layers=1, alone=0.25))
+    model, guide = pair(likelihood=CausalBernoulli(radius=2, hidden=6, layers=1, steps=(1, 2), alone=0.25))
     models.save(tmp_path / "model.pt", (model, guide))
     again, _ = models.load(tmp_path / "model.pt")
     assert (again.likelihood.alone, again.likelihood.neighbourhood.radius) == (0.25, 2)
@@ -243,7 +265,8 @@ def test_saved_and_made_again(tmp_path):
         scored.append(poutine.trace(held).get_trace(memory, x).log_prob_sum())
     assert scored[0] == scored[1]
     assert models.likelihood_of(again) == "causal"
-    assert models.facts_of(tmp_path / "model.pt")["likelihood"] == "causal"
+    facts = models.facts_of(tmp_path / "model.pt")
+    assert (facts["likelihood"], tuple(facts["context_steps"])) == ("causal", (1, 2))
 
 
 def test_trained_weights_go_on_with_a_neighbourhood_as_they_were(tmp_path):
@@ -251,7 +274,7 @@ def test_trained_weights_go_on_with_a_neighbourhood_as_they_were(tmp_path):
     models.save(tmp_path / "model.pt", (Model(networks), Guide(networks)))
     more = models.build(
         {"networks": "conv", "latent_dim": 3, "width": 0.1, "key_dim": 4, "hidden_dim": 8, "program": "memory"}
-        | {"likelihood": "causal", "context_alone": 0.1}
+        | {"likelihood": "causal", "context_alone": 0.1, "context_steps": (1,)}
     )
     start_from(tmp_path / "model.pt", more)
     memory, x = Memory((torch.rand(4, 1, 28, 28) > 0.8).float()), (torch.rand(3, 1, 28, 28) > 0.8).float()
@@ -326,6 +349,7 @@ def test_the_decoder_gives_what_the_likelihood_wants():
     ("make", "message"),
     [
         (lambda: CausalBernoulli(radius=0), "radius: expected at least 1, got 0"),
+        (lambda: CausalBernoulli(steps=(1, 0)), "steps: expected at least 1, got 0"),
         (lambda: CausalBernoulli(layers=-1), "layers: expected at least 0, got -1"),
         (lambda: CausalBernoulli(alone=1.0), "alone: expected a weight from 0 to below 1, got 1.0"),
         (lambda: DiscretizedLogistics(0), "mixtures: expected at least 1, got 0"),

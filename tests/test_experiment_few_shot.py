@@ -407,7 +407,7 @@ def test_help_explains_every_option(monkeypatch):
     options = [f.name for kind in (script.FewShotConfig, TrainConfig) for f in fields(kind) if f.name != "train"]
     for option in options:
         # The option and its values, then the explanation after two spaces or on the next line.
-        pattern = rf"^--{option.replace('_', '-')}(?:, --no-\S+)?(?: \S+)?(?:\n| {{2,}})([A-Z][^\n]{{8,}})"
+        pattern = rf"^--{option.replace('_', '-')}(?:, --no-\S+)?(?: \S[^\n]*?)?(?:\n| {{2,}})([A-Z][^\n]{{8,}})"
         assert re.search(pattern, text, re.MULTILINE), option
 
 

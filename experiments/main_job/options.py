@@ -44,6 +44,9 @@ FITTING = {
     (1, 8): ("logistics", "causal-logistics", "continuous-bernoulli"),
     (3, 8): ("logistics", "causal-logistics"),
 }
+# Options that a checkpoint to load or to start from has a word on.
+CONTEXT = tuple(f"context_{name}" for name in models.CONTEXT)
+SHAPES = ("width", "top_maps", "blocks", "refinement", "likelihood", *CONTEXT)
 OWN = ("folder", *labelled.NAMES)  # whose classes and sizes are known when they are loaded
 
 
@@ -81,6 +84,10 @@ class FewShotConfig:
     """Go on with the run in the folder `out`."""
     width: float | None = None
     """Factor on the paper's 48 and 64 maps per convolution; default 0.25 for glyphs, 0.33 for Omniglot."""
+    top_maps: int | None = None
+    """Maps at the top of the pyramid, which most weights look at; default: as many as below it."""
+    blocks: int | None = None
+    """Residual blocks at each size of maps below the images'; default 0."""
     latent_dim: int = 64
     """Dimension of z."""
     refinement: int | None = None
@@ -93,6 +100,13 @@ class FewShotConfig:
     paper's for glyphs and Omniglot, causal for other binary images, logistics for grey and colour."""
     context_radius: int | None = None
     """Rows above and columns beside it that a pixel sees with a causal likelihood; default 4."""
+    context_hidden: int | None = None
+    """Maps of a causal likelihood's neighbourhood; default 48."""
+    context_layers: int | None = None
+    """Layers of a causal likelihood's neighbourhood that see single pixels; default 2."""
+    context_steps: tuple[int, ...] | None = None
+    """With a causal likelihood pixels pass on what they know, to those so many pixels further, once for each
+    number; by default they do not."""
     context_alone: float | None = None
     """Weight in training of what a causal likelihood says without the neighbourhood; default 0."""
     train_only: Literal["all", "refinement"] = "all"
@@ -151,23 +165,25 @@ class FewShotConfig:
             preset = preset._replace(eval_images=150, eval_samples=10, eval_queries=500)
         unlimited = self.train.updates is None and self.train.minutes is None
         if self.load is not None:
-            for name in ("likelihood", "refinement", "context_radius", "context_alone"):
+            for name in SHAPES:
                 given, known = getattr(self, name), loaded.get(name)
                 if given is not None and given != known:
                     raise ValueError(f"{name}: expected that of the file beside load, {known}, got {given}")
         mode = self.mode or loaded.get("mode", "binary" if data == "folder" else None)
+        likelihood = self.likelihood or loaded.get("likelihood", None if data in OWN else "bernoulli")
+        if likelihood != loaded.get("likelihood"):
+            loaded = {name: value for name, value in loaded.items() if name not in CONTEXT}  # of another one
+        shapes = {
+            name: loaded.get(name) if getattr(self, name) is None else getattr(self, name) for name in SHAPES
+        }
         own = data in OWN
         return replace(
             self,
             data=data,
             mode=mode,
             size=loaded.get("size") if self.size is None else self.size,
-            width=loaded.get("width", preset.width if self.width is None else self.width),
+            **shapes | {"width": shapes["width"] or preset.width, "likelihood": likelihood},
             latent_dim=loaded.get("latent_dim", self.latent_dim),
-            likelihood=self.likelihood or loaded.get("likelihood", None if own else "bernoulli"),
-            context_radius=loaded.get("context_radius") if self.context_radius is None else self.context_radius,
-            context_alone=loaded.get("context_alone") if self.context_alone is None else self.context_alone,
-            refinement=loaded.get("refinement", 0) if self.refinement is None else self.refinement,
             augment=self.augment or ("none" if own else "rotations"),
             eval_images=preset.eval_images if self.eval_images is None else self.eval_images,
             eval_samples=preset.eval_samples if self.eval_samples is None else self.eval_samples,
@@ -212,11 +228,17 @@ class FewShotConfig:
         sizes: dict[str, Any] = {"width": self.width, "latent_dim": self.latent_dim}
         if image_shape != (1, 28, 28):
             sizes["image_shape"] = image_shape
-        refined = {"refinement": self.refinement} if self.refinement else {}
+        more = {name: getattr(self, name) for name in ("top_maps", "blocks", "refinement")}
         pixels: dict[str, Any] = {} if self.likelihood == "bernoulli" else {"likelihood": self.likelihood}
-        context = {"context_radius": self.context_radius, "context_alone": self.context_alone}
-        pixels |= {name: value for name, value in context.items() if value is not None}
-        return {"networks": "conv", **sizes, **refined, **pixels, "program": program}
+        context = {name: getattr(self, name) for name in CONTEXT}
+        return {
+            "networks": "conv",
+            **sizes,
+            **{name: value for name, value in more.items() if value},
+            **pixels,
+            **{name: value for name, value in context.items() if value is not None},
+            "program": program,
+        }
 
     def check(self) -> None:
         """Refuse sizes that mean nothing, by the names of their options."""
@@ -231,7 +253,9 @@ class FewShotConfig:
             "eval_queries",
         )
         cli.check_sizes(self, *sizes)
-        cli.check_sizes(self, "refinement", least=0)
+        for name in ("refinement", "blocks"):
+            if getattr(self, name) is not None:
+                cli.check_sizes(self, name, least=0)
         cli.check_factor(self, "width")
         if self.size is not None:
             cli.check_sizes(self, "size", least=8)

@@ -15,6 +15,7 @@ from vma_pyro.evaluation.classification import (
 )
 from vma_pyro.evaluation.estimates import Mean, TwoPhase, distribution_at, undisturbed
 from vma_pyro.evaluation.fidelity import Fidelity, class_fidelity
+from vma_pyro.evaluation.gap import GuideGap, guide_gap
 from vma_pyro.evaluation.kl import KLReport, kl_report, mutual_information
 from vma_pyro.evaluation.large import large_log_likelihood, sample_images
 from vma_pyro.evaluation.likelihood import log_likelihood
@@ -23,6 +24,7 @@ from vma_pyro.evaluation.split import BoundParts, split_bound
 __all__ = [
     "BoundParts",
     "Fidelity",
+    "GuideGap",
     "KLReport",
     "Mean",
     "TwoPhase",
@@ -34,6 +36,7 @@ __all__ = [
     "distribution_at",
     "encoded",
     "encoded_bank",
+    "guide_gap",
     "kl_report",
     "large_log_likelihood",
     "log_likelihood",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -36,6 +37,7 @@ class Causal(Likelihood):
         radius: rows above and columns beside it that a pixel sees.
         hidden: maps of the neighbourhood.
         layers: residual layers after it.
+        steps: what a pixel knows is passed on by so many pixels, once for each number; see `Neighbourhood`.
         alone: weight, in training, of what `pixels` alone says of an image, so that z and m cannot leave
             everything to the neighbourhood: log p is then (1 - alone) of the log probability above, and `alone`
             of the one without c. In evaluation it has no effect.
@@ -52,6 +54,7 @@ class Causal(Likelihood):
         radius: int = 4,
         hidden: int = 48,
         layers: int = 2,
+        steps: Sequence[int] = (),
         alone: float = 0.0,
     ) -> None:
         super().__init__()
@@ -65,7 +68,8 @@ class Causal(Likelihood):
         self.pixels, self.colours, self.alone = pixels, colours, alone
         self.channels, self.copies = pixels.channels, pixels.copies
         numbers = pixels.channels * colours + pixels.maps(colours)
-        self.neighbourhood = Neighbourhood(numbers, colours=colours, radius=radius, hidden=hidden, layers=layers)
+        sizes: dict[str, Any] = {"radius": radius, "hidden": hidden, "layers": layers, "steps": steps}
+        self.neighbourhood = Neighbourhood(numbers, colours=colours, **sizes)
 
     def maps(self, colours: int) -> int:
         """See `Likelihood.maps`."""
@@ -102,13 +106,20 @@ class CausalBernoulli(Causal):
     .. math:: p(x \mid z, m) = \prod_i \mathrm{Bernoulli}(x_i; \sigma(d_i(z, m) + c_i(x_{near(i)}, z, m)))
 
     Args:
-        colours, radius, hidden, layers, alone: see `Causal`.
+        colours, radius, hidden, layers, steps, alone: see `Causal`.
     """
 
     def __init__(
-        self, *, colours: int = 1, radius: int = 4, hidden: int = 48, layers: int = 2, alone: float = 0.0
+        self,
+        *,
+        colours: int = 1,
+        radius: int = 4,
+        hidden: int = 48,
+        layers: int = 2,
+        steps: Sequence[int] = (),
+        alone: float = 0.0,
     ) -> None:
-        sizes: dict[str, Any] = {"radius": radius, "hidden": hidden, "layers": layers}
+        sizes: dict[str, Any] = {"radius": radius, "hidden": hidden, "layers": layers, "steps": steps}
         super().__init__(BernoulliPixels(), colours=colours, alone=alone, **sizes)
 
 
@@ -117,7 +128,7 @@ class CausalLogistics(Causal):
 
     Args:
         mixtures, levels: see `DiscretizedLogistics`.
-        colours, radius, hidden, layers, alone: see `Causal`.
+        colours, radius, hidden, layers, steps, alone: see `Causal`.
     """
 
     def __init__(
@@ -129,9 +140,10 @@ class CausalLogistics(Causal):
         radius: int = 4,
         hidden: int = 48,
         layers: int = 2,
+        steps: Sequence[int] = (),
         alone: float = 0.0,
     ) -> None:
-        sizes: dict[str, Any] = {"radius": radius, "hidden": hidden, "layers": layers}
+        sizes: dict[str, Any] = {"radius": radius, "hidden": hidden, "layers": layers, "steps": steps}
         super().__init__(DiscretizedLogistics(mixtures, levels=levels), colours=colours, alone=alone, **sizes)
 
 
@@ -157,7 +169,7 @@ class CausalImages(dist.TorchDistribution):
         alone: float = 0.0,
     ) -> None:
         self.pixels, self.neighbourhood, self.decoded = pixels, neighbourhood, decoded
-        self.colours, self.radius, self.alone = colours, neighbourhood.radius, alone
+        self.colours, self.alone = colours, alone
         self.kind = type(pixels).__name__
         super().__init__(decoded.shape[:-3], torch.Size((colours, *decoded.shape[-2:])), validate_args=False)
 
@@ -198,16 +210,16 @@ class CausalImages(dist.TorchDistribution):
         numbers, maps = (
             t.expand(*shape, *t.shape[-3:]).reshape(-1, *t.shape[-3:]) for t in (self._numbers, self._maps)
         )
-        (height, width), r = self.event_shape[1:], self.radius
+        height, width = self.event_shape[1:]
         numbers = numbers.permute(2, 3, 0, 1).contiguous()  # [height, width, N, P]
         maps = maps.permute(2, 3, 0, 1).contiguous()
-        canvas = self.neighbourhood.canvas_for(maps.shape[2], (self.colours, height, width), numbers)
+        drawing = self.neighbourhood.drawing(maps.shape[2], (self.colours, height, width), numbers)
         for i in range(height):
             for j in range(width):
-                seen = self.neighbourhood.at(i, j, canvas, maps[i, j])
+                seen = drawing.numbers(i, j, maps[i, j])
                 pixel = self.pixels((numbers[i, j] + seen)[..., None, None])
-                canvas[:, :, i + r, j + r] = pixel.sample()[..., 0, 0]
-        return canvas[:, :, r:, r : r + width].reshape(*shape, *self.event_shape)
+                drawing.draw(i, j, pixel.sample()[..., 0, 0])
+        return drawing.images.reshape(*shape, *self.event_shape)
 
     @property
     def mean(self) -> Tensor:

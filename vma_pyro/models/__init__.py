@@ -17,10 +17,20 @@ from vma_pyro.models.files import (
     save,
     updates_of,
 )
-from vma_pyro.models.programs import LIKELIHOODS, PROGRAMS, Pair, build, likelihood_of, make_likelihood, program_of
+from vma_pyro.models.programs import (
+    CONTEXT,
+    LIKELIHOODS,
+    PROGRAMS,
+    Pair,
+    build,
+    likelihood_of,
+    make_likelihood,
+    program_of,
+)
 
 __all__ = [
     "CAUSAL",
+    "CONTEXT",
     "LIKELIHOODS",
     "PRETRAINED",
     "PROGRAMS",

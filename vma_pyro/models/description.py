@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vma_pyro._system.parts import MOST_LEVELS, Part, check_unchanged
 from vma_pyro.models.allowed import Allowed
-from vma_pyro.models.programs import NETWORKS, Pair, class_name, name_of_likelihood, name_program
+from vma_pyro.models.programs import CONTEXT, NETWORKS, Pair, class_name, name_of_likelihood, name_program
 
 PLAIN = (type(None), bool, int, float, str)
 NETWORK_NAMES = {class_name(kind): name for name, kind in NETWORKS.items()}
@@ -133,7 +133,7 @@ def architecture_of(description: Mapping[str, Any]) -> dict[str, Any]:
                 name_of_likelihood(parts[chosen["part"]]["class"]),
                 parts[chosen["part"]]["arguments"],
             )
-            context = {f"context_{name}": given[name] for name in ("radius", "alone") if name in given}
+            context = {f"context_{name}": given[name] for name in CONTEXT if name in given}
         return {
             "networks": NETWORK_NAMES.get(kind, kind),
             **sizes,

@@ -14,6 +14,7 @@ from vma_pyro._system import checkpoint
 from vma_pyro._system.parts import Part
 from vma_pyro.models.allowed import Allowed
 from vma_pyro.models.description import architecture_of, describe, rebuild
+from vma_pyro.models.growth import grown
 from vma_pyro.models.programs import Pair, build, program_of
 from vma_pyro.models.provenance import check_weights, record_provenance
 
@@ -98,7 +99,7 @@ def take_weights(pair: Pair, content: Mapping[str, Any], *, file: str, and_more:
         content: of the file.
         file: its name, for errors.
         and_more: whether the pair may have parts that are not in the file, where they start without an effect
-            (`starts_silent`).
+            (`starts_silent`), and be wider.
 
     Raises:
         ValueError: see `read_weights`.
@@ -113,8 +114,25 @@ def take_weights(pair: Pair, content: Mapping[str, Any], *, file: str, and_more:
         parts = programs.named_modules(remove_duplicate=False)
         silent = tuple(f"{name}." for name, part in parts if hasattr(part, "starts_silent"))
         weights = {k: v for k, v in programs.state_dict().items() if k.startswith(silent)} | weights
+        if _grow(programs, weights, content.get("program"), file=file):
+            return
     checkpoint.restore(programs, weights, name=f"model and guide for {file}")
     check_weights(content.get("program"), programs.model, programs.guide, file=file)
+
+
+def _grow(programs: Any, weights: Mapping[str, Any], saved: Any, *, file: str) -> bool:
+    """Take over the weights of narrower layers, where the wider ones then give the same on an example."""
+    wide = grown(programs, weights)
+    if saved is None or saved.get("probe") is None or all(wide[name] is weights[name] for name in wide):
+        return False
+    before = {name: value.clone() for name, value in programs.state_dict().items()}
+    try:
+        checkpoint.restore(programs, wide, name=f"model and guide for {file}")
+        check_weights(saved, programs.model, programs.guide, file=file)
+    except ValueError:  # said of the shapes, as it is they that differ
+        programs.load_state_dict(before)
+        return False
+    return True
 
 
 def facts_of(path: str | Path) -> dict[str, Any]:

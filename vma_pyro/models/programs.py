@@ -31,6 +31,7 @@ LIKELIHOODS: dict[str, Any] = {
     "logistics": DiscretizedLogistics,
     "causal-logistics": CausalLogistics,
 }
+CONTEXT = ("radius", "hidden", "layers", "steps", "alone")  # arguments of `Causal`, beside the pixels
 PROGRAMS = ("memory", "memoryless", "soft", "soft-guided")
 NETWORKS: dict[Any, Any] = {"conv": ConvNetworks, "mlp": MLPNetworks}
 
@@ -40,7 +41,7 @@ def build(architecture: dict[str, Any]) -> Pair:
 
     Args:
         architecture: `networks`, "conv" or "mlp", and `program`, one of `PROGRAMS`; perhaps `likelihood`, one of
-            `LIKELIHOODS` ("bernoulli" by default), with `context_radius` and `context_alone` of a causal one;
+            `LIKELIHOODS` ("bernoulli" by default), with `context_radius` and other `CONTEXT` of a causal one;
             every other item is an argument of the networks.
 
     Raises:
@@ -49,7 +50,7 @@ def build(architecture: dict[str, Any]) -> Pair:
     options = dict(architecture)
     kind, program = options.pop("networks", None), options.pop("program", None)
     pixels = options.pop("likelihood", "bernoulli")
-    context = {name: options.pop(f"context_{name}", None) for name in ("radius", "alone")}
+    context = {name: options.pop(f"context_{name}", None) for name in CONTEXT}
     if not isinstance(kind, str) or kind not in NETWORKS or program not in PROGRAMS:
         raise ValueError(
             f"architecture: expected networks {' or '.join(NETWORKS)} and a program among {', '.join(PROGRAMS)}, "
@@ -78,7 +79,7 @@ def make_likelihood(name: Any, colours: int, **context: Any) -> Likelihood:
     Args:
         name: one of `LIKELIHOODS`.
         colours: of the images.
-        context: `radius` and `alone` of a causal one, see `Causal`; None for its default.
+        context: `CONTEXT` of a causal one, see `Causal`; None for its default.
 
     Raises:
         ValueError: an unknown name, a radius or weight where there is no neighbourhood.

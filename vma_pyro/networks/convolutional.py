@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from vma_pyro.networks.distinct import lookups
 from vma_pyro.networks.interface import Distribution, Entry, Query
-from vma_pyro.networks.layers import ConvTranspose2d, OutputMaps, at_least_32_bits, dtype_of, initialise
+from vma_pyro.networks.layers import (
+    ConvTranspose2d,
+    OutputMaps,
+    ResidualBlock,
+    at_least_32_bits,
+    dtype_of,
+    initialise,
+)
 from vma_pyro.networks.pyramid import PyramidNetworks
 from vma_pyro.networks.refinement import Refinement
 
@@ -37,6 +44,10 @@ class ConvNetworks(PyramidNetworks):
         width: factor on the 48 and 64 maps of the paper, rounded to multiples of 8 (fast on CPUs).
         key_dim: E, dimension of the embeddings that q(a | x) compares.
         hidden_dim: H, width of the hidden layers of p(z | m) and q(z | x, m).
+        top_maps: maps of the pyramid's last layer, and the first of the decoder's; as many as of the layers before
+            by default. Layers of z and keys see all of them, so that they hold most of the weights.
+        blocks: `ResidualBlock`s after each halving but the last, in the pyramid and in the decoder; none by
+            default, as in the paper.
         refinement: maps of the first stage of a `Refinement` of q(z | x, m); 0 for none, as in the paper.
         copies: whether the decoder also sees the entry at its full size, and starts with its pixels as the mean of
             x. # Departs from the paper: levels of grey and colour hardly come through three halvings. By default
@@ -55,6 +66,8 @@ class ConvNetworks(PyramidNetworks):
         width: float = 1.0,
         key_dim: int = 128,
         hidden_dim: int = 256,
+        top_maps: int | None = None,
+        blocks: int = 0,
         refinement: int = 0,
         copies: bool | None = None,
         channels: int | None = None,
@@ -64,10 +77,13 @@ class ConvNetworks(PyramidNetworks):
             raise ValueError(f"networks: expected latent_dim >= 1 and width > 0, got {latent_dim} and {width}")
         if refinement < 0:
             raise ValueError(f"refinement: expected a number of maps, or 0 for none, got {refinement}")
+        if blocks < 0 or (top_maps is not None and top_maps < 1):
+            raise ValueError(f"networks: expected blocks >= 0 and top_maps >= 1, got {blocks} and {top_maps}")
         colours, *sides = check_shape(image_shape)
         low, high = (max(8, 8 * round(number * width / 8)) for number in (48, 64))
         sizes = halvings(sides)  # of the images, and of the maps after each pair
         wide = [colours, low, low] + 2 * (len(sizes) - 2) * [high]
+        wide[-1] = top_maps or wide[-1]
         layers = (nn.Conv2d(wide[i], wide[i + 1], 3, stride=1 + i % 2, padding=1) for i in range(len(wide) - 1))
         pyramid = nn.ModuleList(layers)
         self.top_shape = (wide[-1], *sizes[-1])
@@ -95,6 +111,14 @@ class ConvNetworks(PyramidNetworks):
             self.add_module(f"up{height}", up)
             self.add_module(f"conv{height}", nn.Conv2d(above, above, 3, padding=1))
             below = above
+        self.corrections = nn.ModuleDict(
+            {
+                name: nn.Sequential(*(ResidualBlock(high if up else wide[layer]) for _ in range(blocks)))
+                for layer, (height, _) in zip(self.skipped, sizes[-2:0:-1], strict=True)
+                for up, name in enumerate((f"down{layer}", f"up{height}"))
+                if blocks
+            }
+        )
         self.low = low
         self.copies = bool(copies)
         if copies is None:
@@ -122,8 +146,8 @@ class ConvNetworks(PyramidNetworks):
         """Return the maps of every second layer but the last, the smallest first, and the flattened last one."""
         maps = [images.contiguous(memory_format=torch.channels_last)]
         layers: Any = self.pyramid
-        for layer in layers:
-            maps.append(F.relu_(layer(maps[-1])))
+        for number, layer in enumerate(layers, start=1):
+            maps.append(self.corrected(f"down{number}", F.relu_(layer(maps[-1]))))
         seen = [*self.skipped, 0] if self.copies else self.skipped
         return tuple(maps[layer].permute(0, 2, 3, 1) for layer in seen), maps[-1].flatten(1)
 
@@ -201,8 +225,13 @@ class ConvNetworks(PyramidNetworks):
         for height, skip in zip_longest(self.heights, skips):
             h = F.relu_(getattr(self, f"up{height}")(h))
             h = getattr(self, f"conv{height}")(h)
-            h = F.relu_(h if skip is None else h + skip)
+            h = self.corrected(f"up{height}", F.relu_(h if skip is None else h + skip))
         return h
+
+    def corrected(self, name: str, h: Tensor) -> Tensor:
+        """Maps after the residual blocks of this name, if there are any."""
+        out: Tensor = self.corrections[name](h) if name in self.corrections else h
+        return out
 
 
 DARKEST = 1 / 512  # of a copied pixel: half a level of 256 from black, as its logit has to be finite

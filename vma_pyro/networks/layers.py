@@ -59,6 +59,25 @@ class OutputMaps(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
 
+class ResidualBlock(nn.Module):
+    r"""A correction of maps by two 3x3 convolutions, the second of which starts at zero.
+
+    .. math:: h \leftarrow h + B\,\mathrm{ReLU}(A\,h)
+    """
+
+    starts_silent = True  # trained weights without it may be trained on with it
+
+    def __init__(self, maps: int) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(maps, maps, 3, padding=1)
+        self.outer = OutputMaps(maps, maps, 3, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Correct maps [N, C, height, width]."""
+        corrected: Tensor = h + self.outer(F.relu_(self.inner(h)))
+        return corrected
+
+
 def initialise(networks: nn.Module, *, outputs: Sequence[nn.Module]) -> None:
     """Keep the variance of activations through ReLU layers (He et al. 2015), and of layers without one.
 
