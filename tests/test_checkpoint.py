@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from vma_pyro import ConvNetworks, Guide, Model, models
 from vma_pyro._system import checkpoint
 from vma_pyro.data.prepared import read_npz, write_npz
 
@@ -103,6 +104,7 @@ def test_flipped_bytes_of_prepared_data_are_refused_or_change_nothing(tmp_path):
 
 SAVES = """
 import sys, torch
+from vma_pyro import ConvNetworks, Guide, Model, models
 from vma_pyro._system import checkpoint
 
 for update in range(10**9):
@@ -206,3 +208,24 @@ def test_restore_names_the_tensor_and_changes_nothing():
     assert (module.weight == before).all()
     checkpoint.restore(module, fits, name="this")
     assert (module.weight == 1).all()
+
+
+def test_weights_are_kept_in_a_smaller_type_only_where_it_holds_them(tmp_path):
+    """Model and guide share theirs, which the file holds once."""
+    networks = ConvNetworks(4, width=0.1)
+    pair = Model(networks), Guide(networks)
+    models.save(tmp_path / "whole.pt", pair)
+    with pytest.raises(
+        ValueError, match=r"^dtype: expected weights that torch.float16 holds exactly, got others in"
+    ):
+        models.save(tmp_path / "half.pt", pair, dtype=torch.float16)
+    assert not (tmp_path / "half.pt").exists()
+    near = models.rounded(pair, torch.float16)
+    assert near[0].networks is near[1].networks is not networks
+    models.save(tmp_path / "half.pt", near, dtype=torch.float16)
+    again = models.as_one(models.load(tmp_path / "half.pt")).state_dict()
+    for name, value in models.as_one(pair).state_dict().items():
+        assert again[name].dtype == value.dtype
+        assert torch.equal(again[name], value.half().float())
+    whole, half = ((tmp_path / name).stat().st_size for name in ("whole.pt", "half.pt"))
+    assert half < 0.6 * whole

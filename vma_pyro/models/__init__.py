@@ -14,6 +14,7 @@ from vma_pyro.models.files import (
     load,
     on,
     read_weights,
+    rounded,
     save,
     updates_of,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "program_of",
     "read_weights",
     "rebuild",
+    "rounded",
     "save",
     "updates_of",
 ]

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vma_pyro import pretrained
 from vma_pyro._system import checkpoint
+from vma_pyro._system.copied import copied
 from vma_pyro._system.parts import Part
 from vma_pyro.models.allowed import Allowed
 from vma_pyro.models.description import architecture_of, describe, rebuild
@@ -21,17 +22,52 @@ from vma_pyro.models.provenance import check_weights, record_provenance
 PRETRAINED, CAUSAL = pretrained.WORD, pretrained.CAUSAL
 
 
-def save(path: str | Path, pair: Pair, **facts: Any) -> None:
+def save(path: str | Path, pair: Pair, *, dtype: torch.dtype | None = None, **facts: Any) -> None:
     """Write weights with what is needed to make their programs again, and facts (plain values) to go with them.
 
     Programs with arguments that no file can say (a function, a plain torch module) are saved as well, but only
     `read_weights` takes them back.
 
+    Args:
+        path: of the file.
+        pair: model and guide.
+        dtype: of the weights in the file, which has to hold them exactly, see `rounded`; theirs by default.
+        facts: what else the file is to say.
+
     Raises:
         OSError: the folder cannot be written or the disk is full.
+        ValueError: weights that the type does not hold exactly.
     """
-    content = facts | describe(*pair) | {"program": record_provenance(*pair), "weights": as_one(pair).state_dict()}
+    weights: dict[str, Tensor] = as_one(pair).state_dict()
+    if dtype is not None:
+        weights = _held(weights, dtype)
+    content = facts | describe(*pair) | {"program": record_provenance(*pair), "weights": weights}
     checkpoint.save(path, content)
+
+
+def _held(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights in another type, if that holds them exactly; what are no numbers with a fraction stay.
+
+    Model and guide share weights, which are one tensor by two names: a file holds them once.
+    """
+    held: dict[tuple[int, torch.Size], Tensor] = {}
+    found = {}
+    for name, value in weights.items():
+        kept = held.setdefault((value.data_ptr(), value.shape), value.to(dtype))
+        if not torch.equal(kept.to(value.dtype), value):
+            raise ValueError(f"dtype: expected weights that {dtype} holds exactly, got others in '{name}'")
+        found[name] = kept if value.is_floating_point() else value
+    return found
+
+
+@torch.no_grad()
+def rounded(pair: Pair, dtype: torch.dtype) -> Pair:
+    """A copy of model and guide whose weights are the nearest that a smaller type holds, in their own type."""
+    model, guide = copied(as_one(pair)).values()
+    for tensor in as_one((model, guide)).state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.to(dtype))
+    return model, guide
 
 
 def load(
