@@ -35,7 +35,7 @@ from vma_pyro.training import check_shares, device_of
 from vma_pyro.training.start import start_from
 
 # What the sessions of one run must share, beside the data, the architecture and how it is trained.
-IDENTITY = ("classes", "shots", "queries", "particles", "estimator", "augment", "shared_memory")
+IDENTITY = ("classes", "shots", "queries", "particles", "estimator", "augment", "blank", "shared_memory")
 
 
 def objective(config: FewShotConfig, *, memory: bool = True) -> ELBO:
@@ -54,7 +54,12 @@ def samplers(config: FewShotConfig, data: Split) -> tuple[EpisodeSampler, Episod
     augment: Augmentation | None = None if config.augment == "none" else config.augment
     shape: dict[str, Any] = {"classes": config.classes, "shots": config.shots, "queries": config.queries}
     episodes = EpisodeSampler(
-        data.train, **shape, seed=config.train.seed, shared_memory=config.shared_memory, augment=augment
+        data.train,
+        **shape,
+        seed=config.train.seed,
+        shared_memory=config.shared_memory,
+        augment=augment,
+        blank=config.blank,
     )
     held_out = data.validation  # which may have fewer classes and examples
     fewer = {"classes": min(shape["classes"], len(held_out)), "shots": min(shape["shots"], held_out.examples - 1)}

@@ -1,9 +1,10 @@
 """Put a trained model into the package, with its card: what `load_pretrained` and `--load pretrained` find.
 
 The weights (the averaged ones, as all evaluations use them, rounded to 16 bits) go to `NAME.pt`, and how they were
-made and how good they are, rounded, to `NAME.json`, with what the rounding changes. A model that is there already gives way only to one with a lower one-shot NLL on the
-validation alphabets, or with a judge to one whose samples are more often of their class there, or as often, within
-a standard error, at a lower NLL: the test alphabets choose nothing.
+made and how good they are, rounded, to `NAME.json`, with what the rounding changes. A model that is there already
+gives way only to one with a lower one-shot NLL on the validation alphabets, or with a judge to one whose samples
+are more often of their class there, or as often, within a standard error, at a lower NLL: the test alphabets have
+no say.
 """
 
 from __future__ import annotations

@@ -78,9 +78,27 @@ def test_all_classes_and_examples_occur_equally(characters, shared):
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_state_is_saved_and_restored(characters, shared):
+def test_a_share_of_the_memories_is_blank(characters, shared):
+    """1,000 episodes, |z| < 5; targets, labels and shapes are those of any episode."""
+    shape = {"classes": 2, "shots": 3, "queries": 4, "shared_memory": shared}
+    sampler, blank = EpisodeSampler(characters, **shape, seed=1, blank=0.3), 0
+    for _ in range(1000):
+        episode = sampler.sample()
+        without = not episode.memory.entries.any()
+        blank += without
+        assert episode.memory.entries.shape[-4:] == (6, 1, 28, 28)
+        assert without or bool(episode.memory.entries.flatten(-3).any(-1).all())
+        assert bool(episode.x.flatten(1).any(1).all())
+    assert abs(blank - 300) < 5 * (1000 * 0.3 * 0.7) ** 0.5
+
+
+@pytest.mark.parametrize("blank", [0.0, 0.5])
+@pytest.mark.parametrize("shared", [True, False])
+def test_state_is_saved_and_restored(characters, shared, blank):
     def make(seed):
-        return EpisodeSampler(characters, classes=2, shots=1, queries=4, seed=seed, shared_memory=shared)
+        return EpisodeSampler(
+            characters, classes=2, shots=1, queries=4, seed=seed, shared_memory=shared, blank=blank
+        )
 
     sampler = make(0)
     sampler.sample()
@@ -118,6 +136,7 @@ def test_augmentation_makes_classes():
             {"classes": 2, "shots": 5, "queries": 5},
             "queries: expected at most 4, the examples that 2 classes leave",
         ),
+        ({"blank": 1.0}, "blank: expected a share from 0 to below 1, got 1.0"),
         ({"augment": "mirror"}, "augment: expected None, 'rotations' or 'rotations\\+flips', got 'mirror'"),
     ],
 )

@@ -126,6 +126,9 @@ class FewShotConfig:
     augment: Literal["none", "rotations", "rotations+flips"] | None = None
     """Turned training images as classes of their own; the test classes are never turned. Default: rotations of
     glyphs and Omniglot."""
+    blank: float = 0.0
+    """Share of the updates whose memory is without ink: the model learns what an image costs without a memory, by
+    which `worth.py` says in nats what one is worth."""
     shared_memory: bool = True
     """One memory for all images of an update (fast), or one for each, as in the paper."""
     memoryless: bool = True

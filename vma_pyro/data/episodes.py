@@ -82,9 +82,12 @@ class EpisodeSampler(Stream):
             as in the paper.
         augment: None, or "rotations" / "rotations+flips", which turn each class into 4 / 8 classes; for square
             images. It changes the task: report figures without it.
+        blank: share of the episodes whose entries are all without ink, so that a model learns what it knows of an
+            image without a memory: p(x) is then p(x | M) of a single blank entry, and the same networks give both.
 
     Raises:
-        ValueError: more classes, shots or queries than the data set has, or images that cannot be turned.
+        ValueError: more classes, shots or queries than the data set has, images that cannot be turned, a share
+            outside [0, 1).
 
     Example::
 
@@ -102,7 +105,10 @@ class EpisodeSampler(Stream):
         seed: int,
         shared_memory: bool = True,
         augment: Augmentation | None = None,
+        blank: float = 0.0,
     ) -> None:
+        if not 0 <= blank < 1:
+            raise ValueError(f"blank: expected a share from 0 to below 1, got {blank}")
         counts = np.tile(dataset.counts, TURNS.get(augment, 1))
         available, examples = len(counts), dataset.examples
         for name, value in (("classes", classes), ("shots", shots), ("queries", queries)):
@@ -127,15 +133,19 @@ class EpisodeSampler(Stream):
         super().__init__(seed)
         self.pixels, self.as_float = pixels, dataset.as_float
         self.classes, self.shots, self.queries = classes, shots, queries
-        self.shared_memory = shared_memory
+        self.shared_memory, self.blank = shared_memory, blank
         self._has_queries = left > 0
 
     def _left(self, classes: Tensor, shots: int) -> Tensor:
         """Examples that are not in the memory."""
         return self.counted.number[classes] - self.counted.in_memory(classes, shots)
 
-    def _drawn(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw classes, orders of their examples, and queries."""
+    def _drawn(self) -> tuple[Tensor, ...]:
+        """Draw classes, orders of their examples, and queries; and whether the memory is blank, if it may be."""
+        drawn = self._drawn_with_ink()
+        return (*drawn, torch.rand((), generator=self._generator) < self.blank) if self.blank else drawn
+
+    def _drawn_with_ink(self) -> tuple[Tensor, Tensor, Tensor]:
         b, c, s = self.queries, self.classes, self.shots
         available = len(self._has_queries)
         if self.shared_memory:
@@ -166,8 +176,14 @@ class EpisodeSampler(Stream):
         steps = self._has_queries[chosen.gather(1, turn)].int().argmax(1)
         return chosen, (labels + steps) % chosen.shape[1]
 
-    def _episode(self, *drawn: Tensor) -> Episode:
-        return self._shared(*drawn) if self.shared_memory else self._per_query(*drawn)
+    def _episode(self, chosen: Tensor, order: Tensor, queries: Tensor, *blank: Tensor) -> Episode:
+        drawn = (chosen, order, queries)
+        episode = self._shared(*drawn) if self.shared_memory else self._per_query(*drawn)
+        if not any(blank):
+            return episode
+        memory = episode.memory  # of the same shape: updates are recorded for one
+        entries = torch.zeros_like(memory.entries)
+        return episode._replace(memory=Memory(entries, memory.labels, mask=memory.mask))
 
     def _shared(self, chosen: Tensor, order: Tensor, queries: Tensor) -> Episode:
         """Assemble classes [c], orders of their examples [c, examples] and queries [b] among those left."""

@@ -63,11 +63,11 @@ def _held(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 @torch.no_grad()
 def rounded(pair: Pair, dtype: torch.dtype) -> Pair:
     """A copy of model and guide whose weights are the nearest that a smaller type holds, in their own type."""
-    model, guide = copied(as_one(pair)).values()
-    for tensor in as_one((model, guide)).state_dict().values():
+    copies: Any = copied(as_one(pair))
+    for tensor in copies.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(tensor.to(dtype))
-    return model, guide
+    return copies["model"], copies["guide"]
 
 
 def load(
