@@ -1,9 +1,11 @@
-"""What a likelihood costs and brings: NLL, what is left to z and the address, and the class of samples.
+"""What a memory is worth under a likelihood: NLL with and without it, what z and the address say, and samples.
 
 Every model is tested on the same images. Class fidelity is the share of images generated from one example that a
-judge, the same for all, finds to be of its class among others; beside it the share of the real examples. NLLs of
-different likelihoods stand on one page because a sharper one lets z and m do less, and that is what this page is
-about; no other page compares them. Writes results.json, report.md and a picture.
+judge, the same for all, finds to be of its class among others; beside it the share of the real examples, and how
+much what is generated varies, relative to real images. NLLs of different likelihoods stand on one page because a
+sharper one lets z and m do less, and that is what this page is about; no other page compares them. What a memory
+is worth is the NLL of a blank one, which only a model that was trained with some (`few_shot.py --blank`) knows,
+less that of one with examples. Writes results.json, report.md and pictures.
 """
 
 from __future__ import annotations
@@ -24,13 +26,12 @@ from common import folder, images, kept, protocols, results
 from common.subject import TestConfig
 from common.train import loaded_facts
 from vma_pyro import cli, models, pretrained
-from vma_pyro._system.markdown import table
 from vma_pyro.data import Episode, ImageClasses, NestedEpisodes, split_of
 from vma_pyro.data.splits import check_unseen
-from vma_pyro.evaluation import Mean
 from vma_pyro.training import device_of_name
-
-FIGURES = ("kl_z", "kl_address", "right_class")
+from worth import page
+from worth.page import FIGURES, name_of
+from worth.scores import diversity, knows_none, nlls
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,26 @@ class LikelihoodsConfig(TestConfig):
     """Examples of one class at which the NLL is measured."""
     images: int = 300
     """Targets."""
+    refine: int = 0
+    """Steps of refinement of q(z | x, m) for each of the corrected images, for NLLs in columns of their own."""
+    joint: bool = False
+    """Also the joint measure: the mean of the NLLs with 0 to 19 examples of the class in memory."""
+    diverse: int = 100
+    """Classes by which the diversity of samples is measured."""
     ways: int = 20
     """Classes of the memory in which the judge looks, with one example each; also of the accuracy."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing."""
+        super().__post_init__()
+        cli.check_sizes(self, "refine", least=0)
 
     def resolved(self) -> LikelihoodsConfig:
         """Fill in the tiny sizes, if they are wanted."""
         if not self.tiny:
             return self
-        return replace(self, shots=(1,), images=5, ways=3, samples=protocols.TINY)
+        small: dict[str, Any] = {"shots": (1, 2), "images": 5, "ways": 3, "refine": 1, "diverse": 2}
+        return replace(self, **small, samples=protocols.TINY)
 
 
 def first(episodes: Iterator[Episode]) -> Episode:
@@ -66,6 +79,7 @@ def first(episodes: Iterator[Episode]) -> Episode:
 
 def score(
     subjects: Mapping[str, models.Pair],
+    training: Mapping[str, Any],
     judge: Any,
     config: LikelihoodsConfig,
     test: ImageClasses,
@@ -74,18 +88,16 @@ def score(
 ) -> dict[str, Any]:
     """Every figure of one model."""
     pair, nested = subjects[item[0]], NestedEpisodes(test, images=config.images, seed=config.seed)
-    nll = {
-        str(shots): protocols.nll(pair, partial(nested.episodes, 1, shots), config.samples, device=device)
-        for shots in config.shots
-    }
     within = nested.episodes(min(8, len(test)), min(4, nested.examples - 1))
+    diverse = diversity(pair, judge, test, config, device)
     made = {
-        "nll": {shots: found.estimate()._asdict() for shots, found in nll.items()},
+        **nlls(pair, nested, config, device, knows_none=knows_none(training[item[0]])),
         "split": protocols.split(pair, within, FIGURES, num_samples=config.samples.few, device=device),
         "accuracy": protocols.accuracy(pair, nested.episodes(config.ways, 1), device=device)._asdict(),
         "fidelity": protocols.fidelity(
             pair, judge, nested.episodes(config.ways, 1), seed=config.seed, device=device
         ),
+        "diversity": {name: value._asdict() for name, value in diverse._asdict().items()},
     }
     return {"model": item[0], "likelihood": models.likelihood_of(pair[0]), **made}
 
@@ -115,17 +127,12 @@ def main(config: LikelihoodsConfig) -> None:
     rows = kept.each(
         config,
         [(name,) for name in subjects],
-        partial(score, subjects, judge, config, test, device),
+        partial(score, subjects, training, judge, config, test, device),
         unit="model",
     )
     head = results.header(config, since=start, device=device, training=training)
     entries = first_targets(test, config).to(device)
-    write({**head, "rows": rows}, config, partial(draw, subjects, entries, test.bits == 1))
-
-
-def name_of(path: Path) -> str:
-    """A model by the folder of its run."""
-    return path.parent.name if path.name in ("model.pt", "checkpoint.pt") else path.stem
+    page.write({**head, "rows": rows}, config, partial(draw, subjects, entries, test.bits == 1))
 
 
 def first_targets(test: ImageClasses, config: LikelihoodsConfig) -> Tensor:
@@ -140,43 +147,6 @@ def draw(subjects: Mapping[str, models.Pair], entries: Tensor, ink: bool, path: 
     made = [images.pixels(found, ink=ink) for found in drawn]
     title = "an entry of an unseen class | draws of x by " + ", ".join(subjects)
     images.save_samples(path, images.pixels(entries, ink=ink), made, title=title)
-
-
-def write(content: dict[str, Any], config: LikelihoodsConfig, picture: Any) -> None:
-    """Write results.json, report.md and the picture."""
-    lines = []
-    for row in content["rows"]:
-        nll = [str(Mean.read(row["nll"][str(shots)])) for shots in config.shots]
-        kl_z, kl_a, right = (Mean.read(row["split"][name]) for name in FIGURES)
-        shares = (row["accuracy"], row["fidelity"]["generated"])
-        lines.append(
-            [
-                row["model"],
-                row["likelihood"],
-                *nll,
-                str(kl_z),
-                str(kl_a),
-                results.percent(right),
-                *(results.percent(Mean.read(share)) for share in shares),
-            ]
-        )
-    real = Mean.read(content["rows"][0]["fidelity"]["real"])
-    head = ["model", "likelihood", *(f"NLL, {shots}-shot" for shots in config.shots), "KL(z)", "KL(a)"]
-    head += ["right class, %", f"{config.ways}-way 1-shot, %", "class fidelity, %"]
-    about = (
-        f"{config.split.capitalize()} classes, {config.images} images, seed {config.seed}; nats per image, mean ± "
-        f"standard error. NLL: upper bound, one class in memory, {config.samples.many} importance samples for "
-        f"{min(config.samples.corrected, config.images)} images and {config.samples.few} for all. KL(z), KL(a) "
-        f"and the share of q(a|x) on entries of the right class: memories of 8 classes x 4 examples. Class "
-        f"fidelity: images generated from one example, one each, of which the guide of {name_of(config.judge)} "
-        f"finds the class among {config.ways} with another example each; of the real examples themselves "
-        f"{results.percent(real)} %. NLLs of different likelihoods: what a memory is worth under each is the "
-        "difference within a row."
-    )
-    name = f"{config.out.name}.png"
-    parts: list[str | results.Picture] = [about, table(head, lines)]
-    parts.append(results.Picture(name, "Draws of x by each model from the same entries", picture))
-    results.write(config.out, content, "Likelihoods: NLL, latents in charge, class fidelity", parts)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ from scripts import is_estimate, refusal, results
 from torch import nn
 
 from vma_pyro import Memory, models
-from vma_pyro.evaluation import class_fidelity
+from vma_pyro.evaluation import class_fidelity, sample_diversity
 
 
 def test_every_model_has_a_row(data_folder, untrained, tmp_path):
     torch.manual_seed(0)
     architecture = {"networks": "conv", "width": 0.1, "latent_dim": 4, "program": "memory", "likelihood": "causal"}
     (tmp_path / "b").mkdir()
-    models.save(tmp_path / "b" / "model.pt", models.build(architecture), data="omniglot", training={})
+    models.save(tmp_path / "b" / "model.pt", models.build(architecture), data="omniglot", training={"blank": 0.1})
     content = results(
         "likelihoods",
         "--tiny",
@@ -23,6 +23,7 @@ def test_every_model_has_a_row(data_folder, untrained, tmp_path):
         f"--others={tmp_path / 'b' / 'model.pt'}",
         f"--judge={untrained / 'memory.pt'}",
         f"--data-dir={data_folder}",
+        "--joint",
         cwd=tmp_path,
         out="a",
     )
@@ -30,11 +31,25 @@ def test_every_model_has_a_row(data_folder, untrained, tmp_path):
         ("memory", "bernoulli"),
         ("b", "causal"),
     ]
+    plain, other = content["rows"]
+    assert "worth" not in plain
+    assert "joint" not in plain
+    examples = [str(shots) for shots in range(20)]
+    assert list(other["nll"]) == examples
+    joint = sum(other["nll"][shots]["mean"] for shots in examples) / len(examples)
+    assert other["joint"]["mean"] == pytest.approx(joint)
+    for shots in ("1", "2"):
+        worth = other["nll"]["0"]["mean"] - other["nll"][shots]["mean"]
+        assert other["worth"][shots]["mean"] == pytest.approx(worth, abs=1e-4)
     for row in content["rows"]:
-        assert is_estimate(row["nll"]["1"], n=5)
+        for shots in ("1", "2"):
+            assert is_estimate(row["nll"][shots], n=5)
+            assert is_estimate(row["refined"][shots], n=5)
+        assert all(is_estimate(spread, n=2) for spread in row["diversity"].values())
         for share in (row["accuracy"], row["fidelity"]["generated"], row["fidelity"]["real"]):
             assert is_estimate(share, n=5, high=1)
     assert (tmp_path / "a" / "a.png").exists()
+    assert (tmp_path / "a" / "a_samples.png").exists()
 
 
 def test_more_ways_than_classes(data_folder, untrained, tmp_path):
@@ -97,3 +112,20 @@ def test_copies_are_of_their_class_and_noise_is_of_any(noise):
         assert abs(found.generated.mean - 0.25) < 4 * (0.25 * 0.75 / 240) ** 0.5 + 0.05
     else:
         assert found.generated == found.real
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_copies_do_not_vary_and_noise_does(noise):
+    """Of 36 pixels that are tossed the variance is 9; of images with 2 % of pixels turned 36 x 0.02 x 0.98."""
+    torch.manual_seed(0)
+    prototypes = (torch.rand(5, 1, 1, 6, 6) > 0.5).float()
+    classes = (prototypes - (torch.rand(5, 200, 1, 6, 6) < 0.02).float()).abs()
+    found = sample_diversity(Copier(noise), lambda x: x.flatten(1), classes)
+    assert found.real.mean == pytest.approx((36 * 0.02 * 0.98) ** 0.5, abs=0.05)
+    assert found.generated.mean == pytest.approx(3.0 if noise else 0.0, abs=0.05)
+    assert found.relative == pytest.approx(found.generated.mean / found.real.mean)
+    assert found.generated.n == 5
+    with pytest.raises(
+        ValueError, match="^classes: expected .classes, 3 examples or more, C, height, width., got "
+    ):
+        sample_diversity(Copier(noise), lambda x: x.flatten(1), classes[:, :2])

@@ -93,6 +93,28 @@ def draw_lines(
     axes.legend(fontsize=7, **below)
 
 
+def save_points(path: Path, points: Mapping[str, tuple[float, float]], *, x: str, y: str, real: str) -> None:
+    """One point with a label for each of several things; that of this name is the real one, a star.
+
+    Args:
+        path: of the picture.
+        points: label to x and y.
+        x, y: labels of the axes, with units.
+        real: the label of the star.
+    """
+    figure = Figure(figsize=(5.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for n, (label, place) in enumerate(points.items()):
+        style: dict[str, Any] = (
+            {"marker": "*", "s": 160, "color": "black"} if label == real else {"s": 40, "color": f"C{n % 10}"}
+        )
+        axes.scatter(*place, label=label, **style)
+        axes.annotate(label, place, textcoords="offset points", xytext=(6, 6), fontsize=8)
+    axes.margins(0.2)
+    axes.set(xlabel=x, ylabel=y)
+    save(figure, path)
+
+
 def save_training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]], *, log_memory: float) -> None:
     """Bound, KL(a) and KL(z) against updates (figure 2 of the paper).
 

@@ -71,6 +71,7 @@ def nll(
     *,
     device: torch.device,
     address: Literal["sampled", "exact"] = "sampled",
+    refine: int = 0,
 ) -> TwoPhase:
     """Minus the importance-weighted bound of the targets, nats per image.
 
@@ -81,10 +82,12 @@ def nll(
             samples of z for each address as fit into it, at least one.
         device: where model and guide live.
         address: of the corrected targets; see `log_likelihood`.
+        refine: steps of refinement of the corrected targets; see `log_likelihood`.
     """
     cheap = nll_of_each(pair, targets(), samples.few, device=device)
     corrected = targets(first=samples.corrected)
-    return TwoPhase(cheap, nll_of_each(pair, corrected, samples.many, device=device, address=address))
+    costly = nll_of_each(pair, corrected, samples.many, device=device, address=address, refine=refine)
+    return TwoPhase(cheap, costly)
 
 
 def nll_of_each(
@@ -94,6 +97,7 @@ def nll_of_each(
     *,
     device: torch.device,
     address: Literal["sampled", "exact"] = "sampled",
+    refine: int = 0,
 ) -> Tensor:
     """Minus the importance-weighted bound of every target, nats [N].
 
@@ -102,13 +106,13 @@ def nll_of_each(
         episodes: the targets under their memories.
         number: of importance samples, or of decoder evaluations with the address summed exactly.
         device: where model and guide live.
-        address: see `log_likelihood`.
+        address, refine: see `log_likelihood`.
     """
     bounds = []
     for episode in encoded(pair[1], episodes, device=device):
         e = episode.to(device)
         each = number if address == "sampled" else max(1, number // e.memory.size)
-        bounds.append(log_likelihood(*pair, e.memory, e.x, num_samples=each, address=address))
+        bounds.append(log_likelihood(*pair, e.memory, e.x, num_samples=each, address=address, refine=refine))
     return -torch.cat(bounds).cpu()
 
 

@@ -40,7 +40,17 @@ class TestConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing, those of each experiment among them."""
-        sizes = ("classes", "shots", "all_classes", "all_shots", "examples", "images", "ways", "likelihood_images")
+        sizes = (
+            "classes",
+            "shots",
+            "all_classes",
+            "all_shots",
+            "examples",
+            "images",
+            "ways",
+            "likelihood_images",
+            "diverse",
+        )
         cli.check_sizes(self, *(name for name in (*sizes, "draws") if hasattr(self, name)))
         cli.check_seed(self)
 

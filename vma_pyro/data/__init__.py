@@ -4,6 +4,7 @@ from vma_pyro.data import folder, glyphs, labelled, mnist, omniglot
 from vma_pyro.data.division import Split, divide
 from vma_pyro.data.episodes import Episode, EpisodeSampler
 from vma_pyro.data.leave_one_out import LeaveOneOutSampler
+from vma_pyro.data.matching import MatchingEpisodes
 from vma_pyro.data.nested import NestedEpisodes
 from vma_pyro.data.recall import RecallSampler
 from vma_pyro.data.records import Characters, GreyCharacters, ImageClasses, LabelledImages
@@ -18,6 +19,7 @@ __all__ = [
     "ImageClasses",
     "LabelledImages",
     "LeaveOneOutSampler",
+    "MatchingEpisodes",
     "NestedEpisodes",
     "RecallSampler",
     "Split",

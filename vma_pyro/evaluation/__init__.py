@@ -12,23 +12,28 @@ from vma_pyro.evaluation.classification import (
     classify,
     classify_by_attention,
     classify_by_likelihood,
+    entry_log_likelihood,
 )
 from vma_pyro.evaluation.estimates import Mean, TwoPhase, distribution_at, undisturbed
-from vma_pyro.evaluation.fidelity import Fidelity, class_fidelity
+from vma_pyro.evaluation.fidelity import Diversity, Fidelity, class_fidelity, sample_diversity
 from vma_pyro.evaluation.gap import GuideGap, guide_gap
 from vma_pyro.evaluation.kl import KLReport, kl_report, mutual_information
 from vma_pyro.evaluation.large import large_log_likelihood, sample_images
 from vma_pyro.evaluation.likelihood import log_likelihood
 from vma_pyro.evaluation.split import BoundParts, split_bound
+from vma_pyro.evaluation.together import MatchScores, assign, match_scores
 
 __all__ = [
     "BoundParts",
+    "Diversity",
     "Fidelity",
     "GuideGap",
     "KLReport",
+    "MatchScores",
     "Mean",
     "TwoPhase",
     "address_posterior",
+    "assign",
     "class_fidelity",
     "classify",
     "classify_by_attention",
@@ -36,11 +41,14 @@ __all__ = [
     "distribution_at",
     "encoded",
     "encoded_bank",
+    "entry_log_likelihood",
     "guide_gap",
     "kl_report",
     "large_log_likelihood",
     "log_likelihood",
+    "match_scores",
     "mutual_information",
+    "sample_diversity",
     "sample_images",
     "split_bound",
     "undisturbed",

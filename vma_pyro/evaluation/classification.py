@@ -107,9 +107,39 @@ def classify_by_likelihood(
     Raises:
         ValueError: as `classify`; N below 1.
     """
+    num_classes = _check_labels(memory, num_classes)
+    scores = entry_log_likelihood(model, guide, memory, x, num_samples=num_samples, seed=seed)
+    return _by_class(scores.softmax(1), memory, num_classes)
+
+
+def entry_log_likelihood(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    memory: Any,
+    x: Tensor,
+    *,
+    num_samples: int = 10,
+    seed: int = 0,
+) -> Float[Tensor, "B S"]:
+    r"""An estimate of log p(x, a | M) for every entry, a lower bound in expectation.
+
+    .. math:: \log p(a \mid M) + \log \frac1N \sum_n \frac{p(x, z_{na} \mid m_a)}{q(z_{na} \mid x, m_a)}
+
+    Args:
+        model, guide: programs of (memory, x) with a site `address`.
+        memory: a `Memory` with labels.
+        x: images [B, *E].
+        num_samples: N, at |M| N decoder evaluations per image.
+        seed: of the evaluation's own random stream.
+
+    Returns:
+        Nats [B, S], float64.
+
+    Raises:
+        ValueError: as `classify`; N below 1.
+    """
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-    num_classes = _check_labels(memory, num_classes)
     check(memory, x)
     size = labels_of(memory).shape[-1]
     found = []
@@ -125,8 +155,8 @@ def classify_by_likelihood(
                 at = slice(rows, rows + len(log_w))
                 total[at] = torch.logaddexp(total[at], in_double(log_w).logsumexp(1))
                 rows = at.stop % size
-            found.append(total.softmax(0).T)
-    return _by_class(torch.cat(found), memory, num_classes)
+            found.append(total.T - math.log(num_samples))
+    return torch.cat(found)
 
 
 def classify_by_attention(

@@ -1,4 +1,4 @@
-"""Whether what a model generates from one example is of the class of it, by the eyes of a judge."""
+"""Whether what a model generates from one example is of its class, and how much it varies, by a judge's eyes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,28 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from vma_pyro._system.double import in_double
 from vma_pyro.evaluation.chunks import check
 from vma_pyro.evaluation.classification import classify
 from vma_pyro.evaluation.estimates import Mean, undisturbed
 from vma_pyro.memory import Memory
+
+
+class Diversity(NamedTuple):
+    """How far images of a class spread in an embedding: root mean square distance from their mean, over classes.
+
+    Attributes:
+        generated: of images generated from one example of each class.
+        real: of the other examples.
+    """
+
+    generated: Mean
+    real: Mean
+
+    @property
+    def relative(self) -> float:
+        """What is generated varies so many times as much as what is real."""
+        return self.generated.mean / self.real.mean
 
 
 class Fidelity(NamedTuple):
@@ -66,3 +84,37 @@ def class_fidelity(
         made: Any = trace.nodes["x"]["value"]
     right = [classify(judge, memory, images).argmax(-1) == labels for images in (made.to(x.dtype), x)]
     return Fidelity(*(Mean.of(found.to(torch.float32)) for found in right))
+
+
+def sample_diversity(
+    model: Callable[..., Any], embed: Callable[[Tensor], Tensor], classes: Tensor, *, seed: int = 0
+) -> Diversity:
+    """Generate from the first example of each class as many images as there are others, and compare their spread.
+
+    Copies of the example are all of its class, and are of no use: class fidelity is to be read with this beside it
+    (Boutin et al. 2022, whose recognisability and diversity these are, but for the classifier and the embedding).
+
+    Args:
+        model: a program of (memory, x) with a site `x`.
+        embed: from images [N, C, height, width] to [N, E], the same for all models that are compared.
+        classes: real images of each class [classes, examples, C, height, width], three examples or more.
+        seed: of what is generated.
+
+    Raises:
+        ValueError: fewer than three examples.
+    """
+    if classes.dim() != 5 or classes.shape[1] < 3:
+        raise ValueError(
+            f"classes: expected [classes, 3 examples or more, C, height, width], got {list(classes.shape)}"
+        )
+    spreads: dict[str, list[Tensor]] = {"generated": [], "real": []}
+    with undisturbed(model, seed=seed):
+        for images in classes:
+            others = images[1:]
+            entry = images[:1].expand(len(others), *images.shape[1:])
+            trace = poutine.trace(model).get_trace(Memory(entry.unsqueeze(1)))
+            made: Any = trace.nodes["x"]["value"]
+            for name, found in (("generated", made.to(images.dtype)), ("real", others)):
+                squares = in_double(embed(found)).var(0).sum()  # unbiased
+                spreads[name].append(squares.sqrt())
+    return Diversity(**{name: Mean.of(torch.stack(values)) for name, values in spreads.items()})

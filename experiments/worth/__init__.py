@@ -1,0 +1,1 @@
+"""What `likelihoods.py` measures, and its page."""
