@@ -113,7 +113,8 @@ def main(config: ClassificationConfig) -> None:
         )
     files = [pretrained.file_of(path) for path in (config.load, config.soft) if path is not None]
     folder.begin(config, load=config.load, files=files)
-    rows = kept.each(config, list_tasks(config), partial(score, subject, soft, config), unit="task")
+    with config.arithmetic(subject.device):
+        rows = kept.each(config, list_tasks(config), partial(score, subject, soft, config), unit="task")
     head = results.header(config, since=start, device=subject.device, training=training)
     write({**head, "rows": rows}, config)
 

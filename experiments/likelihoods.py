@@ -124,12 +124,9 @@ def main(config: LikelihoodsConfig) -> None:
     judge = models.load(config.judge, program="memory")[1].to(device)
     files = [pretrained.file_of(path) for path in (*paths, config.judge)]
     folder.begin(config, load=config.load, files=files)
-    rows = kept.each(
-        config,
-        [(name,) for name in subjects],
-        partial(score, subjects, training, judge, config, test, device),
-        unit="model",
-    )
+    todo = partial(score, subjects, training, judge, config, test, device)
+    with config.arithmetic(device):
+        rows = kept.each(config, [(name,) for name in subjects], todo, unit="model")
     head = results.header(config, since=start, device=device, training=training)
     entries = first_targets(test, config).to(device)
     page.write({**head, "rows": rows}, config, partial(draw, subjects, entries, test.bits == 1))

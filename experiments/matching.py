@@ -113,7 +113,8 @@ def main(config: MatchingConfig) -> None:
     classes = {"validation": split.validation, "test": split.test}
     files = [pretrained.file_of(path) for path in (config.load, config.memoryless) if path is not None]
     folder.begin(config, load=config.load, files=files)
-    cells = kept.each(config, KINDS, partial(score, subject, memoryless, classes, config), unit="kind")
+    with config.arithmetic(subject.device):
+        cells = kept.each(config, KINDS, partial(score, subject, memoryless, classes, config), unit="kind")
     head = results.header(config, since=start, device=subject.device, training=training)
     write({**head, "rows": [row for cell in cells for row in cell["rows"]]}, config)
 

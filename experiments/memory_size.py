@@ -130,7 +130,8 @@ def main(config: SizeConfig) -> None:
     files = [pretrained.file_of(path) for path in (config.load, *(path for path, _ in others.values()))]
     folder.begin(config, load=config.load, files=files)
     todo = partial(score, pairs, nested, config, subject.device)
-    found = kept.each(config, list_cells(config, pairs, tests), todo, unit="size")
+    with config.arithmetic(subject.device):
+        found = kept.each(config, list_cells(config, pairs, tests), todo, unit="size")
     head = results.header(config, since=start, device=subject.device, training=training)
     write({**head, "rows": sum_up(found)}, config)
 

@@ -97,8 +97,11 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
 
 def row(claim: Claim) -> list[str]:
     """One row of the table."""
-    ours = f"{claim.ours} ([{claim.source}]({claim.source}.md))" if claim.ours else ""
-    return [claim.claim, claim.paper, claim.reimplementation, ours, claim.verdict]
+    ours, causal = (
+        f"{figures} ([{name}]({name}.md))" if figures else ""
+        for figures, name in ((claim.ours, claim.source), (claim.causal, f"{claim.source}_causal"))
+    )
+    return [claim.claim, claim.paper, claim.reimplementation, ours, claim.verdict, causal]
 
 
 def identity_line(identity: Identity) -> str:
@@ -112,7 +115,7 @@ def identity_line(identity: Identity) -> str:
 
 def page(found: dict[str, dict[str, Any]], folder: Path) -> str:
     """The page results/README.md."""
-    head = ["claim", "paper", "re-implementation", "ours", "verdict"]
+    head = ["claim", "paper", "re-implementation", "ours", "verdict", "ours, causal likelihood"]
     rows = claims(found)
     pages = [
         f"- [{name}]({name}.md): `{content['command']}`"
@@ -126,7 +129,8 @@ def page(found: dict[str, dict[str, Any]], folder: Path) -> str:
                 "Made by `uv run experiments/report.py`; every figure is read from the results beside this "
                 "page, which say how to repeat them. ± is one standard error over test images. Exceeded: "
                 "better than the paper's figure by more than two of them; reproduced: not worse by more than "
-                f"two, or the claim holds. {RECALLED}",
+                f"two, or the claim holds. {RECALLED} Causal: pixels also see their neighbours, which the paper's "
+                "do not; figures of the two likelihoods are not to be compared.",
                 "## The paper's claims",
                 table(head, map(row, rows)),
                 "## Identities",
@@ -141,13 +145,15 @@ def page(found: dict[str, dict[str, Any]], folder: Path) -> str:
 
 def short(rows: Sequence[Claim]) -> str:
     """The headlines, for the project's README."""
-    lines = [[claim.claim, claim.paper, claim.ours, claim.verdict] for claim in rows if claim.headline]
+    lines = [
+        [claim.claim, claim.paper, claim.ours, claim.verdict, claim.causal] for claim in rows if claim.headline
+    ]
     counts = {
         word: sum(claim.verdict.startswith(word) for claim in rows)
         for word in ("exceeded", "reproduced", "not reached")
     }
     summary = ", ".join(f"{number} {word}" for word, number in counts.items())
-    shown = table(["claim", "paper", "ours", "verdict"], lines)
+    shown = table(["claim", "paper", "ours", "verdict", "causal likelihood"], lines)
     return f"{shown}\n\nOf {sum(counts.values())} claims: {summary}. {RECALLED}"
 
 

@@ -45,10 +45,20 @@ class TableConfig(TestConfig):
     """Examples of each class: the columns."""
     images: int = 5000
     """Test images, the same in every cell."""
+    refine: int = 0
+    """Steps of refinement of q(z | x, m) for each of the corrected images, for a table of its own; 0 for none."""
+    only: Literal["all", "shots per class"] = "all"
+    """All ways of counting, or the paper's own alone."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing."""
+        super().__post_init__()
+        cli.check_sizes(self, "refine", least=0)
 
     def resolved(self) -> TableConfig:
         """Fill in the tiny sizes, if they are wanted."""
-        return replace(self, classes=(1, 2), shots=(1, 2), images=4, samples=TINY) if self.tiny else self
+        small: dict[str, Any] = {"classes": (1, 2), "shots": (1, 2), "images": 4, "refine": 1}
+        return replace(self, **small, samples=TINY) if self.tiny else self
 
 
 class Memories(NamedTuple):
@@ -58,16 +68,17 @@ class Memories(NamedTuple):
     classes: int
     shots: int
 
-    @property
-    def addresses(self) -> tuple[Literal["sampled", "exact"], ...]:
-        """How the address is treated: both ways where the paper's own figures stand."""
-        return ("sampled", "exact") if self.way == "shots per class" else ("sampled",)
+    def kinds(self, config: TableConfig) -> tuple[str, ...]:
+        """How the address is treated, or q(z | x, m) as well: more ways where the paper's own figures stand."""
+        if self.way != "shots per class":
+            return ("sampled",)
+        return ("sampled", "exact", *(("refined",) if config.refine else ()))
 
 
 def list_memories(config: TableConfig) -> list[Memories]:
     """The memories of all cells."""
     found = []
-    for way in WAYS:
+    for way in WAYS if config.only == "all" else [config.only]:
         for c in config.classes:
             # One class without replacement: both ways of counting are the same; with, it shows the artefact.
             if (way == "images in all" and c == 1) or (way.endswith("replacement") and c != 1):
@@ -86,9 +97,12 @@ def score(
         targets = partial(nested.pooled, classes, shots, replacement=way.endswith("replacement"))
     (pair, device), samples, rows = (subject.pair, subject.device), config.samples, []
     cheap = protocols.nll_of_each(pair, targets(), samples.few, device=device)
-    for how in memories.addresses:
+    for how in memories.kinds(config):
         corrected = targets(first=samples.corrected)
-        costly = protocols.nll_of_each(pair, corrected, samples.many, device=device, address=how)
+        address: Literal["sampled", "exact"] = "exact" if how == "exact" else "sampled"
+        refine = config.refine if how == "refined" else 0
+        options: dict[str, Any] = {"address": address, "refine": refine}
+        costly = protocols.nll_of_each(pair, corrected, samples.many, device=device, **options)
         found = TwoPhase(cheap, costly)
         figures = {"nll": found.estimate()._asdict(), "gain": found.gain()._asdict()}
         rows.append({"counting": way, "classes": classes, "shots": shots, "address": how, **figures})
@@ -102,7 +116,8 @@ def main(config: TableConfig) -> None:
     subject = load_subject(config)
     nested = NestedEpisodes(subject.test, images=config.images, seed=config.seed)
     folder.begin(config, load=config.load, files=[pretrained.file_of(config.load)])
-    found = kept.each(config, list_memories(config), partial(score, subject, nested, config), unit="memory")
+    with config.arithmetic(subject.device):
+        found = kept.each(config, list_memories(config), partial(score, subject, nested, config), unit="memory")
     rows = [row for cell in found for row in cell["rows"]]
     head = results.header(config, since=start, device=subject.device, training={"model": subject.facts})
     write({**head, "rows": rows}, config)
@@ -116,11 +131,16 @@ def write(content: dict[str, Any], config: TableConfig) -> None:
         f"summed exactly, {config.samples.many} is the number of decoder evaluations. For comparison, a "
         f"variational autoencoder without memory, on GMN's networks: {published.MEMORYLESS_NLL} nats."
     ]
+    kinds = {
+        "sampled": "address sampled",
+        "exact": "address exact",
+        "refined": f"address sampled, q(z | x, m) refined by {config.refine} steps for each image",
+    }
     for way, about in WAYS.items():
-        for address in ("sampled", "exact"):
-            own = [r for r in content["rows"] if r["counting"] == way and r["address"] == address]
+        for kind, named in kinds.items():
+            own = [r for r in content["rows"] if r["counting"] == way and r["address"] == kind]
             if own:
-                parts += [f"## {way[0].upper()}{way[1:]}, address {address}", f"{about}."]
+                parts += [f"## {way[0].upper()}{way[1:]}, {named}", f"{about}."]
                 parts.append(grid(own, config, way))
     picture = f"{config.out.name}.png"
     by_shots = results.Picture(picture, "NLL by shots", lambda path: draw(path, content["rows"], config))

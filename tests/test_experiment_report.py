@@ -184,6 +184,22 @@ def test_a_claim_that_does_not_hold(found, change, starts, verdict):
     assert next(v for k, v in verdicts(found).items() if k.startswith(starts)).startswith(verdict)
 
 
+def test_the_causal_likelihood_has_a_column_of_its_own_and_no_verdict(found):
+    other = json.loads(json.dumps(found["table1"]))
+    for row in other["rows"]:
+        row["nll"]["mean"] -= 25
+    both = claims(found | {"table1_causal": other})
+    assert [claim._replace(causal="") for claim in both] == claims(found)
+    for claim in both:
+        if claim.source == "table1" and claim.claim.startswith("NLL"):
+            ours, causal = (float(text.split(" ")[0]) for text in (claim.ours, claim.causal))
+            assert causal == pytest.approx(ours - 25)
+        elif claim.source != "table1":
+            assert claim.causal == ""
+    names = [(i.what, i.source) for i in identities(found | {"table1_causal": other})]
+    assert ("L(C) - L(1) <= log C", "table1_causal") in names
+
+
 def test_what_is_not_there_is_not_measured(found):
     for name, _ in CLAIMS:
         rest = claims({k: v for k, v in found.items() if k != name})

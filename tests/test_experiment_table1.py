@@ -12,8 +12,9 @@ def test_every_cell_and_going_on(data_folder, untrained, tmp_path):
     arguments = ["--tiny", f"--load={untrained / 'memory.pt'}", f"--data-dir={data_folder}"]
     content = results("table1", *arguments, cwd=tmp_path, out="a")
     cells = [(r["counting"], r["classes"], r["shots"], r["address"]) for r in content["rows"]]
-    assert len(cells) == len(set(cells)) == 2 * 2 * 2 + 2 + 2
+    assert len(cells) == len(set(cells)) == 2 * 2 * 3 + 2 + 2
     assert ("shots per class", 2, 1, "exact") in cells
+    assert ("shots per class", 2, 1, "refined") in cells
     assert ("images in all", 2, 2, "sampled") in cells
     assert ("images in all, with replacement", 1, 2, "sampled") in cells
     assert all(is_estimate(r["nll"], n=4, low=100) for r in content["rows"])  # an untrained model
@@ -24,7 +25,7 @@ def test_every_cell_and_going_on(data_folder, untrained, tmp_path):
     # A cell that is there is not computed again, and one that is not is.
     part = tmp_path / "a" / "parts" / "shots_per_class-2-2.json"
     marked = json.loads(part.read_text())["content"]
-    assert [row["address"] for row in marked["rows"]] == ["sampled", "exact"]
+    assert [row["address"] for row in marked["rows"]] == ["sampled", "exact", "refined"]
     for row in marked["rows"]:
         row["nll"] = {"mean": 1.0, "se": 2.0, "n": 3}
     part.write_text(json.dumps(marked))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import tyro
@@ -33,6 +34,9 @@ class TestConfig:
     """Importance samples."""
     seed: int = 0
     """Seed of targets and memories."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Arithmetic of the networks' layers: 32 bits, or bfloat16, which makes a model of its own of them, by a
+    hundredth of a nat or so another (and every bound a bound of that)."""
     accelerator: str = "auto"
     """Where to run: cpu, cuda, mps (an Apple GPU), or auto, the first of cuda, mps and cpu that there is."""
     tiny: bool = False
@@ -53,6 +57,10 @@ class TestConfig:
         )
         cli.check_sizes(self, *(name for name in (*sizes, "draws") if hasattr(self, name)))
         cli.check_seed(self)
+
+    def arithmetic(self, device: torch.device) -> AbstractContextManager[Any]:
+        """In which everything is measured."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16-mixed")
 
 
 class Subject(NamedTuple):

@@ -15,6 +15,8 @@ from paper import published
 from paper.verdicts import Claim, Results, describe_training, readable, verdict, verdict_against, verdict_on_growth
 from vma_pyro.evaluation import Mean
 
+Judge = Callable[[dict[str, Any]], Iterator[Claim]]
+
 
 def claims(found: Results) -> list[Claim]:
     """Judge all claims, in the order of the paper."""
@@ -22,10 +24,20 @@ def claims(found: Results) -> list[Claim]:
     for name, make in CLAIMS:
         if name in found:
             with readable(name):
-                rows += make(found[name])
+                judged = list(make(found[name]))
+            rows += with_causal(judged, make, found.get(f"{name}_causal"), f"{name}_causal")
         else:
             rows.append(Claim(str(make.__doc__).splitlines()[0].rstrip("."), "", "", "", "not measured", name))
     return rows
+
+
+def with_causal(rows: list[Claim], make: Judge, content: dict[str, Any] | None, name: str) -> list[Claim]:
+    """The same claims with the figures of a model with the causal likelihood, where that was measured."""
+    if content is None:
+        return rows
+    with readable(name):
+        others = {claim.claim: claim.ours for claim in make(content)}
+    return [claim._replace(causal=others.get(claim.claim, "")) for claim in rows]
 
 
 def recall(content: dict[str, Any]) -> Iterator[Claim]:
@@ -46,7 +58,7 @@ def recall(content: dict[str, Any]) -> Iterator[Claim]:
         )
 
 
-def recall_as_well(name: str, what: str) -> Callable[[dict[str, Any]], Iterator[Claim]]:
+def recall_as_well(name: str, what: str) -> Judge:
     """Judge recall after another training: of its own images, and of the most unseen ones."""
 
     def judge(content: dict[str, Any]) -> Iterator[Claim]:
@@ -250,7 +262,7 @@ RECALLS = {
     "mnist_recall_10000": "trained with 10,000 in memory, 512 encoded",
     "mnist_recall_60000": "trained with 60,000 in memory, 512 encoded",
 }
-CLAIMS: tuple[tuple[str, Callable[[dict[str, Any]], Iterator[Claim]]], ...] = (
+CLAIMS: tuple[tuple[str, Judge], ...] = (
     ("mnist_recall", recall),
     *((name, recall_as_well(name, what)) for name, what in RECALLS.items()),
     ("annealing", annealing),

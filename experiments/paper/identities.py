@@ -35,7 +35,7 @@ def identities(results: Results) -> list[Identity]:
     for name, content in results.items():
         with readable(name):
             found += [_kl_below_log_memory(content, name)]
-            found += [check(content, name) for of, check in IDENTITIES if of == name]
+            found += [check(content, name) for of, check in IDENTITIES if of == name.removesuffix("_causal")]
     return [identity for identity in found if identity.checked]
 
 

@@ -20,6 +20,7 @@ class Claim(NamedTuple):
         paper, reimplementation, ours: figures with their units; "" where there is none.
         verdict: "reproduced", "exceeded" or "not reached", and why; "not measured" without a figure.
         source: name of the results.
+        causal: our figures with the causal likelihood, which the paper does not have: they are judged by nothing.
         headline: whether it stands for its experiment in the short form.
     """
 
@@ -30,6 +31,7 @@ class Claim(NamedTuple):
     verdict: str
     source: str
     headline: bool = False
+    causal: str = ""
 
 
 def verdict(*, reached: bool, short: str) -> str:
