@@ -8,23 +8,34 @@ import pytest
 import torch
 from PIL import Image
 
-from vma_pyro.data import Characters, EpisodeSampler, GreyCharacters, LabelledImages, glyphs, mnist, omniglot
+from vma_pyro.data import (
+    Characters,
+    EpisodeSampler,
+    GreyCharacters,
+    LabelledImages,
+    glyphs,
+    load_split,
+    mnist,
+    omniglot,
+)
 from vma_pyro.data.prepared import write_npz
 
 
-def draw_originals(root, half, *, alphabets, characters=2, examples=3, seed=0):
+def draw_originals(root, half, *, alphabets, characters=2, examples=3, seed=0, ink=0.1):
     """torchvision's folder with random 105x105 drawings, black on white; returns the ink [C, E, 105, 105]."""
     rng = np.random.default_rng(seed)
-    ink = rng.random((len(alphabets) * characters, examples, 105, 105)) < 0.1
+    inked = rng.random((len(alphabets) * characters, examples, 105, 105)) < ink
     row = 0
     for alphabet in sorted(alphabets):
         for character in range(characters):
             folder = root / "omniglot-py" / f"images_{half}" / alphabet / f"character{character + 1:02d}"
             folder.mkdir(parents=True)
             for example in range(examples):
-                Image.fromarray(~ink[row, example]).convert("1").save(folder / f"{row:04d}_{example + 1:02d}.png")
+                Image.fromarray(~inked[row, example]).convert("1").save(
+                    folder / f"{row:04d}_{example + 1:02d}.png"
+                )
             row += 1
-    return ink
+    return inked
 
 
 def inked(*lead):
@@ -67,6 +78,34 @@ class TestOmniglot:
         assert small[1, 3, 27] == images[1, 11, 101]
         with pytest.raises(ValueError, match=r"^images: expected shape \[..., 105, 105\], got \[28, 28\]$"):
             omniglot.to_28x28(np.zeros((28, 28)))
+
+    def test_to_26x26(self, tmp_path):
+        """The ink of a block is that of any of its pixels; by hand, and of drawings in a folder of their own."""
+        ink = draw_originals(tmp_path, "background", alphabets=["Greek", "Latin"], ink=0.01)
+        small = omniglot.to_26x26(ink)
+        assert small.shape == (4, 3, 26, 26)
+        for row, column in ((0, 0), (3, 25), (25, 25)):
+            block = ink[2, 1, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+            assert small[2, 1, row, column] == block.any()
+        found = omniglot.load(tmp_path, split="background", side=26, download=False)
+        assert (found.images == small).all()
+        assert (omniglot.load(tmp_path, split="background", download=False).images.shape)[-1] == 28
+        (tmp_path / "omniglot-py").rename(tmp_path / "gone")
+        again = omniglot.load(tmp_path, split="background", side=26, download=False)
+        assert (again.images == small).all()
+        with pytest.raises(ValueError, match=r"^images: expected shape \[..., 105, 105\], got \[104, 104\]$"):
+            omniglot.to_26x26(np.zeros((104, 104)))
+        with pytest.raises(ValueError, match="^side: expected one of 28, 26, got 27$"):
+            omniglot.load(tmp_path, split="background", side=27)
+
+    def test_45_alphabets_at_26x26(self, tmp_path):
+        background = [*omniglot.VALIDATION_ALPHABETS, "Latin"]
+        draw_originals(tmp_path, "background", alphabets=background, ink=0.01)
+        draw_originals(tmp_path, "evaluation", alphabets=[*omniglot.TEST_5, "Angelic"], seed=1, ink=0.01)
+        found, other = (load_split(data, tmp_path) for data in ("omniglot-45-26", "omniglot-45"))
+        for small, large in zip(found, other, strict=True):
+            assert small.full_names == large.full_names
+            assert (small.image_shape, large.image_shape) == ((1, 26, 26), (1, 28, 28))
 
     def test_splits_follow_alphabets(self, tmp_path):
         background = [*omniglot.VALIDATION_ALPHABETS, "Latin", "Sanskrit"]

@@ -15,7 +15,18 @@ from vma_pyro.data import Split, labelled
 from vma_pyro.data.episodes import most_queries
 from vma_pyro.training import TrainConfig
 
-Data = Literal["glyphs", "omniglot", "omniglot-45", "folder", "emnist", "kmnist", "fashion", "cifar10", "svhn"]
+Data = Literal[
+    "glyphs",
+    "omniglot",
+    "omniglot-45",
+    "omniglot-45-26",
+    "folder",
+    "emnist",
+    "kmnist",
+    "fashion",
+    "cifar10",
+    "svhn",
+]
 Pixels = Literal["bernoulli", "causal", "continuous-bernoulli", "logistics", "causal-logistics"]
 
 
@@ -35,6 +46,7 @@ PRESETS = {
     "glyphs": Preset(0.25, 16, 2, 1.1, 2000, 20),
     "omniglot": Preset(0.33, 12, 3, 60.0, 500, 1000),
     "omniglot-45": Preset(0.33, 12, 3, 60.0, 500, 1000),
+    "omniglot-45-26": Preset(0.33, 12, 3, 60.0, 500, 1000),
     **{name: Preset(0.33, 8, 4, 30.0, 500, 50) for name in labelled.NAMES},
     "folder": Preset(0.33, 12, 3, 30.0, 500, 50),
 }
@@ -56,8 +68,8 @@ class FewShotConfig:
 
     data: Data | None = None
     """Procedural glyphs, made on the spot; Omniglot: the canonical split, or 45 alphabets against 5 (as figures
-    3 to 5 of the paper); a folder of your own images; or labelled images that torchvision downloads. Default: what
-    the loaded checkpoint was trained on, else glyphs."""
+    3 to 5 of the paper), also at 26 x 26 from the original drawings; a folder of your own images; or labelled
+    images that torchvision downloads. Default: what the loaded checkpoint was trained on, else glyphs."""
     data_dir: Path | None = None
     """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder, where data
     are downloaded to. With `folder` your images: PATH/class/*.png, PATH/group/class/*.png or PATH.npz."""

@@ -32,10 +32,10 @@ def _check_shares(name: str, images: np.ndarray) -> None:
         raise ValueError(f"{name}: expected values from 0 to 1, got {low:g} to {high:g}")
 
 
-def check_28x28(name: str, images: np.ndarray) -> None:
+def check_28x28(name: str, images: np.ndarray, *, side: int = 28) -> None:
     """Refuse images of another size than those of Omniglot and MNIST."""
-    if images.shape[-2:] != (28, 28):
-        raise ValueError(f"{name}: expected shape [..., 28, 28], got {list(images.shape)}")
+    if images.shape[-2:] != (side, side):
+        raise ValueError(f"{name}: expected shape [..., {side}, {side}], got {list(images.shape)}")
 
 
 def check_pixels(name: str, pixels: np.ndarray, bits: int) -> None:

@@ -1,8 +1,9 @@
-"""Omniglot at 28x28, binary (Lake, Salakhutdinov & Tenenbaum 2015).
+"""Omniglot at 28x28 or 26x26, binary (Lake, Salakhutdinov & Tenenbaum 2015).
 
 Prepared arrays are looked for first (`omniglot/background.npz` and `omniglot/evaluation.npz` below the root, each
 with `images` uint8 [classes, 20, 28, 28], `alphabet` and `character` [classes]); else they are made from the
-original drawings in torchvision's folder `omniglot-py`, which is downloaded when absent, and kept.
+original drawings in torchvision's folder `omniglot-py`, which is downloaded when absent, and kept. Those of 26x26
+are in `omniglot-26`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ VALIDATION_ALPHABETS = ("Early_Aramaic", "Greek", "Tagalog")
 TEST_5 = ("Tengwar", "Sylheti", "Tibetan", "Syriac_(Serto)", "ULOG")
 
 
-def load(root: str | Path | None = None, *, split: str, download: bool = True) -> Characters:
+def load(root: str | Path | None = None, *, split: str, side: int = 28, download: bool = True) -> Characters:
     """Load Omniglot's characters.
 
     Args:
@@ -37,25 +38,28 @@ def load(root: str | Path | None = None, *, split: str, download: bool = True) -
         split: "background" (30 alphabets, 964 characters) or "evaluation" (20, 659), the canonical split;
             "train" and "validation", the background without and with only `VALIDATION_ALPHABETS`; "45" and "5",
             all alphabets without and with only `TEST_5`.
+        side: 28, see `to_28x28`, or 26, see `to_26x26`: figures of the two are not to be compared.
         download: fetch the originals when neither they nor prepared files are there.
 
     Returns:
-        Images uint8 {0, 1} [classes, 20, 28, 28] with names and alphabets.
+        Images uint8 {0, 1} [classes, 20, side, side] with names and alphabets.
 
     Raises:
-        ValueError: unknown split, or a prepared file that is damaged.
+        ValueError: unknown split or side, or a prepared file that is damaged.
         FileNotFoundError: no data, and downloading is not wanted or failed.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    if side not in SIDES:
+        raise ValueError(f"side: expected one of {', '.join(map(str, SIDES))}, got {side!r}")
     root = data_root(root)
     if split in ("background", "evaluation"):
-        return _half(root, split, download)
+        return _half(root, split, side, download)
     if split in ("train", "validation"):
-        background = _half(root, "background", download)
+        background = _half(root, "background", side, download)
         cut = background.of_alphabets if split == "validation" else background.without_alphabets
         return cut(VALIDATION_ALPHABETS)
-    halves = [_half(root, half, download) for half in ("background", "evaluation")]
+    halves = [_half(root, half, side, download) for half in ("background", "evaluation")]
     everything = Characters(
         np.concatenate([half.images for half in halves]),
         halves[0].names + halves[1].names,
@@ -85,22 +89,46 @@ def to_28x28(images: np.ndarray) -> np.ndarray:
     return images[..., pick[:, None], pick]
 
 
-def _half(root: Path, half: str, download: bool) -> Characters:
-    prepared = root / "omniglot" / f"{half}.npz"
+def to_26x26(images: np.ndarray) -> np.ndarray:
+    """Give the largest of each block of 4x4 of the 105x105 originals, without their last row and column.
+
+    These are, as far as is told, the images of Reed et al. 2018 and of the public re-implementation of VMA;
+    strokes are wider than in `to_28x28`.
+
+    Args:
+        images: boolean ink [..., 105, 105].
+
+    Returns:
+        Ink of the same dtype [..., 26, 26].
+
+    Raises:
+        ValueError: another image size.
+    """
+    if images.ndim < 2 or images.shape[-2:] != (105, 105):
+        raise ValueError(f"images: expected shape [..., 105, 105], got {list(images.shape)}")
+    blocks = images[..., :104, :104].reshape(*images.shape[:-2], 26, 4, 26, 4)
+    return blocks.max((-3, -1))
+
+
+SIDES = {28: to_28x28, 26: to_26x26}
+
+
+def _half(root: Path, half: str, side: int, download: bool) -> Characters:
+    prepared = root / ("omniglot" if side == 28 else f"omniglot-{side}") / f"{half}.npz"
     if prepared.exists():
         arrays = read_npz(prepared, ("images", "alphabet", "character"))
     else:
-        arrays = _prepare(root, half, prepared, download)
+        arrays = _prepare(root, half, side, prepared, download)
         keep_npz(prepared, **arrays)
     try:
         names, alphabets = (tuple(map(str, arrays[key].tolist())) for key in ("character", "alphabet"))
-        check_28x28("images", arrays["images"])
+        check_28x28("images", arrays["images"], side=side)
         return Characters(arrays["images"], names, alphabets)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{prepared}: {error}") from error
 
 
-def _prepare(root: Path, half: str, prepared: Path, download: bool) -> dict[str, np.ndarray]:
+def _prepare(root: Path, half: str, side: int, prepared: Path, download: bool) -> dict[str, np.ndarray]:
     """Make the arrays of the prepared file from the originals."""
     originals = root / "omniglot-py" / f"images_{half}"
     if not originals.is_dir():
@@ -116,7 +144,7 @@ def _prepare(root: Path, half: str, prepared: Path, download: bool) -> dict[str,
         raise FileNotFoundError(f"data_dir: expected {originals}/<alphabet>/<character>/*.png, found no character")
     drawings = [sorted(_visible(folder, "*.png")) for folder in characters]
     examples = len(drawings[0])
-    images = np.empty((len(characters), examples, 28, 28), np.uint8)
+    images = np.empty((len(characters), examples, side, side), np.uint8)
     for row, (folder, paths) in enumerate(zip(characters, drawings, strict=True)):
         if len(paths) != examples or not paths:
             raise ValueError(f"{folder}: expected {examples or 'at least one'} drawings, got {len(paths)}")
@@ -124,7 +152,7 @@ def _prepare(root: Path, half: str, prepared: Path, download: bool) -> dict[str,
             try:
                 with Image.open(path) as drawing:
                     ink = ~np.asarray(drawing.convert("1"))  # the originals are black on white
-                images[row, column] = to_28x28(ink)
+                images[row, column] = SIDES[side](ink)
             except (OSError, ValueError) as error:
                 raise ValueError(f"{path}: expected a 105x105 drawing ({error})") from error
     return {

@@ -9,7 +9,7 @@ from typing import Any
 from vma_pyro.data import folder, glyphs, labelled, omniglot
 from vma_pyro.data.division import Split, divide
 
-DATA_SETS = ("glyphs", "omniglot", "omniglot-45", *labelled.NAMES, "folder")
+DATA_SETS = ("glyphs", "omniglot", "omniglot-45", "omniglot-45-26", *labelled.NAMES, "folder")
 
 
 def load_split(data: str, root: str | Path | None = None, **preparation: Any) -> Split:
@@ -18,8 +18,9 @@ def load_split(data: str, root: str | Path | None = None, **preparation: Any) ->
     Args:
         data: "glyphs" (procedural), "omniglot" (the canonical split: 30 background alphabets, of which 3 validate;
             20 test), "omniglot-45" (the split of figures 3 to 5 of the paper: 45 alphabets, of which the same 3
-            validate; 5 test), one of torchvision's sets of labelled images (`labelled.NAMES`), or "folder" (your
-            own images); the last two kinds are divided at random, by the seed 0.
+            validate; 5 test), "omniglot-45-26" (the same at 26 x 26, from the originals), one of torchvision's
+            sets of labelled images (`labelled.NAMES`), or "folder" (your own images); the last two kinds are
+            divided at random, by the seed 0.
         root: folder of the data, as for `omniglot.load`; of your own images itself; glyphs need none.
         preparation: of images of your own and of torchvision's, see `folder.load` and `labelled.load`.
 
@@ -39,10 +40,11 @@ def load_split(data: str, root: str | Path | None = None, **preparation: Any) ->
         )
     if data == "omniglot":
         return Split(*(omniglot.load(root, split=split) for split in ("train", "validation", "evaluation")))
-    if data == "omniglot-45":
-        held_out = omniglot.load(root, split="validation")
-        training = omniglot.load(root, split="45").without_alphabets(sorted(set(held_out.alphabets)))
-        return Split(training, held_out, omniglot.load(root, split="5"))
+    if data in ("omniglot-45", "omniglot-45-26"):
+        side = 26 if data.endswith("-26") else 28
+        held_out = omniglot.load(root, split="validation", side=side)
+        training = omniglot.load(root, split="45", side=side).without_alphabets(sorted(set(held_out.alphabets)))
+        return Split(training, held_out, omniglot.load(root, split="5", side=side))
     if data != "glyphs":
         raise ValueError(f"data: expected one of {', '.join(DATA_SETS)}, got {data!r}")
     # Test glyphs come from another seed: other alphabets, other characters.
