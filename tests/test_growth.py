@@ -17,6 +17,7 @@ WIDER = {
     "layers of z": {"hidden_dim": 13},
     "second look": {"refinement": 6},
     "blocks": {"blocks": 2},
+    "keys": {"key_maps": 4},
     "all": {"width": 0.34, "hidden_dim": 13, "refinement": 6, "blocks": 1},
 }
 

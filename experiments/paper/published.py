@@ -38,6 +38,9 @@ MEMORYLESS_NLL = 89.2  # the variational autoencoder on GMN's networks
 # Share of images classified right from q(a | x), by (ways, shots); recalled.
 VMA_ACCURACY = {(5, 1): 0.91, (5, 5): 0.97, (20, 1): 0.77, (20, 5): 0.90}
 
+# The same of the Neural Statistician (Edwards and Storkey 2017), %; recalled.
+STATISTICIAN_ACCURACY = {(5, 1): 98.1, (5, 5): 99.5, (20, 1): 93.2, (20, 5): 98.1}
+
 # Figure 4B of VMA, 45/5 split: at 1 and at 16 examples per class, nats per image; recalled.
 VMA_SPLIT = {"kl_address": (2.0, 4.5), "kl_z": (28.2, 21.8), "nll": (75.1, 69.1)}
 

@@ -9,6 +9,7 @@ of those or of all, whichever are fewer. What remains per particle is cheap apar
 
 from vma_pyro.networks.convolutional import ConvNetworks
 from vma_pyro.networks.interface import Entry, Features, Networks, Query
+from vma_pyro.networks.keys import KeyNetwork
 from vma_pyro.networks.layers import at_least_32_bits, dtype_of
 from vma_pyro.networks.perceptron import MLPNetworks
 from vma_pyro.networks.pyramid import PyramidNetworks, gaussian, loc_and_scale
@@ -18,6 +19,7 @@ __all__ = [
     "ConvNetworks",
     "Entry",
     "Features",
+    "KeyNetwork",
     "MLPNetworks",
     "Networks",
     "PyramidNetworks",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vma_pyro.networks.distinct import lookups
 from vma_pyro.networks.interface import Distribution, Entry, Query
+from vma_pyro.networks.keys import KeyNetwork
 from vma_pyro.networks.layers import (
     ConvTranspose2d,
     OutputMaps,
@@ -49,6 +50,7 @@ class ConvNetworks(PyramidNetworks):
         blocks: `ResidualBlock`s after each halving but the last, in the pyramid and in the decoder; none by
             default, as in the paper.
         refinement: maps of the first stage of a `Refinement` of q(z | x, m); 0 for none, as in the paper.
+        key_maps: maps of the first stage of a `KeyNetwork`; 0 for none, as in the paper.
         copies: whether the decoder also sees the entry at its full size, and starts with its pixels as the mean of
             x. # Departs from the paper: levels of grey and colour hardly come through three halvings. By default
             what the likelihood wants: True for 8-bit images, False, as in the paper, for binary ones.
@@ -69,14 +71,16 @@ class ConvNetworks(PyramidNetworks):
         top_maps: int | None = None,
         blocks: int = 0,
         refinement: int = 0,
+        key_maps: int = 0,
         copies: bool | None = None,
         channels: int | None = None,
         maps: int | None = None,
     ) -> None:
         if latent_dim < 1 or width <= 0:
             raise ValueError(f"networks: expected latent_dim >= 1 and width > 0, got {latent_dim} and {width}")
-        if refinement < 0:
-            raise ValueError(f"refinement: expected a number of maps, or 0 for none, got {refinement}")
+        for name, number in (("refinement", refinement), ("key_maps", key_maps)):
+            if number < 0:
+                raise ValueError(f"{name}: expected a number of maps, or 0 for none, got {number}")
         if blocks < 0 or (top_maps is not None and top_maps < 1):
             raise ValueError(f"networks: expected blocks >= 0 and top_maps >= 1, got {blocks} and {top_maps}")
         colours, *sides = check_shape(image_shape)
@@ -128,6 +132,9 @@ class ConvNetworks(PyramidNetworks):
         self.refinement: Refinement | None = None
         if refinement:
             self.refinement = Refinement(latent_dim, maps=refinement, image_shape=self.image_shape)
+        self.keys: KeyNetwork | None = None
+        if key_maps:
+            self.keys = KeyNetwork(key_dim, maps=key_maps, colours=colours)
         # Channels last is 2.4 times as fast as the default layout on two CPU cores (forward and backward).
         self.to(memory_format=torch.channels_last)
 
@@ -164,6 +171,11 @@ class ConvNetworks(PyramidNetworks):
     def wanted(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the images where the refinement looks at them again."""
         return () if self.refinement is None else (images,)
+
+    def key(self, images: Tensor, top: Tensor) -> Tensor:
+        """See `PyramidNetworks.key`."""
+        key = super().key(images, top)
+        return key if self.keys is None else key + at_least_32_bits(self.keys(images))
 
     def marked(self, m: Entry, rows: Tensor) -> Entry:
         """Note which entries are the same, where q(z | x, m) costs enough to look for them."""

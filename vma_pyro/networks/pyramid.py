@@ -124,7 +124,11 @@ class PyramidNetworks(Part):
         check_images("images", entries, self.image_shape)
         entries = entries.to(dtype_of(self))
         maps, top = self.climb(entries)
-        return Features(at_least_32_bits(in_full_precision(self.to_key, top)), top, maps, self.wanted(entries))
+        return Features(self.key(entries, top), top, maps, self.wanted(entries))
+
+    def key(self, images: Tensor, top: Float[Tensor, "N T"]) -> Float[Tensor, "N E"]:
+        """What q(a | x) compares, of images and what the pyramid makes of them."""
+        return at_least_32_bits(in_full_precision(self.to_key, top))
 
     def heads(self, features: Features) -> Entry:
         """See `Networks.heads`."""
@@ -141,7 +145,7 @@ class PyramidNetworks(Part):
         check_images("x", x, self.image_shape)
         x = x.to(dtype_of(self))
         _, top = self.climb(x)
-        return Query(at_least_32_bits(in_full_precision(self.to_key, top)), self.to_hidden(top), self.wanted(x))
+        return Query(self.key(x, top), self.to_hidden(top), self.wanted(x))
 
     def prior(self, m: Entry) -> Distribution:
         """See `Networks.prior`."""
