@@ -14,7 +14,9 @@ from vma_pyro._system import quick_help  # noqa: F401  # isort: skip  # before T
 import json
 import platform
 import time
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import pyro
 import torch
@@ -39,9 +41,15 @@ from vma_pyro._system.command import command
 from vma_pyro.data import load_split
 from vma_pyro.training import keep_freed_memory
 
+MOST_CURVES = 6  # in a picture: more cannot be told apart
+
 
 def main(config: LaboratoryConfig) -> None:
     """Train all candidates, measure their gradients, and write."""
+    if config.redraw:
+        found = Findings.of_plain(json.loads((config.out / "estimators.json").read_text()))
+        write_page(config.out, found)
+        return
     config = config.resolved()
     assert config.final_minutes is not None
     keep_freed_memory()
@@ -76,16 +84,47 @@ def main(config: LaboratoryConfig) -> None:
 def write(config: LaboratoryConfig, found: Findings) -> None:
     """Write estimators.md, estimators.json and the pictures."""
     write_text(config.out / "estimators.json", json.dumps(found.plain(), indent=1) + "\n")
-    write_text(config.out / "estimators.md", to_markdown(found))
+    write_page(config.out, found)
+
+
+def write_page(folder: Path, found: Findings) -> None:
+    """Write the page, and draw training curves, those of the final, and signal-to-noise ratios."""
+    write_text(folder / "estimators.md", to_markdown(found))
     for name, runs in (("training.png", found.training), ("final.png", found.final)):
-        seen = [run for run in runs if run.validation]
+        seen = telling([run for run in runs if run.validation])
         nll, kl = (
             {label_in_pictures(run): getattr(run, of) for run in seen} for of in ("validation", "kl_address")
         )
-        plots.drawn(config.out / name, partial(save_curves, nll=nll, kl_address=kl))
-    end = [q for q in found.particles if q.program == config.data and q.stage == "end"]
+        plots.drawn(folder / name, partial(save_curves, nll=nll, kl_address=kl))
+    end = [q for q in found.particles if q.program != "toy" and q.stage == "end"]
     runs_of_model = [q.evaluations for q in end]
-    plots.drawn(config.out / "slopes.png", lambda path: save_slopes(path, runs_of_model, address_snr(end)))
+    ratios = {name: values for name, values in address_snr(end).items() if any(value > 0 for value in values)}
+    best = sorted(ratios, key=lambda name: -max(ratios[name]))
+    shown = [name for name in ratios if name in ("vimco", *best[: MOST_CURVES - 1])]
+    plots.drawn(
+        folder / "slopes.png",
+        lambda path: save_slopes(path, runs_of_model, {name: ratios[name] for name in shown}),
+    )
+
+
+def telling(runs: Sequence[Training]) -> list[Training]:
+    """Choose what a picture can show: the first run; of the other estimators' best runs the best, middle, worst.
+
+    All runs stand in the tables.
+    """
+    if len(runs) <= MOST_CURVES:
+        return list(runs)
+    first, *others = runs
+    best: dict[str, Training] = {}
+    for run in others:
+        known = best.get(run.estimator)
+        other = run.estimator != first.estimator and not run.stopped
+        if other and (known is None or run.last_nll < known.last_nll):
+            best[run.estimator] = run
+    ranked = sorted(best.values(), key=lambda run: run.last_nll)
+    if len(ranked) < MOST_CURVES:
+        return [first, *ranked]
+    return [first, *ranked[: MOST_CURVES - 3], ranked[len(ranked) // 2], ranked[-1]]
 
 
 def label_in_pictures(run: Training) -> str:

@@ -118,7 +118,7 @@ def train(pair: models.Pair, split: Any, config: KeysConfig, device: torch.devic
     networks: Any = pair[0].networks
     guide: Any = pair[1]
     free = [*networks.keys.parameters(), *guide.similarity.parameters()]
-    shape = {"classes": config.classes, "shots": 1, "queries": config.classes}
+    shape: dict[str, Any] = {"classes": config.classes, "shots": 1, "queries": config.classes}
     turned = split.train.image_shape[1] == split.train.image_shape[2]
     episodes = EpisodeSampler(split.train, **shape, seed=config.seed, augment="rotations" if turned else None)
     optimizer = torch.optim.Adam(free, config.learning_rate)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import processes
 import pytest
+from scripts import module
 
 from laboratory import Quality, Training
 
@@ -80,3 +81,29 @@ def test_another_configuration_is_not_mixed_in(finished):
     assert code == 1
     (line,) = output.strip().splitlines()
     assert line == f"error: --resume: expected seed = 0 as in {Path('out') / 'config.json'}, got 1"
+
+
+def test_pictures_are_drawn_again_from_the_figures(finished, tmp_path):
+    out, _ = finished
+    (tmp_path / "again").mkdir()
+    content = (out / "estimators.json").read_text()
+    (tmp_path / "again" / "estimators.json").write_text(content)
+    done = processes.run(SCRIPT, "--redraw", "--out=again", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for picture in ("training.png", "final.png", "slopes.png"):
+        assert (tmp_path / "again" / picture).read_bytes() == (out / picture).read_bytes()
+
+
+def test_a_picture_shows_six_at_most():
+    """The first, the three best of the others, the middle and the worst; of each estimator its best run."""
+    telling = module("compare_estimators").telling
+
+    def training(name, nll, rate=1e-3, stopped=""):
+        return Training(name, 4, 32, rate, 4.0, 0, 10, 1.0, [[10, 1.0, nll]], [], stopped=stopped)
+
+    runs = [training("vimco", 5.0), training("vimco", 4.0, 2e-3)]
+    runs += [training(name, nll) for name, nll in zip("abcdefg", (3.0, 9.0, 1.0, 2.0, 7.0, 6.0, 8.0), strict=True)]
+    runs += [training("c", 20.0), training("stopped", 0.5, stopped="out of time")]
+    found = telling(runs)
+    assert [run.last_nll for run in found] == [5.0, 1.0, 2.0, 3.0, 6.0, 9.0]  # of 1, 2, 3, 6, 7, 8, 9
+    assert telling(runs[:4]) == runs[:4]

@@ -7,10 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from vma_pyro._system.atomic import write_atomically
+
+# Ten colours that people with any colour vision tell apart (Petroff 2021), in all pictures of all experiments.
+COLOURS = ["3f90da", "ffa90e", "bd1f01", "94a4a2", "832db6", "a96b59", "e76300", "b9ac70", "717581", "92dadd"]
+matplotlib.rcParams["axes.prop_cycle"] = cycler(color=[f"#{colour}" for colour in COLOURS])
 
 
 def drawn(path: Path, draw: Callable[[Path], object]) -> str:

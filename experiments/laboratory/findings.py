@@ -103,6 +103,11 @@ class Training(NamedTuple):
         return f"{self.estimator} (K = {self.num_particles}, {self.queries} images, {self.learning_rate:g})"
 
     @property
+    def last_nll(self) -> float:
+        """The last validation NLL; infinite for a run without any."""
+        return self.validation[-1][2] if self.validation else math.inf
+
+    @property
     def mean_nll(self) -> float:
         """Average the test NLL; infinite for a run that did not get to the end."""
         return math.inf if self.test_nll is None else self.test_nll.mean
@@ -163,6 +168,13 @@ class Findings(NamedTuple):
         found = ("stages", "particles", "memories", "training", "final")
         plain = {name: [each.plain() for each in getattr(self, name)] for name in found}
         return {"command": self.command, "about": self.about, **plain}
+
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> Findings:
+        """Read what `plain` gave."""
+        tables = ([Quality.of_plain(q) for q in content[name]] for name in ("stages", "particles", "memories"))
+        runs = ([Training.of_plain(run) for run in content[name]] for name in ("training", "final"))
+        return cls(content["command"], tuple(content["about"]), *map(tuple, tables), *map(tuple, runs))  # type: ignore[arg-type]  # two and three
 
 
 def address_snr(qualities: Sequence[Quality]) -> dict[str, list[float]]:

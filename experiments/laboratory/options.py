@@ -126,6 +126,8 @@ class LaboratoryConfig:
     """Folder for runs and results."""
     resume: bool = False
     """Go on with what is in the folder `out`."""
+    redraw: bool = False
+    """Write the page and draw the pictures again, from the estimators.json in the folder `out`; nothing else."""
     estimators: tuple[str, ...] = ()
     """Only these of the estimators that are trained and measured, beside VIMCO; default: all."""
     minutes: float | None = None

@@ -42,6 +42,8 @@ def to_markdown(found: Findings) -> str:
         "",
         training_table(found.training),
         "",
+        "Of VIMCO and of the best, middle and worst of the others' best runs:",
+        "",
         "![Validation NLL and KL(a) against updates and seconds](training.png)",
         "",
         "## The final: VIMCO, and the best of the others in half of its time",

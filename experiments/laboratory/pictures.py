@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from common.plots import save
 
@@ -21,7 +22,7 @@ def save_curves(path: Path, nll: Curves, kl_address: Curves) -> None:
         nll: label to rows of (update, seconds, NLL in nats per image).
         kl_address: label to rows of (update, seconds, KL(a) in nats per image).
     """
-    figure = Figure(figsize=(13, 8), layout="constrained")
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
     axes = figure.subplots(2, 2, sharex="col", sharey="row")
     for row, curves in zip(axes, (nll, kl_address), strict=True):
         for column, panel in enumerate(row):
@@ -29,9 +30,8 @@ def save_curves(path: Path, nll: Curves, kl_address: Curves) -> None:
                 panel.plot(
                     [point[column] for point in points],
                     [point[2] for point in points],
-                    linewidth=1,
+                    linewidth=1.3,
                     color=f"C{position % 10}",
-                    linestyle=("-", "--", ":")[position // 10 % 3],  # there are ten colours
                     label=label,
                 )
     values = [point[2] for points in nll.values() for point in points]
@@ -40,7 +40,7 @@ def save_curves(path: Path, nll: Curves, kl_address: Curves) -> None:
     axes[0, 0].set_ylabel("validation NLL, nats per image")
     axes[1, 0].set(xlabel="updates", ylabel="KL(a) in training, nats per image")
     axes[1, 1].set_xlabel("seconds")
-    axes[0, 1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+    axes[0, 1].legend(fontsize=7)
     save(figure, path, dpi=130)
 
 
@@ -65,5 +65,7 @@ def save_slopes(path: Path, particles: Sequence[int], snr: Mapping[str, Sequence
     axes.set(xscale="log", yscale="log", xlabel="runs of the model per image", ylabel="SNR of the address")
     axes.set_xticks(list(particles), [str(k) for k in particles])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(fontsize=7)
     save(figure, path, dpi=150)
