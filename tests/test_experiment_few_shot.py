@@ -15,6 +15,7 @@ import pytest
 import torch
 from scripts import call
 
+from vma_pyro import models
 from vma_pyro._system import checkpoint
 from vma_pyro._system.metrics import read_metrics
 from vma_pyro.data.prepared import write_npz
@@ -100,6 +101,19 @@ def test_any_estimator_trains_and_its_checkpoint_loads(estimator, names, tmp_pat
     for name in names:
         code, output = run(*TINY, f"--load=runs/few_shot/{name}", f"--out=again-{name}", cwd=tmp_path)
         assert code == 0, output
+
+
+def test_training_on_with_wider_networks(finished, tmp_path):
+    """And with a share of blank memories, which the file tells of."""
+    given = [option for option in TINY if not option.startswith("--width")]
+    more = ["--width=0.4", "--blocks=1", "--blank=0.5", "--updates=2", "--no-memoryless"]
+    code, output = run(*given, f"--init={finished[0] / 'model.pt'}", *more, "--out=wider", cwd=tmp_path)
+    assert code == 0, output
+    facts = models.facts_of(tmp_path / "wider" / "model.pt")
+    assert (facts["width"], facts["blocks"], facts["blank"]) == (0.4, 1, 0.5)
+    trained = json.loads((tmp_path / "wider" / "results.json").read_text())["training"]["memory"]
+    before = json.loads((finished[0] / "results.json").read_text())["training"]["memory"]["validation_nll"]
+    assert trained["validation_nll_before"] == pytest.approx(before, rel=1e-4)
 
 
 def test_report_is_printed_and_written(finished):
@@ -281,6 +295,16 @@ class TestOneLineErrors:
     def test_a_missing_checkpoint(self, tmp_path):
         assert "--load: expected a file, found none at no.pt" in self.fails("--load=no.pt", cwd=tmp_path)
 
+    def test_networks_of_a_file_are_as_they_are(self, finished, tmp_path):
+        """Also of the published one, with tiny sizes."""
+        model = finished[0] / "model.pt"
+        for option, known in (("--width=0.2", "0.1"), ("--latent-dim=9", "4"), ("--blocks=1", "0")):
+            given = [o for o in TINY if o.split("=")[0] != option.split("=")[0]]
+            code, output = run(*given, option, f"--load={model}", "--out=new", cwd=tmp_path)
+            name = option[2:].split("=")[0]
+            assert code == 1
+            assert f"--{name}: expected that of the file beside load, {known}, got " in output
+
     def test_a_memoryless_checkpoint(self, finished, tmp_path):
         line = self.fails(f"--load={finished[0] / 'memoryless' / 'model.pt'}", cwd=tmp_path)
         assert line.endswith(": expected a memory model, got one of memoryless")
@@ -295,7 +319,7 @@ class TestOneLineErrors:
     def test_a_checkpoint_of_other_images(self, finished, tmp_path):
         checkpoint.save(tmp_path / "model.pt", checkpoint.load(finished[0] / "model.pt") | {"data": "mnist"})
         line = self.fails("--load=model.pt", cwd=tmp_path)
-        assert "load: expected a model of glyphs, omniglot, omniglot-45, emnist, " in line
+        assert "load: expected a model of glyphs, omniglot, omniglot-45, omniglot-45-26, emnist, " in line
         assert line.endswith(", folder, got one of mnist")
 
     def test_resume_into_a_changed_configuration(self, tmp_path):

@@ -58,7 +58,8 @@ FITTING = {
 }
 # Options that a checkpoint to load or to start from has a word on.
 CONTEXT = tuple(f"context_{name}" for name in models.CONTEXT)
-SHAPES = ("width", "top_maps", "blocks", "refinement", "likelihood", *CONTEXT)
+SHAPES = ("width", "latent_dim", "top_maps", "blocks", "refinement", "likelihood", *CONTEXT)
+LATENT_DIM = 64  # of z, as in the paper
 OWN = ("folder", *labelled.NAMES)  # whose classes and sizes are known when they are loaded
 
 
@@ -100,8 +101,8 @@ class FewShotConfig:
     """Maps at the top of the pyramid, which most weights look at; default: as many as below it."""
     blocks: int | None = None
     """Residual blocks at each size of maps below the images'; default 0."""
-    latent_dim: int = 64
-    """Dimension of z."""
+    latent_dim: int | None = None
+    """Dimension of z; default 64."""
     refinement: int | None = None
     """Maps of a second look of q(z | x, m) at x, m and what the first guess decodes to; 0 for none. Default: what
     the checkpoint to start from has, else 0."""
@@ -161,7 +162,9 @@ class FewShotConfig:
     def small(self) -> FewShotConfig:
         """Make the job tiny."""
         steps = replace(self.train, updates=2, minutes=None, log_every=1, validate_every=2, validation_samples=1)
-        sizes: dict[str, Any] = {"width": 0.1, "latent_dim": 4, "classes": 3, "shots": 2, "queries": 4}
+        sizes: dict[str, Any] = {"classes": 3, "shots": 2, "queries": 4}
+        if self.load is None and self.init is None:  # whose networks are as they are
+            sizes |= {"width": 0.1, "latent_dim": 4}
         tests: dict[str, Any] = {"eval_images": 4, "eval_samples": 2, "eval_queries": 10}
         return replace(self, **sizes, **tests, train=steps, tiny=False)
 
@@ -197,8 +200,12 @@ class FewShotConfig:
             data=data,
             mode=mode,
             size=loaded.get("size") if self.size is None else self.size,
-            **shapes | {"width": shapes["width"] or preset.width, "likelihood": likelihood},
-            latent_dim=loaded.get("latent_dim", self.latent_dim),
+            **shapes
+            | {
+                "width": shapes["width"] or preset.width,
+                "latent_dim": shapes["latent_dim"] or LATENT_DIM,
+                "likelihood": likelihood,
+            },
             augment=self.augment or ("none" if own else "rotations"),
             eval_images=preset.eval_images if self.eval_images is None else self.eval_images,
             eval_samples=preset.eval_samples if self.eval_samples is None else self.eval_samples,
