@@ -30,6 +30,7 @@ OPTIONS = (
     "top_maps",
     "blocks",
     "refinement",
+    "looks",
     "key_maps",
     "context_radius",
     "context_hidden",

@@ -29,6 +29,9 @@ def test_publishes_once_and_then_only_what_is_better(data_folder, untrained, tmp
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name].half().float()) for name in ours)
     assert abs(card["rounding"]["mean"]) < 0.05
+    found = card["validation_guide_gap"]
+    assert found["gap"]["n"] == 2
+    assert found["gap"]["mean"] == pytest.approx(found["refined_elbo"]["mean"] - found["elbo"]["mean"])
     file = tmp_path / "models" / "omniglot.pt"
     parameters = sum(p.numel() for p in models.as_one(models.load(file)).parameters())
     assert 2 * parameters < file.stat().st_size < 2.5 * parameters + 100_000

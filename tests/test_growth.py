@@ -18,6 +18,7 @@ WIDER = {
     "second look": {"refinement": 6},
     "blocks": {"blocks": 2},
     "keys": {"key_maps": 4},
+    "looks": {"looks": 3},
     "all": {"width": 0.34, "hidden_dim": 13, "refinement": 6, "blocks": 1},
 }
 

@@ -58,7 +58,7 @@ FITTING = {
 }
 # Options that a checkpoint to load or to start from has a word on.
 CONTEXT = tuple(f"context_{name}" for name in models.CONTEXT)
-SHAPES = ("width", "latent_dim", "top_maps", "blocks", "refinement", "likelihood", *CONTEXT)
+SHAPES = ("width", "latent_dim", "top_maps", "blocks", "refinement", "looks", "likelihood", *CONTEXT)
 LATENT_DIM = 64  # of z, as in the paper
 OWN = ("folder", *labelled.NAMES)  # whose classes and sizes are known when they are loaded
 
@@ -106,6 +106,8 @@ class FewShotConfig:
     refinement: int | None = None
     """Maps of a second look of q(z | x, m) at x, m and what the first guess decodes to; 0 for none. Default: what
     the checkpoint to start from has, else 0."""
+    looks: int | None = None
+    """How often that corrects it; default 1."""
     likelihood: Pixels | None = None
     """Likelihood p(x | z, m): bernoulli, independent binary pixels as in the paper; causal, binary pixels that
     also see their neighbourhood above and to the left; continuous-bernoulli, grey from 0 to 1; logistics and
@@ -250,7 +252,7 @@ class FewShotConfig:
         sizes: dict[str, Any] = {"width": self.width, "latent_dim": self.latent_dim}
         if image_shape != (1, 28, 28):
             sizes["image_shape"] = image_shape
-        more = {name: getattr(self, name) for name in ("top_maps", "blocks", "refinement")}
+        more = {name: getattr(self, name) for name in ("top_maps", "blocks", "refinement", "looks")}
         pixels: dict[str, Any] = {} if self.likelihood == "bernoulli" else {"likelihood": self.likelihood}
         context = {name: getattr(self, name) for name in CONTEXT}
         return {

@@ -50,6 +50,7 @@ class ConvNetworks(PyramidNetworks):
         blocks: `ResidualBlock`s after each halving but the last, in the pyramid and in the decoder; none by
             default, as in the paper.
         refinement: maps of the first stage of a `Refinement` of q(z | x, m); 0 for none, as in the paper.
+        looks: how often a `Refinement` corrects it.
         key_maps: maps of the first stage of a `KeyNetwork`; 0 for none, as in the paper.
         copies: whether the decoder also sees the entry at its full size, and starts with its pixels as the mean of
             x. # Departs from the paper: levels of grey and colour hardly come through three halvings. By default
@@ -71,6 +72,7 @@ class ConvNetworks(PyramidNetworks):
         top_maps: int | None = None,
         blocks: int = 0,
         refinement: int = 0,
+        looks: int = 1,
         key_maps: int = 0,
         copies: bool | None = None,
         channels: int | None = None,
@@ -131,7 +133,7 @@ class ConvNetworks(PyramidNetworks):
         initialise(self, outputs=(self.to_key, self.hidden_to_posterior, self.to_prior[-1], self.to_logits))
         self.refinement: Refinement | None = None
         if refinement:
-            self.refinement = Refinement(latent_dim, maps=refinement, image_shape=self.image_shape)
+            self.refinement = Refinement(latent_dim, maps=refinement, image_shape=self.image_shape, looks=looks)
         self.keys: KeyNetwork | None = None
         if key_maps:
             self.keys = KeyNetwork(key_dim, maps=key_maps, colours=colours)
@@ -193,15 +195,16 @@ class ConvNetworks(PyramidNetworks):
         return dist.Normal(loc, scale).to_event(1)
 
     def refined(self, query: Query, m: Entry) -> tuple[Tensor, Tensor]:
-        """Location and scale of q(z | x, m) after a second look, each [..., B, Z]."""
+        """Location and scale of q(z | x, m) after further looks, each [..., B, Z]."""
         assert self.refinement is not None
         guess: Any = super().posterior(query, m)
         loc, scale = guess.base_dist.loc, guess.base_dist.scale
-        h = self.last_map(loc, m, loc.shape[:-1])
-        logits = self.logits(h, m, loc.shape[:-1])[..., : self.image_shape[0], :, :]
-        mean = logits.sigmoid()
-        shift, log_factor = self.refinement(*query.images, *m.images, mean)
-        return loc + shift, scale * log_factor.exp()
+        for look in range(len(self.refinement.last_layers)):
+            h = self.last_map(loc, m, loc.shape[:-1])
+            logits = self.logits(h, m, loc.shape[:-1])[..., : self.image_shape[0], :, :]
+            shift, log_factor = self.refinement(*query.images, *m.images, logits.sigmoid(), look)
+            loc, scale = loc + shift, scale * log_factor.exp()
+        return loc, scale
 
     def decode(self, z: Float[Tensor, "... Z"], m: Entry) -> Float[Tensor, "... C height width"]:
         """See `Networks.decode`."""
