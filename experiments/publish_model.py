@@ -182,8 +182,8 @@ def main(config: PublishConfig) -> None:
         "about": f"NLL: one class in memory, upper bound in nats per image from {config.samples.many} importance "
         f"samples; accuracy: by q(a | x) among all test classes; {config.images} test images, seed 0. Rounding: "
         f"NLL of the weights in 16 bits less that in 32, {config.samples.few} samples, paired by validation "
-        f"image. Guide gap: what q(z | x, m) optimised by {config.gap_steps} steps for each of {config.gap_images} "
-        "validation images wins of the ELBO and of the bound of 50 samples, one entry in memory."
+        f"image. Guide gap: what q(z | x, m) optimised by {config.gap_steps} steps for each of "
+        f"{config.gap_images} validation images wins of the ELBO, and of 50 samples, with one entry."
         + ("" if config.judge is None else FIDELITY.format(judge=config.judge)),
         "command": command(),
         "versions": results.versions(device),
