@@ -1,10 +1,10 @@
 """Put a trained model into the package, with its card: what `load_pretrained` and `--load pretrained` find.
 
-The weights (the averaged ones, as all evaluations use them, rounded to 16 bits) go to `NAME.pt`, and how they were
-made and how good they are, rounded, to `NAME.json`, with what the rounding changes. A model that is there already
-gives way only to one with a lower one-shot NLL on the validation alphabets, or with a judge to one whose samples
-are more often of their class there, or as often, within a standard error, at a lower NLL: the test alphabets have
-no say.
+The weights (the averaged ones, as all evaluations use them, rounded to 16 bits or 8) go to `NAME.pt`, and how they
+were made and how good they are, rounded, to `NAME.json`, with what the rounding changes. A model that is there
+already gives way only to one with a lower one-shot NLL on the validation alphabets, or with a judge to one whose
+samples are more often of their class there, or as often, within a standard error, at a lower NLL: the test
+alphabets have no say.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -31,7 +31,6 @@ from vma_pyro.evaluation import Mean, guide_gap
 from vma_pyro.training import device_of_name
 
 MOST_BYTES = 6_000_000
-HALF = torch.float16  # of the weights in the file
 FIDELITY = (
     " Fidelity: share of images generated from one example each of which the guide of {judge} finds the class "
     "among 20 (or all), and of the real examples themselves; on as many validation images, too."
@@ -48,6 +47,8 @@ class PublishConfig:
     """Name of the model in the package."""
     data_dir: Path | None = None
     """Folder of the data; default: the environment variable VMA_DATA, else a cache in the home folder."""
+    bits: Literal[16, 8] = 16
+    """Of each weight in the file: what they change is on the card."""
     out: Path = pretrained.FOLDER
     """Folder of published models."""
     judge: Path | None = None
@@ -158,7 +159,7 @@ def main(config: PublishConfig) -> None:
     facts = models.facts_of(config.load)
     device = device_of_name(config.accelerator)
     exact = models.on(device, models.load(config.load, program="memory"))
-    pair = models.rounded(exact, HALF)
+    pair = models.rounded(exact, config.bits)
     data = split_of(facts, config.data_dir)
     validation = {"nll": nll(pair, data.validation, 1, config, device)}
     if config.judge is not None:
@@ -181,29 +182,29 @@ def main(config: PublishConfig) -> None:
         **({} if config.judge is None else {"fidelity": fidelity(pair, data.test, config, device)}),
         "about": f"NLL: one class in memory, upper bound in nats per image from {config.samples.many} importance "
         f"samples; accuracy: by q(a | x) among all test classes; {config.images} test images, seed 0. Rounding: "
-        f"NLL of the weights in 16 bits less that in 32, {config.samples.few} samples, paired by validation "
-        f"image. Guide gap: what q(z | x, m) optimised by {config.gap_steps} steps for each of "
+        f"NLL of the weights in {config.bits} bits less that in 32, {config.samples.few} samples, paired by "
+        f"validation image. Guide gap: what q(z | x, m) optimised by {config.gap_steps} steps for each of "
         f"{config.gap_images} validation images wins of the ELBO, and of 50 samples, with one entry."
         + ("" if config.judge is None else FIDELITY.format(judge=config.judge)),
         "command": command(),
         "versions": results.versions(device),
     }
-    publish(config.out / f"{config.name}.pt", pair, str(facts.get("data")), facts)
+    publish(config.out / f"{config.name}.pt", pair, str(facts.get("data")), facts, bits=config.bits)
     write_text(card, results.to_json(content))
     print(results.to_json(content))
 
 
-def publish(path: Path, pair: models.Pair, data: str, facts: dict[str, Any]) -> None:
+def publish(path: Path, pair: models.Pair, data: str, facts: dict[str, Any], *, bits: int) -> None:
     """Write the weights.
 
     Raises:
         ValueError: they are too large to come with the package.
     """
-    size = sum(p.numel() * HALF.itemsize for p in models.as_one(pair).parameters())
+    size = sum(p.numel() * bits // 8 for p in models.as_one(pair).parameters())
     if size > MOST_BYTES:
-        raise ValueError(f"load: expected at most {MOST_BYTES} bytes of weights, got {size}")
+        raise ValueError(f"load: expected at most {MOST_BYTES} bytes of weights, got {size} of {bits} bits each")
     path.parent.mkdir(parents=True, exist_ok=True)
-    models.save(path, models.on(torch.device("cpu"), pair), dtype=HALF, data=data, training=facts)
+    models.save(path, models.on(torch.device("cpu"), pair), bits=bits, data=data, training=facts)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch import nn
 from vma_pyro import ConvNetworks, Guide, Model, models
 from vma_pyro._system import checkpoint
 from vma_pyro.data.prepared import read_npz, write_npz
+from vma_pyro.models.packing import packed, round_to, unpacked
 
 
 def test_round_trip(tmp_path):
@@ -210,22 +211,51 @@ def test_restore_names_the_tensor_and_changes_nothing():
     assert (module.weight == 1).all()
 
 
-def test_weights_are_kept_in_a_smaller_type_only_where_it_holds_them(tmp_path):
+@pytest.mark.parametrize(("bits", "share"), [(16, 0.6), (8, 0.45)])
+def test_weights_are_kept_in_fewer_bits_only_where_these_hold_them(tmp_path, bits, share):
     """Model and guide share theirs, which the file holds once."""
-    networks = ConvNetworks(4, width=0.1)
+    networks = ConvNetworks(16, width=0.25, refinement=4)
     pair = Model(networks), Guide(networks)
     models.save(tmp_path / "whole.pt", pair)
-    with pytest.raises(
-        ValueError, match=r"^dtype: expected weights that torch.float16 holds exactly, got others in"
-    ):
-        models.save(tmp_path / "half.pt", pair, dtype=torch.float16)
-    assert not (tmp_path / "half.pt").exists()
-    near = models.rounded(pair, torch.float16)
+    with pytest.raises(ValueError, match=f"^bits: expected weights that {bits} bits hold exactly, got others in "):
+        models.save(tmp_path / "few.pt", pair, bits=bits)
+    assert not (tmp_path / "few.pt").exists()
+    near = models.rounded(pair, bits)
     assert near[0].networks is near[1].networks is not networks
-    models.save(tmp_path / "half.pt", near, dtype=torch.float16)
-    again = models.as_one(models.load(tmp_path / "half.pt")).state_dict()
+    models.save(tmp_path / "few.pt", near, bits=bits)
+    again = models.as_one(models.load(tmp_path / "few.pt")).state_dict()
     for name, value in models.as_one(pair).state_dict().items():
         assert again[name].dtype == value.dtype
-        assert torch.equal(again[name], value.half().float())
-    whole, half = ((tmp_path / name).stat().st_size for name in ("whole.pt", "half.pt"))
-    assert half < 0.6 * whole
+        if bits == 16 or value.dim() < 2:
+            assert torch.equal(again[name], value.half().float())
+        else:  # half a step of the row's scale; what is beyond 127 of them, as the scale is cut off, one
+            most = value.flatten(1).abs().amax(1)
+            off = (again[name] - value).flatten(1).abs().amax(1)
+            assert bool((off <= 1.01 * most / 127).all())
+            assert (again[name] - value).abs().mean() <= 0.3 * most.mean() / 127
+    whole, few = ((tmp_path / name).stat().st_size for name in ("whole.pt", "few.pt"))
+    assert few < share * whole
+
+
+def test_codes_of_any_weights_are_their_own_codes_again():
+    """Rows of zeros, of one number, of tiny and of large ones."""
+    generator = torch.Generator().manual_seed(0)
+    for scale in (0.0, 1e-6, 1.0, 300.0):
+        weights = scale * torch.randn(50, 3, 2, 2, generator=generator)
+        weights[3] = 0.0
+        weights[4] = weights[4, 0, 0, 0]
+        once = round_to(weights, 8)
+        assert torch.equal(round_to(once, 8), once)
+        assert torch.equal(unpacked(packed({"w": once}, 8))["w"], once)
+        assert bool((once - weights).abs().max() <= weights.abs().max() / 200)
+    with pytest.raises(ValueError, match="^bits: expected 16 or 8, got 4$"):
+        round_to(weights, 4)
+    for malformed in (
+        {"codes": torch.zeros(2, 2)},
+        {"codes": torch.zeros(2, 2).char(), "scale": torch.ones(3)},
+        {},
+    ):
+        with pytest.raises(
+            ValueError, match="^expected weights or codes with a scale for each row, got others in 'w'"
+        ):
+            unpacked({"w": malformed})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vma_pyro import pretrained
 from vma_pyro._system import checkpoint
@@ -16,13 +16,14 @@ from vma_pyro._system.parts import Part
 from vma_pyro.models.allowed import Allowed
 from vma_pyro.models.description import architecture_of, describe, rebuild
 from vma_pyro.models.growth import grown
+from vma_pyro.models.packing import packed, round_to, unpacked
 from vma_pyro.models.programs import Pair, build, program_of
 from vma_pyro.models.provenance import check_weights, record_provenance
 
 PRETRAINED, CAUSAL = pretrained.WORD, pretrained.CAUSAL
 
 
-def save(path: str | Path, pair: Pair, *, dtype: torch.dtype | None = None, **facts: Any) -> None:
+def save(path: str | Path, pair: Pair, *, bits: int | None = None, **facts: Any) -> None:
     """Write weights with what is needed to make their programs again, and facts (plain values) to go with them.
 
     Programs with arguments that no file can say (a function, a plain torch module) are saved as well, but only
@@ -31,42 +32,30 @@ def save(path: str | Path, pair: Pair, *, dtype: torch.dtype | None = None, **fa
     Args:
         path: of the file.
         pair: model and guide.
-        dtype: of the weights in the file, which has to hold them exactly, see `rounded`; theirs by default.
+        bits: of each weight in the file, 16 or 8, which have to hold it exactly, see `rounded`; all by default.
         facts: what else the file is to say.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
-        ValueError: weights that the type does not hold exactly.
+        ValueError: weights that so many bits do not hold exactly.
     """
-    weights: dict[str, Tensor] = as_one(pair).state_dict()
-    if dtype is not None:
-        weights = _held(weights, dtype)
+    weights: dict[str, Any] = as_one(pair).state_dict()
+    if bits is not None:
+        weights = packed(weights, bits)
     content = facts | describe(*pair) | {"program": record_provenance(*pair), "weights": weights}
     checkpoint.save(path, content)
 
 
-def _held(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Weights in another type, if that holds them exactly; what are no numbers with a fraction stay.
-
-    Model and guide share weights, which are one tensor by two names: a file holds them once.
-    """
-    held: dict[tuple[int, torch.Size], Tensor] = {}
-    found = {}
-    for name, value in weights.items():
-        kept = held.setdefault((value.data_ptr(), value.shape), value.to(dtype))
-        if not torch.equal(kept.to(value.dtype), value):
-            raise ValueError(f"dtype: expected weights that {dtype} holds exactly, got others in '{name}'")
-        found[name] = kept if value.is_floating_point() else value
-    return found
-
-
 @torch.no_grad()
-def rounded(pair: Pair, dtype: torch.dtype) -> Pair:
-    """A copy of model and guide whose weights are the nearest that a smaller type holds, in their own type."""
+def rounded(pair: Pair, bits: int) -> Pair:
+    """A copy of model and guide with the nearest weights that 16 or 8 bits hold, in their own type.
+
+    With 8 bits those of a row of a matrix (or of maps of a convolution) have a scale in common.
+    """
     copies: Any = copied(as_one(pair))
     for tensor in copies.state_dict().values():
         if tensor.is_floating_point():
-            tensor.copy_(tensor.to(dtype))
+            tensor.copy_(round_to(tensor, bits))
     return copies["model"], copies["guide"]
 
 
@@ -145,6 +134,10 @@ def take_weights(pair: Pair, content: Mapping[str, Any], *, file: str, and_more:
     programs: Any = as_one(pair)
     # What an estimator learned for itself (a baseline) is not needed any more.
     weights = {k: v for k, v in content["weights"].items() if str(k).startswith(("model.", "guide."))}
+    try:
+        weights = unpacked(weights)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {file}: {error}") from error
     if and_more:
         # By all names: model and guide share theirs.
         parts = programs.named_modules(remove_duplicate=False)
