@@ -427,3 +427,20 @@ def test_pyros_validation_takes_them(validate):
     with pyro.validation_enabled(validate):
         model, guide = pair()
         assert MultiSampleELBO(2)(model, guide)(Memory(binary(4)), binary(3)).isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_images_are_drawn_in_any_type(dtype):
+    networks = ConvNetworks(3, width=0.1, key_dim=4, hidden_dim=8, image_shape=(1, 8, 8))
+    model = Model(networks, likelihood=CausalBernoulli(hidden=4, steps=(1, 2))).to(dtype)
+    drawn = model(Memory(binary(2)[..., :8].to(dtype)), num_images=3)
+    assert drawn.shape == (3, 1, 8, 8)
+    assert set(drawn.unique().tolist()) <= {0.0, 1.0}
+    likelihood = CausalBernoulli(hidden=4, steps=(1,))
+    fn = likelihood(torch.randn(2, 5, 4, 4, dtype=torch.float64))  # networks in 64 bits, the likelihood in 32
+    assert fn.log_prob(fn.sample()).isfinite().all()
+
+
+def test_steps_that_are_no_list_are_refused():
+    with pytest.raises(ValueError, match="^steps: expected numbers of pixels, one for each pass, got 3$"):
+        CausalBernoulli(steps=3)

@@ -126,6 +126,25 @@ def test_copies_do_not_vary_and_noise_does(noise):
     assert found.relative == pytest.approx(found.generated.mean / found.real.mean)
     assert found.generated.n == 5
     with pytest.raises(
-        ValueError, match="^classes: expected .classes, 3 examples or more, C, height, width., got "
+        ValueError, match="^classes: expected .1 or more classes, 3 or more examples, C, height, width., got "
     ):
         sample_diversity(Copier(noise), lambda x: x.flatten(1), classes[:, :2])
+
+
+def test_an_embedding_is_left_as_it_was_and_a_model_of_one_image_is_refused():
+    embed = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36)).train()
+    before = {name: value.clone() for name, value in embed.state_dict().items()}
+    classes = torch.rand(3, 5, 1, 6, 6).round()
+    sample_diversity(Copier(True), embed, classes)
+    assert embed.training
+    assert all(torch.equal(value, before[name]) for name, value in embed.state_dict().items())
+
+    def single(memory, x=None):
+        return pyro.sample("x", dist.Bernoulli(torch.full((1, 1, 6, 6), 0.5)).to_event(3))
+
+    with pytest.raises(
+        ValueError, match="^model: expected as many images at its site 'x' as .* memories, 4, got 1$"
+    ):
+        sample_diversity(single, embed, classes)
+    with pytest.raises(ValueError, match="^classes: expected .1 or more classes"):
+        sample_diversity(Copier(True), embed, classes[:0])

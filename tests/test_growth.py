@@ -95,3 +95,38 @@ def test_a_layer_by_hand():
     found = grown(transposed, {"0.weight": torch.ones(1, 2, 1, 1)})["0.weight"]
     assert torch.equal(found[:, :2, 0, 0], torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
     assert torch.equal(found[:, 2], transposed[0].weight[:, 2])
+
+
+def test_what_is_missing_within_a_part_is_no_part_that_starts_without_effect(tmp_path):
+    """A further layer of single pixels, in programs that no example can be made for."""
+    import pyro
+    from torch import nn
+
+    from vma_pyro.likelihoods import CausalBernoulli
+
+    class Own(nn.Module):
+        def __init__(self, layers):
+            super().__init__()
+            self.likelihood = CausalBernoulli(hidden=4, layers=layers)
+
+        def forward(self, memory, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", self.likelihood(torch.zeros(len(x), 5, 4, 4)), obs=x)
+
+    models.save(tmp_path / "own.pt", (Own(1), nn.Identity()))
+    before = Own(2)
+    weights = {name: value.clone() for name, value in before.state_dict().items()}
+    with pytest.raises(ValueError, match="^checkpoint: expected the architecture of model and guide for "):
+        start_from(tmp_path / "own.pt", (before, nn.Identity()))
+    assert all(torch.equal(value, weights[name]) for name, value in before.state_dict().items())
+
+
+def test_a_refusal_by_what_the_programs_give_leaves_the_weights_as_they_were(tmp_path):
+    """Other steps have the same shapes, and another function."""
+    architecture = NARROW | CAUSAL
+    models.save(tmp_path / "one.pt", stirred(models.build(architecture | {"context_steps": (1,)})), data="glyphs")
+    other = models.build(architecture | {"context_steps": (2,)})
+    before = {name: value.clone() for name, value in models.as_one(other).state_dict().items()}
+    with pytest.raises(ValueError, match="expected the model that it was trained with, whose site 'x'"):
+        start_from(tmp_path / "one.pt", other)
+    assert all(torch.equal(value, before[name]) for name, value in models.as_one(other).state_dict().items())

@@ -173,7 +173,9 @@ def test_a_masked_latent_is_left_alone_and_programs_without_any_are_refused():
         with pyro.plate("data", len(x)):
             pyro.sample("b", dist.Bernoulli(torch.full((len(x),), 0.5)))
 
-    with pytest.raises(ValueError, match="^refine: expected a reparameterised latent in the guide, found 'b'$"):
+    with pytest.raises(
+        ValueError, match="^refine: expected a reparameterised latent without a mask in the guide, found 'b'$"
+    ):
         log_likelihood(discrete, bits, torch.zeros(1), x, num_samples=2, refine=1)
 
 
@@ -189,7 +191,7 @@ def test_a_masked_latent_is_left_alone_and_programs_without_any_are_refused():
 def test_numbers_that_mean_nothing(problem, options, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         guide_gap(model, guide, *problem, **options)
-    with pytest.raises(ValueError, match="^refine: expected a number of steps, or 0 for none, got -1$"):
+    with pytest.raises(ValueError, match="^refine: expected at least 0, got -1$"):
         log_likelihood(model, guide, *problem, refine=-1)
 
 

@@ -93,7 +93,7 @@ def test_the_assignment_has_the_largest_sum_of_all(images, classes):
 def test_what_cannot_be_assigned_is_refused(episode):
     for scores, message in (
         (torch.zeros(3, 2), "scores: expected at least as many classes as images, 3, got 2"),
-        (torch.full((2, 2), math.nan), "scores: expected numbers, got NaN"),
+        (torch.full((2, 2), math.nan), "scores: expected numbers or minus infinity, got NaN or infinity"),
         (torch.full((2, 2), -math.inf), "scores: expected an assignment of finite scores, found none"),
     ):
         with pytest.raises(ValueError, match=f"^{message}$"):
@@ -102,7 +102,7 @@ def test_what_cannot_be_assigned_is_refused(episode):
     one_each = Memory(memory.entries.expand(5, -1, -1), memory.labels.expand(5, -1), event_dim=1)
     missing = Memory(memory.entries, torch.tensor([0, 0, 2, 2, 2, 3, 3]), event_dim=1)
     for other, message in (
-        (one_each, "memory: expected one that all images share, without a mask, got another"),
+        (one_each, "memory: expected a Memory that all images share, without a mask, got another Memory"),
         (missing, r"memory.labels: expected entries of all classes, got \[2, 0, 3, 2\] of them"),
     ):
         with pytest.raises(ValueError, match=f"^{message}$"):
@@ -155,7 +155,41 @@ def test_too_many_classes_are_refused():
         ValueError, match="^classes: expected 1 to 3, the classes to choose from with more than 2 "
     ):
         next(episodes.episodes(4, 2))
-    with pytest.raises(ValueError, match="^classes: expected 1 to 0, "):
+    with pytest.raises(ValueError, match="^shots: expected at most 3, as a target is left, got 4$"):
         next(episodes.episodes(1, 4))
     with pytest.raises(ValueError, match="^number: expected at least 1, got 0$"):
         MatchingEpisodes(characters, number=0, seed=0)
+
+
+def test_an_entry_that_cannot_be_is_no_matter_to_other_classes():
+    """Uniform noise around the entry: the other class has no probability, and no NaN comes of it."""
+
+    def boxes(memory, x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("address", dist.Categorical(logits=torch.zeros(memory.size)))
+            m = memory.read(a)
+            pyro.sample("x", dist.Uniform(m - 1, m + 1, validate_args=False).to_event(1), obs=x)
+
+    def any_of_them(memory, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("address", dist.Categorical(logits=torch.zeros(memory.size)))
+
+    def wide(memory, x):
+        with pyro.plate("data", len(x)):
+            low = torch.full((2,), -9.0)
+            pyro.sample("x", dist.Uniform(low, -low).to_event(1), obs=x)
+
+    memory = Memory(torch.tensor([[0.0, 0.0], [5.0, 5.0]]), torch.arange(2), event_dim=1)
+    with pyro.validation_enabled(False):
+        found = match_scores(boxes, any_of_them, memory, memory.entries + 0.1, memoryless=(wide, nothing))
+    own = 2 * math.log(1 / 2)
+    expected = own + own - 2 * math.log(1 / 18)
+    torch.testing.assert_close(found.both_ways.diagonal(), torch.full((2,), expected, **DOUBLE))
+    assert bool(found.both_ways[[0, 1], [1, 0]].isneginf().all())
+    assert assign(found.both_ways.requires_grad_()).tolist() == [0, 1]
+    with pytest.raises(
+        ValueError, match="^memory: expected a Memory that all images share, without a mask, got a Ten"
+    ):
+        match_scores(boxes, any_of_them, memory.entries, memory.entries, memoryless=(wide, nothing))
+    with pytest.raises(ValueError, match=r"^scores: expected shape \[images, classes\], got \[3\]$"):
+        assign(torch.zeros(3))

@@ -107,7 +107,7 @@ class EpisodeSampler(Stream):
         augment: Augmentation | None = None,
         blank: float = 0.0,
     ) -> None:
-        if not 0 <= blank < 1:
+        if not isinstance(blank, int | float) or not 0 <= blank < 1:
             raise ValueError(f"blank: expected a share from 0 to below 1, got {blank}")
         counts = np.tile(dataset.counts, TURNS.get(augment, 1))
         available, examples = len(counts), dataset.examples

@@ -63,6 +63,8 @@ class MatchingEpisodes:
         enough = (self.counted.number > shots).numpy()
         pools = [np.flatnonzero(members & enough) for members in self._members]
         most = max(map(len, pools))
+        if not most:
+            raise ValueError(f"shots: expected at most {self.counted.most - 1}, as a target is left, got {shots}")
         if not 1 <= classes <= most:
             raise ValueError(
                 f"classes: expected 1 to {most}, the classes to choose from with more than {shots} examples, got "
@@ -70,7 +72,10 @@ class MatchingEpisodes:
             )
         large = [torch.from_numpy(pool) for pool in pools if len(pool) >= classes]
         for i in range(self.number):
-            yield self._episode(large, classes, shots, torch.Generator().manual_seed(self.seed * 1_000_003 + i))
+            yield self._episode(large, classes, shots, self._generator(i))
+
+    def _generator(self, i: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + i) % 2**63)
 
     def _episode(self, pools: list[Tensor], classes: int, shots: int, generator: torch.Generator) -> Episode:
         pool = pools[int(torch.randint(len(pools), (), generator=generator))]

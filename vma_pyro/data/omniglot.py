@@ -50,7 +50,7 @@ def load(root: str | Path | None = None, *, split: str, side: int = 28, download
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
-    if side not in SIDES:
+    if not isinstance(side, int) or side not in SIDES:
         raise ValueError(f"side: expected one of {', '.join(map(str, SIDES))}, got {side!r}")
     root = data_root(root)
     if split in ("background", "evaluation"):

@@ -103,17 +103,23 @@ def sample_diversity(
     Raises:
         ValueError: fewer than three examples.
     """
-    if classes.dim() != 5 or classes.shape[1] < 3:
+    if classes.dim() != 5 or classes.shape[1] < 3 or not len(classes):
         raise ValueError(
-            f"classes: expected [classes, 3 examples or more, C, height, width], got {list(classes.shape)}"
+            "classes: expected [1 or more classes, 3 or more examples, C, height, width], got "
+            f"{list(classes.shape)}"
         )
     spreads: dict[str, list[Tensor]] = {"generated": [], "real": []}
-    with undisturbed(model, seed=seed):
+    with undisturbed(model, embed, seed=seed):
         for images in classes:
             others = images[1:]
             entry = images[:1].expand(len(others), *images.shape[1:])
             trace = poutine.trace(model).get_trace(Memory(entry.unsqueeze(1)))
             made: Any = trace.nodes["x"]["value"]
+            if len(made) != len(others):
+                raise ValueError(
+                    f"model: expected as many images at its site 'x' as there are memories, {len(others)}, got "
+                    f"{len(made)}"
+                )
             for name, found in (("generated", made.to(images.dtype)), ("real", others)):
                 squares = in_double(embed(found)).var(0).sum()  # unbiased
                 spreads[name].append(squares.sqrt())

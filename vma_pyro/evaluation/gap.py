@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vma_pyro._system.double import in_double
+from vma_pyro._system.whole import check_whole
 from vma_pyro.evaluation.chunks import check, datapoint_chunks, weight_chunks
 from vma_pyro.evaluation.draws import nesting_of
 from vma_pyro.evaluation.estimates import Mean, undisturbed
@@ -84,8 +85,7 @@ def guide_gap(
             memory.
     """
     for name, number in (("steps", steps), ("num_samples", num_samples), ("particles", particles)):
-        if number < 1:
-            raise ValueError(f"{name}: expected at least 1, got {number}")
+        check_whole(name, number)
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate: expected a finite number above 0, got {learning_rate}")
     check(memory, x)
@@ -93,7 +93,7 @@ def guide_gap(
     better: list[Tensor] = []
     nesting = 0
     with undisturbed(model, guide, seed=seed):
-        for part, part_memory in datapoint_chunks(guide, memory, x, reads_per_image=num_samples):
+        for part, part_memory in datapoint_chunks(guide, memory, x, reads_per_image=1):
             nesting = nesting or nesting_of(model, guide, part_memory, part)
             other = refined(
                 model,

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vma_pyro._system.whole import check_whole
 from vma_pyro.evaluation.chunks import READS_PER_CHUNK, check, datapoint_chunks, weight_chunks
 from vma_pyro.evaluation.draws import nesting_of
 from vma_pyro.evaluation.estimates import distribution_at, log_sum, undisturbed
@@ -45,8 +46,8 @@ def log_likelihood(
         num_samples: N, samples of z (and of the address if sampled) per image.
         address: "sampled" or "exact".
         refine: steps by which q of the reparameterised latents is optimised for each image before samples are
-            drawn, see `guide_gap`; 0 for none. It is a lower bound still, and a tighter one, but no more what the
-            guide alone gives: such figures are called refined, and stand in a column of their own.
+            drawn, see `guide_gap`; 0 for none. It is a lower bound still, as a rule a tighter one, but no more
+            what the guide alone gives: such figures are called refined, and stand in a column of their own.
         seed: of the evaluation's own random stream.
 
     Returns:
@@ -58,8 +59,7 @@ def log_likelihood(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-    if refine < 0:
-        raise ValueError(f"refine: expected a number of steps, or 0 for none, got {refine}")
+    check_whole("refine", refine, least=0)
     if address not in ("sampled", "exact"):
         raise ValueError(f"address: expected 'sampled' or 'exact', got {address!r}")
     check(memory, x)

@@ -57,8 +57,9 @@ def match_scores(
     Raises:
         ValueError: a memory that is not shared, has a mask, or lacks entries of a class; see `classify`.
     """
-    if not memory.is_shared or memory.mask is not None:
-        raise ValueError("memory: expected one that all images share, without a mask, got another")
+    if not isinstance(memory, Memory) or not memory.is_shared or memory.mask is not None:
+        what = "another Memory" if isinstance(memory, Memory) else f"a {type(memory).__name__}"
+        raise ValueError(f"memory: expected a Memory that all images share, without a mask, got {what}")
     own = classify(guide, memory, x, seed=seed)
     labels = memory.labels
     assert labels is not None  # or classify would have refused it
@@ -72,7 +73,8 @@ def match_scores(
     backward = entry_log_likelihood(model, guide, swapped, entries, **options).T + math.log(len(x))
     alone = log_likelihood(*memoryless, swapped, entries, **options)  # log p(m)
     of_class = in_double(torch.nn.functional.one_hot(labels, own.shape[1]))  # [S, C]
-    explained = (backward - alone) @ of_class / counts
+    each = torch.where(of_class > 0, (backward - alone)[:, :, None], 0.0)  # of another class, be it infinite
+    explained = each.sum(1) / counts
     among = forward[:, :, None].masked_fill(of_class == 0, -math.inf).logsumexp(1) - in_double(counts).log()
     return MatchScores(in_double(own).log(), among, among + explained)
 
@@ -88,13 +90,15 @@ def assign(scores: Float[Tensor, "B C"]) -> Int[Tensor, " B"]:
     """
     from scipy.optimize import linear_sum_assignment  # half a second
 
+    if scores.dim() != 2:
+        raise ValueError(f"scores: expected shape [images, classes], got {list(scores.shape)}")
     images, classes = scores.shape
     if classes < images:
         raise ValueError(f"scores: expected at least as many classes as images, {images}, got {classes}")
-    if scores.isnan().any():
-        raise ValueError("scores: expected numbers, got NaN")
+    if scores.isnan().any() or scores.isposinf().any():
+        raise ValueError("scores: expected numbers or minus infinity, got NaN or infinity")
     try:
-        _, found = linear_sum_assignment(scores.double().cpu().numpy(), maximize=True)
+        _, found = linear_sum_assignment(scores.detach().double().cpu().numpy(), maximize=True)
     except ValueError as error:
         raise ValueError("scores: expected an assignment of finite scores, found none") from error
     return torch.from_numpy(found).to(scores.device)

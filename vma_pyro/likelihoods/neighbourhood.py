@@ -53,6 +53,8 @@ class Neighbourhood(Part):
         for name, size in {"colours": colours, "radius": radius, "hidden": hidden}.items():
             check_whole(name, size)
         check_whole("layers", layers, least=0)
+        if not isinstance(steps, Sequence) or isinstance(steps, str):
+            raise ValueError(f"steps: expected numbers of pixels, one for each pass, got {steps!r}")
         for step in steps:
             check_whole("steps", step)
         self.radius, self.hidden = radius, hidden
@@ -159,7 +161,9 @@ class Drawing:
         self.passes: list[Any] = list(neighbourhood.passes)
         # With as many rows above and columns on both sides as pixels look beyond the edge.
         self.canvas = like.new_zeros(number, colours, height + r, width + 2 * r)
-        self.known = [like.new_zeros(height + p.step, width + 2 * p.step, number, hidden) for p in self.passes]
+        self.known = [
+            neighbourhood.near.new_zeros(height + p.step, width + 2 * p.step, number, hidden) for p in self.passes
+        ]
 
     def numbers(self, row: int, column: int, maps: Float[Tensor, "N F"]) -> Float[Tensor, "N P"]:
         """Return c of one pixel, which no one has asked for before, after those before it.

@@ -141,27 +141,31 @@ def take_weights(pair: Pair, content: Mapping[str, Any], *, file: str, and_more:
     if and_more:
         # By all names: model and guide share theirs.
         parts = programs.named_modules(remove_duplicate=False)
-        silent = tuple(f"{name}." for name, part in parts if hasattr(part, "starts_silent"))
-        weights = {k: v for k, v in programs.state_dict().items() if k.startswith(silent)} | weights
-        if _grow(programs, weights, content.get("program"), file=file):
-            return
-    checkpoint.restore(programs, weights, name=f"model and guide for {file}")
-    check_weights(content.get("program"), programs.model, programs.guide, file=file)
+        silent = [f"{name}." for name, part in parts if hasattr(part, "starts_silent")]
+        # Only parts that are new as a whole: what else is missing has an effect.
+        new = tuple(prefix for prefix in silent if not any(k.startswith(prefix) for k in weights))
+        weights = {k: v for k, v in programs.state_dict().items() if k.startswith(new)} | weights
+        wide = grown(programs, weights)
+        is_wider = any(wide[name] is not weights[name] for name in wide)
+        if is_wider and (content.get("program") or {}).get("probe") is not None:
+            try:
+                _take(programs, wide, content.get("program"), file=file)
+            except ValueError:  # said below of the shapes, as it is they that differ
+                pass
+            else:
+                return
+    _take(programs, weights, content.get("program"), file=file)
 
 
-def _grow(programs: Any, weights: Mapping[str, Any], saved: Any, *, file: str) -> bool:
-    """Take over the weights of narrower layers, where the wider ones then give the same on an example."""
-    wide = grown(programs, weights)
-    if saved is None or saved.get("probe") is None or all(wide[name] is weights[name] for name in wide):
-        return False
+def _take(programs: Any, weights: dict[str, Any], saved: Any, *, file: str) -> None:
+    """Take over weights that give with these programs what they gave with their own; else change nothing."""
     before = {name: value.clone() for name, value in programs.state_dict().items()}
+    checkpoint.restore(programs, weights, name=f"model and guide for {file}")
     try:
-        checkpoint.restore(programs, wide, name=f"model and guide for {file}")
         check_weights(saved, programs.model, programs.guide, file=file)
-    except ValueError:  # said of the shapes, as it is they that differ
+    except ValueError:
         programs.load_state_dict(before)
-        return False
-    return True
+        raise
 
 
 def facts_of(path: str | Path) -> dict[str, Any]:

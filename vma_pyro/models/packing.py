@@ -77,7 +77,12 @@ def _kept(weights: Tensor, bits: int) -> Any:
     if bits not in BITS:
         raise ValueError(f"bits: expected {' or '.join(map(str, BITS))}, got {bits}")
     if bits == 16 or weights.dim() < 2:
-        return weights.to(torch.float16)
+        kept = weights.to(torch.float16)
+        if not bool((kept.isfinite() | ~weights.isfinite()).all()):
+            raise ValueError(
+                f"bits: expected weights of at most 65504 in 16 bits, got {weights.abs().max().item():g}"
+            )
+        return kept
     rows = weights.float()
     most = rows.flatten(1).abs().amax(1)
     # A scale of few digits, cut off: codes times it are exact, the largest is 127, and so all are their own again.

@@ -59,6 +59,18 @@ class OutputMaps(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
 
+class OutputLayer(nn.Linear):
+    """A layer that gives zero at the start."""
+
+    starts_silent = True  # trained weights without it may be trained on with it
+
+    def reset_parameters(self) -> None:
+        """Start at zero."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
 class ResidualBlock(nn.Module):
     r"""A correction of maps by two 3x3 convolutions, the second of which starts at zero.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vma_pyro._system.parts import Part
 from vma_pyro._system.whole import check_whole
+from vma_pyro.networks.layers import OutputLayer
 
 
 class Refinement(Part):
@@ -58,13 +59,12 @@ class Refinement(Part):
         top = wide * -(-height // 8) * -(-width // 8)
         self.to_hidden = nn.Linear(top, hidden_dim)
         self.to_correction = nn.Linear(hidden_dim, 2 * latent_dim)
-        self.to_more = nn.ModuleList(nn.Linear(hidden_dim, 2 * latent_dim) for _ in range(looks - 1))
+        self.to_more = nn.ModuleList(OutputLayer(hidden_dim, 2 * latent_dim) for _ in range(looks - 1))
         for layer in (*self.stages, self.to_hidden):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
-        for layer in self.last_layers:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.to_correction.weight)
+        nn.init.zeros_(self.to_correction.bias)
 
     @property
     def last_layers(self) -> list[Any]:
