@@ -47,8 +47,8 @@ class ConvNetworks(PyramidNetworks):
         hidden_dim: H, width of the hidden layers of p(z | m) and q(z | x, m).
         top_maps: maps of the pyramid's last layer, and the first of the decoder's; as many as of the layers before
             by default. Layers of z and keys see all of them, so that they hold most of the weights.
-        blocks: `ResidualBlock`s after each halving but the last, in the pyramid and in the decoder; none by
-            default, as in the paper.
+        blocks: how many of `ResidualBlock` after each halving but the last, in the pyramid and in the decoder; 0,
+            as in the paper, by default.
         refinement: maps of the first stage of a `Refinement` of q(z | x, m); 0 for none, as in the paper.
         looks: how often a `Refinement` corrects it.
         key_maps: maps of the first stage of a `KeyNetwork`; 0 for none, as in the paper.
