@@ -355,6 +355,7 @@ class TestOneLineErrors:
             ("--out=/", "error: --out: expected a folder for this run alone, got /, which the present one is in"),
             ("--out=~nobody_of_this_name/x", "error: --out: expected a home folder for ~, found none"),
             ("--latent-dim=0", "error: --latent-dim: expected at least 1, got 0"),
+            ("--blocks=-1", "error: --blocks: expected at least 0, got -1"),
             ("--shots=25", "shots: expected at most 19"),
         ],
     )

@@ -193,6 +193,7 @@ class FewShotConfig:
         likelihood = self.likelihood or loaded.get("likelihood", None if data in OWN else "bernoulli")
         if likelihood != loaded.get("likelihood"):
             loaded = {name: value for name, value in loaded.items() if name not in CONTEXT}  # of another one
+        loaded = {"width": preset.width, "latent_dim": LATENT_DIM} | loaded
         shapes = {
             name: loaded.get(name) if getattr(self, name) is None else getattr(self, name) for name in SHAPES
         }
@@ -202,12 +203,7 @@ class FewShotConfig:
             data=data,
             mode=mode,
             size=loaded.get("size") if self.size is None else self.size,
-            **shapes
-            | {
-                "width": shapes["width"] or preset.width,
-                "latent_dim": shapes["latent_dim"] or LATENT_DIM,
-                "likelihood": likelihood,
-            },
+            **shapes | {"likelihood": likelihood},
             augment=self.augment or ("none" if own else "rotations"),
             eval_images=preset.eval_images if self.eval_images is None else self.eval_images,
             eval_samples=preset.eval_samples if self.eval_samples is None else self.eval_samples,
