@@ -52,6 +52,9 @@ class LikelihoodsConfig(TestConfig):
     """Targets."""
     refine: int = 0
     """Steps of refinement of q(z | x, m) for each of the corrected images, for NLLs in columns of their own."""
+    without: bool = False
+    """Also the NLL of a blank memory, of models that were trained with some, and what a memory is worth: where
+    these were few, it is said to be worth too much."""
     joint: bool = False
     """Also the joint measure: the mean of the NLLs with 0 to 19 examples of the class in memory."""
     diverse: int = 100
@@ -91,7 +94,7 @@ def score(
     within = nested.episodes(min(8, len(test)), min(4, nested.examples - 1))
     diverse = diversity(pair, judge, test, config, device)
     made = {
-        **nlls(pair, nested, config, device, knows_none=knows_none(training[item[0]])),
+        **nlls(pair, nested, config, device, knows_none=config.without and knows_none(training[item[0]])),
         "split": protocols.split(pair, within, FIGURES, num_samples=config.samples.few, device=device),
         "accuracy": protocols.accuracy(pair, nested.episodes(config.ways, 1), device=device)._asdict(),
         "fidelity": protocols.fidelity(

@@ -24,6 +24,7 @@ def test_every_model_has_a_row(data_folder, untrained, tmp_path):
         f"--judge={untrained / 'memory.pt'}",
         f"--data-dir={data_folder}",
         "--joint",
+        "--without",
         cwd=tmp_path,
         out="a",
     )

@@ -24,13 +24,14 @@ def write(content: dict[str, Any], config: Any, picture: Any) -> None:
     rows = content["rows"]
     refined = [f"{shots}-shot" for shots in config.shots] if config.refine else []
     head = ["model", "likelihood", *(f"{shots}-shot" for shots in config.shots)]
-    head += [f"{name}, refined" for name in refined] + ["without", *(f"worth at {s}" for s in config.shots)]
+    head += [f"{name}, refined" for name in refined]
+    head += ["without", *(f"worth at {s}" for s in config.shots)] if config.without else []
     nats = []
     for row in rows:
         worth = row.get("worth", {})
         cells = [row["nll"][str(s)] for s in config.shots]
         cells += [row["refined"][str(s)] for s in config.shots] if config.refine else []
-        cells += [row["nll"].get("0"), *(worth.get(str(s)) for s in config.shots)]
+        cells += [row["nll"].get("0"), *(worth.get(str(s)) for s in config.shots)] if config.without else []
         nats.append([row["model"], row["likelihood"], *(str(Mean.read(c)) if c else "" for c in cells)])
     said = ["model", "KL(z)", "KL(a)", "right class, %", f"{config.ways}-way 1-shot, %", "class fidelity, %"]
     said += ["diversity relative to real"]
@@ -81,12 +82,17 @@ def about_nll(config: Any) -> str:
         if config.refine
         else ""
     )
+    without = (
+        " Without: a blank memory; worth: its NLL less that with examples, paired by image; empty where the model "
+        "was not trained with blank memories, and too much where it was trained with few."
+        if config.without
+        else ""
+    )
     return (
         f"{config.split.capitalize()} classes, {config.images} images, seed {config.seed}; NLL in nats per image, "
         f"mean ± standard error: an upper bound, one class in memory, {config.samples.many} importance samples "
-        f"for {corrected} images and {config.samples.few} for all.{refined} Without: a blank memory; worth: its "
-        "NLL less that with examples, paired by image; empty where the model was not trained with blank memories. "
-        "NLLs of different likelihoods are not to be compared: what a memory is worth under each is."
+        f"for {corrected} images and {config.samples.few} for all.{refined}{without} NLLs of different "
+        "likelihoods are not to be compared: what a memory is worth under each is."
     )
 
 
