@@ -90,8 +90,10 @@ def write(config: LaboratoryConfig, found: Findings) -> None:
 def write_page(folder: Path, found: Findings) -> None:
     """Write the page, and draw training curves, those of the final, and signal-to-noise ratios."""
     write_text(folder / "estimators.md", to_markdown(found))
-    for name, runs in (("training.png", found.training), ("final.png", found.final)):
-        seen = telling([run for run in runs if run.validation])
+    longest = max((run.final_minutes or 0.0 for run in found.final), default=0.0)
+    final = [run for run in found.final if run.final_minutes == longest]
+    chosen = telling([run for run in found.training if run.validation])
+    for name, seen in (("training.png", chosen), ("final.png", [run for run in final if run.validation])):
         nll, kl = (
             {label_in_pictures(run): getattr(run, of) for run in seen} for of in ("validation", "kl_address")
         )

@@ -107,11 +107,14 @@ def page(content: dict[str, Any], out: Path) -> None:
     for kind in kinds:
         own = [cycle for cycle in cycles if cycle["options"].get("likelihood", "bernoulli") == kind]
         parts += [f"## Likelihood: {kind}", table(head, [row(cycle) for cycle in own])]
-        curves = {c["name"]: [(s / 60, nll, None) for _, s, nll in c["validation"]] for c in own}
+        # Validation images are as many as queries: only curves of the same number are of the same images.
+        queries = [c["options"].get("queries") for c in own]
+        same = [c for c in own if c["options"].get("queries") == max(queries, key=queries.count)]
+        curves = {c["name"]: [(s / 60, nll, None) for _, s, nll in c["validation"]] for c in same}
         parts.append(
             results.Picture(
                 f"{out.name}_{kind}.png",
-                f"Validation NLL against minutes, {kind}",
+                f"Validation NLL against minutes, {kind}, of cycles with the same validation images",
                 lambda path, curves=curves: plots.save_lines(  # type: ignore[misc]  # the loop's own
                     path, curves, x="minutes", y="validation NLL, nats per image"
                 ),

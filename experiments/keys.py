@@ -244,7 +244,10 @@ def write(content: dict[str, Any], config: KeysConfig) -> None:
         "were."
     )
     head = ["keys", "alphabets", "among", *(f"{ways}-way {shots}-shot" for ways, shots in columns)]
-    curve = {"20-way 1-shot, validation": [(p["update"], 100 * p["accuracy"], None) for p in facts["curve"]]}
+    shares = [(p["update"], p["accuracy"]) for p in facts["curve"]]
+    errors = [100 * math.sqrt(share * (1 - share) / config.validation_images) for _, share in shares]
+    points = [(update, 100 * share, error) for (update, share), error in zip(shares, errors, strict=True)]
+    curve = {"20-way 1-shot, validation": points}
     picture = results.Picture(
         f"{config.out.name}.png",
         "Accuracy in training",

@@ -115,7 +115,9 @@ def save_points(path: Path, points: Mapping[str, tuple[float, float]], *, x: str
             {"marker": "*", "s": 160, "color": "black"} if label == real else {"s": 40, "color": f"C{n % 10}"}
         )
         axes.scatter(*place, label=label, **style)
-        axes.annotate(label, place, textcoords="offset points", xytext=(6, 6), fontsize=8)
+        right = place[0] == max(x for x, _ in points.values())  # its label goes to the left, within the picture
+        side: dict[str, Any] = {"xytext": (-6, 6), "ha": "right"} if right else {"xytext": (6, 6), "ha": "left"}
+        axes.annotate(label, place, textcoords="offset points", fontsize=8, **side)
     axes.margins(0.2)
     axes.set(xlabel=x, ylabel=y)
     save(figure, path)

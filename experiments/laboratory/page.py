@@ -52,6 +52,8 @@ def to_markdown(found: Findings) -> str:
         "clock, with whatever else the machine was doing.",
         "",
         *(line for final in by_length(found.final) for line in final_table(final)),
+        "The longest final:",
+        "",
         "![Validation NLL and KL(a) against updates and seconds](final.png)",
         "",
         "## The address: variance x time, in units of VIMCO's",

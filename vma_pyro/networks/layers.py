@@ -47,28 +47,23 @@ class _AddedBias(torch.autograd.Function):
         return gradient if maps else None, gradient.sum((0, 2, 3)).to(ctx.dtype) if bias else None
 
 
-class OutputMaps(nn.Conv2d):
+class ZeroAtStart(nn.Module):
+    """A layer that gives zero at the start; before the kind of layer among the bases."""
+
+    starts_silent = True  # trained weights without it may be trained on with it
+
+    def reset_parameters(self) -> None:
+        """Start at zero."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
+class OutputMaps(ZeroAtStart, nn.Conv2d):
     """What a likelihood wants of the decoder's last map beside the logits of the mean; zero at the start."""
 
-    starts_silent = True  # trained weights without it may be trained on with it
 
-    def reset_parameters(self) -> None:
-        """Start at zero."""
-        nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-
-class OutputLayer(nn.Linear):
-    """A layer that gives zero at the start."""
-
-    starts_silent = True  # trained weights without it may be trained on with it
-
-    def reset_parameters(self) -> None:
-        """Start at zero."""
-        nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+class OutputLayer(ZeroAtStart, nn.Linear):
+    """A layer of units that gives zero at the start."""
 
 
 class ResidualBlock(nn.Module):
